@@ -1,0 +1,187 @@
+// Package frontend turns a Dockerfile into build graphs. The language itself is
+// BuildKit's own Dockerfile frontend (moby/buildkit v0.34,
+// frontend/dockerfile/builder), called in process on a gateway client of ours;
+// what the frontend asks for while it reads (files of results, image configs)
+// is answered by an Engine.
+//
+// Invariant: nothing is solved here. A graph leaves this package unevaluated,
+// unless the frontend itself had to read a file of it.
+package frontend
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"strconv"
+	"strings"
+	"time"
+
+	"dhow/internal/errdef"
+	"dhow/internal/llb"
+
+	"github.com/containerd/platforms"
+	"github.com/moby/buildkit/client/llb/sourceresolver"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	"github.com/moby/buildkit/frontend/dockerfile/builder"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/solver/pb"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	fstypes "github.com/tonistiigi/fsutil/types"
+)
+
+// Engine answers what the frontend asks while it reads. Safe for concurrent use.
+type Engine interface {
+	// Evaluate makes the edge.
+	Evaluate(ctx context.Context, e llb.Edge) error
+	// ReadFile reads length bytes (0: all, up to a limit of the Engine's) of a
+	// file of the edge's tree from offset. ErrNotFound as fs.ErrNotExist too.
+	ReadFile(ctx context.Context, e llb.Edge, path string, offset, length int) ([]byte, error)
+	// ReadDir lists a directory of the edge's tree; pattern may be "".
+	ReadDir(ctx context.Context, e llb.Edge, path, pattern string) ([]*fstypes.Stat, error)
+	// StatFile describes one file of the edge's tree, not following a last link.
+	StatFile(ctx context.Context, e llb.Edge, path string) (*fstypes.Stat, error)
+	// ResolveMetadata pins a source and says what it is.
+	ResolveMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error)
+	// Warn takes a warning about the Dockerfile.
+	Warn(w Warning)
+}
+
+// Warning is what the frontend found worth saying, with where.
+type Warning struct {
+	Vertex string // digest of the vertex, or ""
+	Short  string
+	gateway.WarnOpts
+}
+
+// Options of a build, in the words of the frontend: "target", "build-arg:NAME",
+// "platform", "filename", "no-cache", "context:NAME", … See
+// moby/buildkit frontend/dockerui/config.go.
+type Options struct {
+	Attrs     map[string]string
+	Inputs    map[string]*pb.Definition
+	Platforms []ocispecs.Platform // what this machine can run, its own first
+	SessionID string
+}
+
+// Result is what a build asks to be made.
+type Result struct {
+	Targets  []Target          // one a platform; empty for a subrequest
+	Metadata map[string][]byte // the frontend's answer to a subrequest: "result.txt", "result.json"
+	Multi    bool              // the caller asked for an image index
+}
+
+// Target is one platform's tree and image config.
+type Target struct {
+	Platform   ocispecs.Platform
+	Edge       *llb.Edge // nil: the empty tree
+	Config     []byte    // image config JSON (Docker's superset of OCI's), rootfs not filled
+	BaseConfig []byte    // config of the base image, or nil
+	Epoch      *time.Time
+}
+
+// Build runs the Dockerfile frontend. Errors about the Dockerfile carry source
+// positions (moby/buildkit solver/errdefs).
+func Build(ctx context.Context, engine Engine, o Options) (*Result, error) {
+	gw := newGateway(engine, o)
+	res, err := builder.Build(ctx, gw)
+	if err != nil {
+		return nil, err
+	}
+	return convert(res)
+}
+
+func convert(res *gateway.Result) (*Result, error) {
+	if res == nil {
+		return nil, errdef.New(errdef.ErrInvalid, "the frontend gave no result")
+	}
+	out := &Result{Metadata: res.Metadata}
+	if _, ok := res.Metadata["result.txt"]; ok || res.Metadata["result.json"] != nil {
+		return out, nil
+	}
+	var list exptypes.Platforms
+	if raw := res.Metadata[exptypes.ExporterPlatformsKey]; raw != nil {
+		if err := json.Unmarshal(raw, &list); err != nil {
+			return nil, errdef.New(errdef.ErrInvalid, "decode the frontend's platforms: %w", err)
+		}
+	}
+	if len(list.Platforms) == 0 {
+		p := platforms.Normalize(platforms.DefaultSpec())
+		list.Platforms = []exptypes.Platform{{ID: platforms.FormatAll(p), Platform: p}}
+	}
+	out.Multi = len(res.Refs) > 0
+	for _, p := range list.Platforms {
+		t, err := target(res, p, out.Multi)
+		if err != nil {
+			return nil, err
+		}
+		out.Targets = append(out.Targets, t)
+	}
+	return out, nil
+}
+
+func target(res *gateway.Result, p exptypes.Platform, multi bool) (Target, error) {
+	r := res.Ref
+	suffix := ""
+	if multi {
+		suffix = "/" + p.ID
+		var ok bool
+		if r, ok = res.Refs[p.ID]; !ok {
+			return Target{}, errdef.New(errdef.ErrInvalid, "the frontend gave no result for %s", p.ID)
+		}
+	}
+	t := Target{
+		Platform:   p.Platform,
+		Config:     res.Metadata[exptypes.ExporterImageConfigKey+suffix],
+		BaseConfig: res.Metadata[exptypes.ExporterImageBaseConfigKey+suffix],
+	}
+	if r, ok := r.(*ref); ok && r != nil {
+		t.Edge = r.edge
+	}
+	if raw := res.Metadata["source.date.epoch"+suffix]; raw != nil {
+		sec, err := strconv.ParseInt(string(raw), 10, 64)
+		if err != nil {
+			return Target{}, errdef.New(errdef.ErrInvalid, "SOURCE_DATE_EPOCH %q: %w", raw, err)
+		}
+		at := time.Unix(sec, 0).UTC()
+		t.Epoch = &at
+	}
+	return t, nil
+}
+
+// builtin says whether a "# syntax=" reference means the frontend in this binary.
+func builtin(source string) bool {
+	name, _, _ := strings.Cut(source, "@")
+	if i := strings.LastIndex(name, ":"); i > strings.LastIndex(name, "/") {
+		name = name[:i]
+	}
+	name = strings.TrimPrefix(strings.TrimPrefix(name, "docker.io/"), "index.docker.io/")
+	switch name {
+	case "docker/dockerfile", "docker/dockerfile-upstream", "dockerfile.v0":
+		return true
+	}
+	return false
+}
+
+// nested runs a frontend that a Dockerfile or a client asked for by name.
+func (g *gw) nested(ctx context.Context, req gateway.SolveRequest) (*gateway.Result, error) {
+	attrs := maps.Clone(req.FrontendOpt)
+	if attrs == nil {
+		attrs = map[string]string{}
+	}
+	switch source := attrs["source"]; {
+	case req.Frontend == "dockerfile.v0", req.Frontend == "gateway.v0" && builtin(source):
+	default:
+		err := errdef.New(errdef.ErrUnsupported, "syntax %s: external frontends are not supported", source)
+		return nil, errdef.WithHint(err, "remove the # syntax line, or use # syntax=docker/dockerfile:1 (built in)")
+	}
+	o := g.opts
+	// "cmdline" tells the frontend that its syntax line was followed already.
+	if _, ok := attrs["cmdline"]; !ok {
+		attrs["cmdline"] = attrs["source"]
+	}
+	o.Attrs = attrs
+	if req.FrontendInputs != nil {
+		o.Inputs = req.FrontendInputs
+	}
+	return builder.Build(ctx, newGateway(g.engine, o))
+}

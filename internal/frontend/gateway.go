@@ -1,0 +1,154 @@
+package frontend
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"syscall"
+
+	"dhow/internal/errdef"
+	"dhow/internal/llb"
+
+	bkllb "github.com/moby/buildkit/client/llb"
+	"github.com/moby/buildkit/client/llb/sourceresolver"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
+	fstypes "github.com/tonistiigi/fsutil/types"
+)
+
+// gw is the gateway client that the frontend talks to.
+type gw struct {
+	engine Engine
+	opts   Options
+	build  gateway.BuildOpts
+}
+
+var _ gateway.Client = (*gw)(nil)
+
+func newGateway(engine Engine, o Options) *gw {
+	attrs := maps.Clone(o.Attrs) // the frontend writes to it
+	if attrs == nil {
+		attrs = map[string]string{}
+	}
+	return &gw{engine: engine, opts: o, build: gateway.BuildOpts{
+		Opts:      attrs,
+		SessionID: o.SessionID,
+		Workers:   []gateway.WorkerInfo{{ID: "dhow", Platforms: o.Platforms}},
+		Product:   "dhow",
+		Caps:      gwpb.Caps.CapSet(gwpb.Caps.All()),
+		LLBCaps:   pb.Caps.CapSet(pb.Caps.All()),
+	}}
+}
+
+func (g *gw) BuildOpts() gateway.BuildOpts { return g.build }
+
+// Solve decodes a definition into a reference that nobody has made yet.
+func (g *gw) Solve(ctx context.Context, req gateway.SolveRequest) (*gateway.Result, error) {
+	if req.Frontend != "" {
+		return g.nested(ctx, req)
+	}
+	res := gateway.NewResult()
+	graph, err := llb.Decode(req.Definition)
+	if err != nil {
+		return nil, err
+	}
+	if graph.Root == nil {
+		return res, nil
+	}
+	r := &ref{engine: g.engine, edge: graph.Root, def: req.Definition}
+	if req.Evaluate {
+		if err := r.Evaluate(ctx); err != nil {
+			return nil, err
+		}
+	}
+	res.SetRef(r)
+	return res, nil
+}
+
+func (g *gw) ResolveImageConfig(ctx context.Context, name string, opt sourceresolver.Opt) (string, digest.Digest, []byte, error) {
+	return sourceresolver.NewImageMetaResolver(g).ResolveImageConfig(ctx, name, opt)
+}
+
+func (g *gw) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
+	return g.engine.ResolveMetadata(ctx, op, opt)
+}
+
+func (g *gw) Inputs(context.Context) (map[string]bkllb.State, error) {
+	inputs := make(map[string]bkllb.State, len(g.opts.Inputs))
+	for name, def := range g.opts.Inputs {
+		op, err := bkllb.NewDefinitionOp(def)
+		if err != nil {
+			return nil, errdef.New(errdef.ErrInvalid, "decode input %s: %w", name, err)
+		}
+		inputs[name] = bkllb.NewState(op)
+	}
+	return inputs, nil
+}
+
+// NewContainer is asked for by external frontends only, which nested refuses.
+func (g *gw) NewContainer(context.Context, gateway.NewContainerRequest) (gateway.Container, error) {
+	return nil, errdef.New(errdef.ErrUnsupported, "containers started by a frontend are not supported")
+}
+
+func (g *gw) Warn(_ context.Context, vertex digest.Digest, msg string, opts gateway.WarnOpts) error {
+	g.engine.Warn(Warning{Vertex: vertex.String(), Short: msg, WarnOpts: opts})
+	return nil
+}
+
+// ref is one result of a solve, made when first needed.
+type ref struct {
+	engine Engine
+	edge   *llb.Edge
+	def    *pb.Definition
+}
+
+func (r *ref) ToState() (bkllb.State, error) {
+	op, err := bkllb.NewDefinitionOp(r.def)
+	if err != nil {
+		return bkllb.State{}, errdef.New(errdef.ErrInvalid, "decode definition: %w", err)
+	}
+	return bkllb.NewState(op), nil
+}
+
+func (r *ref) Evaluate(ctx context.Context) error { return r.engine.Evaluate(ctx, *r.edge) }
+
+func (r *ref) ReadFile(ctx context.Context, req gateway.ReadRequest) ([]byte, error) {
+	offset, length := 0, 0
+	if req.Range != nil {
+		offset, length = req.Range.Offset, req.Range.Length
+	}
+	data, err := r.engine.ReadFile(ctx, *r.edge, clean(req.Filename), offset, length)
+	return data, notExist("open", req.Filename, err)
+}
+
+func (r *ref) StatFile(ctx context.Context, req gateway.StatRequest) (*fstypes.Stat, error) {
+	st, err := r.engine.StatFile(ctx, *r.edge, clean(req.Path))
+	return st, notExist("lstat", req.Path, err)
+}
+
+func (r *ref) ReadDir(ctx context.Context, req gateway.ReadDirRequest) ([]*fstypes.Stat, error) {
+	list, err := r.engine.ReadDir(ctx, *r.edge, clean(req.Path), req.IncludePattern)
+	return list, notExist("open", req.Path, err)
+}
+
+// clean makes a path relative to the tree's root, never above it.
+func clean(p string) string {
+	p = path.Clean("/" + p)[1:]
+	if p == "" {
+		return "."
+	}
+	return p
+}
+
+// notExist gives a missing file the form that the frontend tests for.
+func notExist(op, name string, err error) error {
+	if err == nil || errors.Is(err, fs.ErrNotExist) || !errors.Is(err, errdef.ErrNotFound) {
+		return err
+	}
+	return &os.PathError{Op: op, Path: name, Err: syscall.ENOENT}
+}
