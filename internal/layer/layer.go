@@ -1,0 +1,99 @@
+// Package layer turns a layer's tar stream into a directory and back. The
+// directory is in the format of an overlayfs upper directory, so that it can be
+// mounted as it is: a removed name is a character device 0:0, a directory that
+// hides what lies below it carries an opaque xattr. In the tar the same two are
+// the AUFS names of image-spec v1.1.1, layer.md, "Whiteouts".
+//
+// It knows nothing of images, registries or mounts, and keeps no state.
+//
+// Invariant: Apply writes below its directory and nowhere else, whatever the
+// tar says; Write's output depends on the directory's contents alone.
+package layer
+
+import (
+	"context"
+	"io"
+	"os"
+	"time"
+)
+
+// Limits bounds what one layer may unpack to. Zero fields are unlimited.
+type Limits struct {
+	MaxBytes     int64 // of all files' contents, holes included, in bytes
+	MaxFiles     int64 // entries of any type
+	MaxEntrySize int64 // of one file, holes included, in bytes
+}
+
+// ApplyOptions says how a tar is unpacked. The zero value has no limits.
+type ApplyOptions struct {
+	Limits Limits
+}
+
+// ApplyResult tells what Apply wrote, and what a layer alone could not settle.
+type ApplyResult struct {
+	Files int64 // entries written, of any type
+	Bytes int64 // contents of regular files, holes included
+	// Implicit are directories that entries lie in but that have no entry of
+	// their own, parents first. They were made root:root 0755; their metadata is
+	// that of the tree below (see Complete).
+	Implicit []string
+	// Dangling are hard links to files that this layer does not have. Nothing
+	// was made of them (see Complete).
+	Dangling []Link
+	// Devices counts device nodes left out in a user namespace, which may not
+	// make any.
+	Devices int64
+	// Owners counts entries whose owner has no id in the user namespace; they
+	// belong to its root.
+	Owners int64
+	// Xattrs counts attributes that the kernel or the file system refused.
+	Xattrs int64
+}
+
+// Link is a hard link as a tar has it, both names relative to the root.
+type Link struct{ Name, Target string }
+
+// Apply unpacks the uncompressed tar r into dir, which exists and should be
+// empty, and reads r to its end, padding included. Names are taken as below dir
+// ("/etc" and "../etc" are "etc"); links met on the way to a parent are followed
+// as if dir were "/". Whiteouts become overlayfs's; other names that begin with
+// ".wh..wh." are skipped. An entry replaces what an earlier one made.
+//
+// ErrInvalid, with the entry's name, when r is no tar or cannot be laid out;
+// ErrNoSpace when a limit is reached or the disk is full. What was written
+// until then stays: the caller removes dir.
+func Apply(ctx context.Context, dir string, r io.Reader, o ApplyOptions) (ApplyResult, error) {
+	panic("skeleton")
+}
+
+// Complete settles what Apply could not, with the tree that the layer lies on:
+// implicit directories take the metadata of below's, dangling hard links become
+// copies of below's files. ErrInvalid for a link to nothing. A nil below is the
+// empty tree.
+func Complete(ctx context.Context, dir string, below *os.File, r ApplyResult) error {
+	panic("skeleton")
+}
+
+// WriteOptions says how a directory becomes a tar.
+type WriteOptions struct {
+	// Epoch, when not nil, is the latest time that the tar may carry: later ones
+	// are set to it (reproducible-builds.org, SOURCE_DATE_EPOCH).
+	Epoch *time.Time
+}
+
+// WriteResult tells what Write wrote.
+type WriteResult struct {
+	Files int64 // entries, of any type
+	Bytes int64 // contents of regular files
+	Size  int64 // of the tar
+}
+
+// Write writes the layer directory dir to w as the canonical tar: entries
+// sorted by the bytes of their names, numeric owners only, times in whole
+// seconds, USTAR headers with PAX records only where USTAR has no room. Of the
+// xattrs security.capability and user.* travel. Sockets are left out. ErrConflict
+// when a file changes while it is read; ErrInvalid for a name that begins with
+// ".wh.", which a tar layer cannot hold.
+func Write(ctx context.Context, w io.Writer, dir string, o WriteOptions) (WriteResult, error) {
+	panic("skeleton")
+}
