@@ -10,14 +10,16 @@ package registry
 
 import (
 	"context"
-	"io"
+	"math/rand/v2"
+	"net"
 	"net/http"
+	"net/netip"
+	"sync"
 	"time"
 
 	"dhow/internal/oci"
 
-	"github.com/opencontainers/go-digest"
-	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
 
 // Options says how a Client reaches registries. The zero value is anonymous,
@@ -27,14 +29,14 @@ type Options struct {
 	// that follows the proxy environment.
 	Transport http.RoundTripper
 	// Mirrors are hosts to try, in order, before the domain itself, by domain
-	// ("docker.io"). They are read from only.
+	// ("docker.io"). They are only read from.
 	Mirrors map[string][]string
 	// PlainHTTP says whether a host may be spoken to without TLS. Loopback
 	// addresses always may.
 	PlainHTTP func(host string) bool
-	// Credentials is asked once a registry demands a login, with the domain as in
-	// references ("docker.io"). Empty strings are anonymous. The user "<token>"
-	// says that the secret is an identity token.
+	// Credentials is asked once for each repository that is spoken to, with the
+	// domain as references have it ("docker.io"). An empty user is anonymous; the
+	// user "<token>" says that the secret is an identity token.
 	Credentials func(ctx context.Context, domain string) (user, secret string, err error)
 	// UserAgent is sent with each request; "" is "dhow".
 	UserAgent string
@@ -49,80 +51,91 @@ type Options struct {
 	Backoff func(n int) time.Duration
 }
 
-// MaxManifest is the size in bytes up to which manifests and indexes are read
-// (distribution spec v1.1, "pushing manifests").
+// MaxManifest is the size in bytes up to which manifests and indexes are read,
+// the least that the specification wants registries to accept.
 const MaxManifest = 4 << 20
 
 // Client speaks to registries. Safe for concurrent use.
-type Client struct{}
+type Client struct {
+	o Options
+	t http.RoundTripper
+
+	mu       sync.Mutex
+	sessions map[sessionKey]*session // guarded by mu
+}
 
 // New makes a client. It sends nothing.
-func New(o Options) *Client { panic("skeleton") }
-
-// Resolve asks what the reference stands for now: digest, size and media type of
-// a manifest or an index. ErrNotFound, ErrDenied, ErrUnavailable;
-// ErrUnsupported, with advice, for docker's schema 1.
-func (c *Client) Resolve(ctx context.Context, ref oci.Ref) (ocispecs.Descriptor, error) {
-	panic("skeleton")
+func New(o Options) *Client {
+	if o.Transport == nil {
+		o.Transport = defaultTransport()
+	}
+	if o.UserAgent == "" {
+		o.UserAgent = "dhow"
+	}
+	if o.Stall == 0 {
+		o.Stall = 30 * time.Second
+	}
+	if o.Retries == 0 {
+		o.Retries = 5
+	}
+	if o.Backoff == nil {
+		o.Backoff = backoff
+	}
+	c := &Client{o: o, sessions: map[sessionKey]*session{}}
+	c.t = transport.NewUserAgent(&guard{next: o.Transport, plain: c.plain}, o.UserAgent)
+	return c
 }
 
-// Manifest fetches a manifest or an index, at most MaxManifest bytes, and
-// checks it against desc. A zero desc.Size is unknown. ErrIntegrity when it is
-// something else.
-func (c *Client) Manifest(ctx context.Context, ref oci.Ref, desc ocispecs.Descriptor) ([]byte, error) {
-	panic("skeleton")
+// defaultTransport keeps as many idle connections to a host as layers are
+// fetched at once, and never unpacks a body: digests are of the bytes sent.
+func defaultTransport() http.RoundTripper {
+	dialer := &net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second}
+	return &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         dialer.DialContext,
+		ForceAttemptHTTP2:   true,
+		TLSHandshakeTimeout: 15 * time.Second,
+		MaxIdleConns:        64,
+		MaxIdleConnsPerHost: 16,
+		IdleConnTimeout:     90 * time.Second,
+		DisableCompression:  true,
+		ReadBufferSize:      64 << 10,
+		WriteBufferSize:     64 << 10,
+	}
 }
 
-// Fetch opens a blob. The reader resumes after cuts and checks size and digest
-// before it hands out the last byte; what does not match ends in ErrIntegrity.
-// The caller closes it. ctx governs the reading, too.
-func (c *Client) Fetch(ctx context.Context, repo oci.Ref, desc ocispecs.Descriptor) (io.ReadCloser, error) {
-	panic("skeleton")
+// backoff is a quarter of a second, doubled up to 8 s, less up to half of it so
+// that many clients do not come back in step.
+func backoff(n int) time.Duration {
+	d := 250 * time.Millisecond << min(n-1, 5)
+	return d - time.Duration(rand.Int64N(int64(d/2)))
 }
 
-// FetchAt is Fetch from an offset on, for callers who hold the beginning. The
-// size is checked, the digest is the caller's to check.
-func (c *Client) FetchAt(ctx context.Context, repo oci.Ref, desc ocispecs.Descriptor, offset int64) (io.ReadCloser, error) {
-	panic("skeleton")
+// plain says whether the host may be spoken to without TLS.
+func (c *Client) plain(host string) bool {
+	return loopback(host) || c.o.PlainHTTP != nil && c.o.PlainHTTP(host)
 }
 
-// Exists says whether the repository has the blob.
-func (c *Client) Exists(ctx context.Context, repo oci.Ref, d digest.Digest) (bool, error) {
-	panic("skeleton")
+// loopback: "localhost", 127.0.0.0/8 and ::1, with or without a port. Names
+// that merely resolve there do not count: who answers for them can change.
+func loopback(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	if host == "localhost" {
+		return true
+	}
+	if n := len(host); n > 2 && host[0] == '[' && host[n-1] == ']' {
+		host = host[1 : n-1]
+	}
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.IsLoopback()
 }
 
-// ManifestExists says whether the repository has the manifest.
-func (c *Client) ManifestExists(ctx context.Context, repo oci.Ref, d digest.Digest) (bool, error) {
-	panic("skeleton")
+// host is where a domain's registry answers.
+func host(domain string) string {
+	if domain == oci.DockerHub {
+		return "registry-1.docker.io"
+	}
+	return domain
 }
-
-// Mount takes a blob over from another repository of the same registry; false
-// when the registry would not, which is no error.
-func (c *Client) Mount(ctx context.Context, repo oci.Ref, d digest.Digest, from oci.Ref) (bool, error) {
-	panic("skeleton")
-}
-
-// Push uploads a blob of known size and digest, unless the repository has it.
-// open is called once a try, and what it returns is closed.
-func (c *Client) Push(ctx context.Context, repo oci.Ref, desc ocispecs.Descriptor, open func() (io.ReadCloser, error)) error {
-	panic("skeleton")
-}
-
-// PushStream uploads a blob whose size and digest are known only at its end, and
-// returns them (without media type). open is called once a try and gives the same bytes each time.
-func (c *Client) PushStream(ctx context.Context, repo oci.Ref, open func() (io.ReadCloser, error)) (ocispecs.Descriptor, error) {
-	panic("skeleton")
-}
-
-// PushManifest stores a manifest or an index under ref's tag, or under its
-// digest when ref has no tag. What it points at must have been pushed.
-func (c *Client) PushManifest(ctx context.Context, ref oci.Ref, mediaType string, raw []byte) (ocispecs.Descriptor, error) {
-	panic("skeleton")
-}
-
-// CheckPush tells early whether a push would be permitted: it begins an upload
-// and cancels it. ErrDenied when not.
-func (c *Client) CheckPush(ctx context.Context, repo oci.Ref) error { panic("skeleton") }
-
-// Tags lists the repository's tags in the registry's order.
-func (c *Client) Tags(ctx context.Context, repo oci.Ref) ([]string, error) { panic("skeleton") }

@@ -1,0 +1,187 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"sync"
+
+	"dhow/internal/errdef"
+	"dhow/internal/oci"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+)
+
+// sessionKey tells sessions apart: tokens are issued for a repository and what
+// may be done with it.
+type sessionKey struct {
+	host, path, actions, source string
+}
+
+// session is a repository on one host with the right to do something.
+type session struct {
+	key    sessionKey
+	domain string // whose credentials are used
+
+	gate chan struct{} // holds one token: who has it may shake hands
+
+	mu   sync.Mutex
+	next http.RoundTripper // guarded by mu; nil before the handshake
+}
+
+const (
+	pull = "pull"
+	push = "pull,push"
+)
+
+// session returns the session for the key, shaking hands on first use. source
+// is a second repository that must be readable, for mounts.
+func (c *Client) session(ctx context.Context, domain, path, actions, source string) (*session, error) {
+	key := sessionKey{host: host(domain), path: path, actions: actions, source: source}
+	c.mu.Lock()
+	s := c.sessions[key]
+	if s == nil {
+		s = &session{key: key, domain: domain, gate: make(chan struct{}, 1)}
+		c.sessions[key] = s
+	}
+	c.mu.Unlock()
+	return s, c.retry(ctx, func() error { return c.handshake(ctx, s) })
+}
+
+// handshake asks the registry how it wants to be spoken to and gets a token.
+func (c *Client) handshake(ctx context.Context, s *session) error {
+	select {
+	case s.gate <- struct{}{}:
+		defer func() { <-s.gate }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if s.ready() != nil {
+		return nil
+	}
+	var opts []name.Option
+	if c.plain(s.key.host) {
+		opts = append(opts, name.Insecure)
+	}
+	reg, err := name.NewRegistry(s.key.host, opts...)
+	if err != nil {
+		return errdef.New(errdef.ErrInvalid, "registry %s: %w", s.key.host, err)
+	}
+	scopes := []string{"repository:" + s.key.path + ":" + s.key.actions}
+	if s.key.source != "" {
+		scopes = append(scopes, "repository:"+s.key.source+":"+pull)
+	}
+	hctx, dog := watch(ctx, c.o.Stall)
+	defer dog.end()
+	next, err := transport.NewWithContext(hctx, reg, &authenticator{domain: s.domain, ask: c.o.Credentials}, c.t, scopes)
+	if err != nil {
+		return c.handshakeError(s, dog.cause(err))
+	}
+	s.mu.Lock()
+	s.next = next
+	s.mu.Unlock()
+	return nil
+}
+
+func (s *session) ready() http.RoundTripper {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.next
+}
+
+// handshakeError gives the failures of a first contact their kind. A registry
+// that refuses connections or does not exist now will not do better in a second.
+func (c *Client) handshakeError(s *session, err error) error {
+	var answer *transport.Error
+	switch {
+	case errors.As(err, &answer):
+		return statusKind(answer.StatusCode, 0, wrap("registry "+s.key.host, answer))
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return errdef.WithHint(errdef.New(errdef.ErrUnavailable, "registry %s: %w", s.key.host, err),
+			"it speaks plain http, which is used for loopback addresses and hosts named as insecure only")
+	}
+	return networkKind(wrap("registry "+s.key.host, err), true)
+}
+
+// RoundTrip sends the request with the session's token.
+func (s *session) RoundTrip(r *http.Request) (*http.Response, error) {
+	return s.ready().RoundTrip(r)
+}
+
+// authenticator asks for credentials once and remembers the answer.
+type authenticator struct {
+	domain string
+	ask    func(ctx context.Context, domain string) (user, secret string, err error)
+
+	mu    sync.Mutex
+	known *authn.AuthConfig // guarded by mu
+}
+
+var _ authn.ContextAuthenticator = (*authenticator)(nil)
+
+func (a *authenticator) Authorization() (*authn.AuthConfig, error) {
+	return a.AuthorizationContext(context.Background())
+}
+
+func (a *authenticator) AuthorizationContext(ctx context.Context) (*authn.AuthConfig, error) {
+	a.mu.Lock()
+	known := a.known
+	a.mu.Unlock()
+	if known != nil {
+		return known, nil
+	}
+	cfg := &authn.AuthConfig{}
+	if a.ask != nil {
+		user, secret, err := a.ask(ctx, a.domain)
+		if err != nil {
+			return nil, errdef.New(errdef.ErrDenied, "credentials for %s: %w", a.domain, err)
+		}
+		if user == "<token>" {
+			cfg.IdentityToken = secret
+		} else {
+			cfg.Username, cfg.Password = user, secret
+		}
+	}
+	a.mu.Lock()
+	a.known = cfg
+	a.mu.Unlock()
+	return cfg, nil
+}
+
+// guard refuses to send anything in the clear to a host that has not been
+// exempted, wherever the request came from: a name, a redirect or a token
+// server's address.
+type guard struct {
+	next  http.RoundTripper
+	plain func(host string) bool
+}
+
+func (g *guard) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Scheme != "https" && !g.plain(r.URL.Host) {
+		return nil, errdef.New(errdef.ErrDenied, "%s %s: plain http is used for loopback addresses and hosts named as insecure only", r.Method, redacted(r.URL))
+	}
+	return g.next.RoundTrip(r)
+}
+
+// redacted is a URL without what signs it: query and user.
+func redacted(u *url.URL) string {
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
+}
+
+// eachSource runs f on the mirrors of ref's domain, then on the domain, until
+// one succeeds; the error is the domain's own.
+func (c *Client) eachSource(ctx context.Context, ref oci.Ref, f func(*session) error) error {
+	for _, domain := range append(append([]string(nil), c.o.Mirrors[ref.Domain]...), ref.Domain) {
+		s, err := c.session(ctx, domain, ref.Path, pull, "")
+		if err == nil {
+			err = f(s)
+		}
+		if err == nil || ctx.Err() != nil || domain == ref.Domain {
+			return err
+		}
+	}
+	return nil
+}
