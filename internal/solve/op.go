@@ -36,6 +36,9 @@ type CacheMap struct {
 	Deps []Dep
 	// Pin is what a source resolved to, for people ("sha256:…", a commit); else "".
 	Pin string
+	// Local is the directory that a source read in place stands for, already
+	// scanned; else nil. It is for records of the build, not part of the key.
+	Local *buildcontext.Tree
 	// Unstored says the operation costs nothing to repeat, so that no record of
 	// its result is kept (a directory of the client read in place).
 	Unstored bool

@@ -1,0 +1,254 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"dhow/internal/buildop"
+	"dhow/internal/errdef"
+	"dhow/internal/frontend"
+	"dhow/internal/llb"
+	"dhow/internal/snapshot"
+	"dhow/internal/solve"
+	"dhow/internal/sys"
+
+	"github.com/moby/buildkit/client/llb/sourceresolver"
+	"github.com/moby/buildkit/solver/pb"
+	fstypes "github.com/tonistiigi/fsutil/types"
+	"golang.org/x/sys/unix"
+)
+
+// maxRead bounds what a frontend may read of one file: Dockerfiles, ignore
+// files and metadata are small.
+const maxRead = 64 << 20
+
+// bridge answers the frontend from the solver of the build.
+type bridge struct {
+	solver    *solve.Solver
+	snapshots *snapshot.Snapshots
+	deps      *buildop.Deps
+	progress  *progress
+}
+
+var _ frontend.Engine = (*bridge)(nil)
+
+func (b *bridge) Evaluate(ctx context.Context, e llb.Edge) error {
+	_, err := b.solve(ctx, e)
+	return err
+}
+
+func (b *bridge) solve(ctx context.Context, e llb.Edge) (solve.Result, error) {
+	b.progress.announce(e)
+	return b.solver.Solve(ctx, e)
+}
+
+func (b *bridge) ResolveMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
+	return buildop.ResolveMetadata(ctx, b.deps, op, opt)
+}
+
+func (b *bridge) Warn(w frontend.Warning) { b.progress.warn(w) }
+
+// root opens the tree of a result for reading; the caller closes it.
+func (b *bridge) root(ctx context.Context, res solve.Result) (*os.File, error) {
+	return b.snapshots.View(ctx, res.Chain)
+}
+
+func (b *bridge) ReadFile(ctx context.Context, e llb.Edge, name string, offset, length int) ([]byte, error) {
+	res, err := b.solve(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	f, err := b.open(ctx, res, name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err != nil {
+		return nil, err
+	} else if !st.Mode().IsRegular() {
+		return nil, errdef.New(errdef.ErrInvalid, "read %s: not a regular file", name)
+	}
+	if length <= 0 || length > maxRead {
+		length = maxRead
+	}
+	data, err := io.ReadAll(io.NewSectionReader(f, int64(offset), int64(length)+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	if len(data) > length {
+		if length == maxRead {
+			return nil, errdef.New(errdef.ErrInvalid, "read %s: larger than %d bytes", name, maxRead)
+		}
+		data = data[:length]
+	}
+	return data, nil
+}
+
+func (b *bridge) open(ctx context.Context, res solve.Result, name string) (*os.File, error) {
+	if res.Local != nil {
+		return openLocal(res, name)
+	}
+	root, err := b.root(ctx, res)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	return sys.OpenInRoot(root, name, unix.O_RDONLY|unix.O_NONBLOCK)
+}
+
+// openLocal opens a file of the client's directory, following links as long as
+// they lead to files that take part in the build.
+func openLocal(res solve.Result, name string) (*os.File, error) {
+	for range 40 { // as many as the kernel follows (MAXSYMLINKS)
+		entry, ok := res.Local.Lookup(name)
+		if !ok {
+			return nil, &fs.PathError{Op: "open", Path: name, Err: unix.ENOENT}
+		}
+		if entry.Mode&unix.S_IFMT != unix.S_IFLNK {
+			return res.Local.Open(name)
+		}
+		next := entry.Link
+		if !path.IsAbs(next) {
+			next = path.Join("/", path.Dir(name), next)
+		}
+		name = path.Clean(next)[1:]
+	}
+	return nil, &fs.PathError{Op: "open", Path: name, Err: unix.ELOOP}
+}
+
+func (b *bridge) StatFile(ctx context.Context, e llb.Edge, name string) (*fstypes.Stat, error) {
+	res, err := b.solve(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	if res.Local != nil {
+		entry, ok := res.Local.Lookup(name)
+		if !ok {
+			return nil, &fs.PathError{Op: "lstat", Path: name, Err: unix.ENOENT}
+		}
+		return &fstypes.Stat{Path: path.Base(name), Mode: fileMode(entry.Mode), Size: entry.Size, ModTime: entry.MTime, Linkname: entry.Link}, nil
+	}
+	root, err := b.root(ctx, res)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	f, err := sys.OpenInRoot(root, name, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return statOf(f, path.Base(name))
+}
+
+func statOf(f *os.File, name string) (*fstypes.Stat, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, fmt.Errorf("stat %s: %w", name, err)
+	}
+	out := &fstypes.Stat{Path: name, Mode: fileMode(st.Mode), Uid: st.Uid, Gid: st.Gid, Size: st.Size, ModTime: st.Mtim.Nano()}
+	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		buf := make([]byte, unix.PathMax)
+		n, err := unix.Readlinkat(int(f.Fd()), "", buf)
+		if err != nil {
+			return nil, fmt.Errorf("read link %s: %w", name, err)
+		}
+		out.Linkname = string(buf[:n])
+	}
+	return out, nil
+}
+
+// fileMode is st_mode in the form of io/fs, which fsutil's Stat has.
+func fileMode(m uint32) uint32 {
+	mode := fs.FileMode(m & 0o777)
+	switch m & unix.S_IFMT {
+	case unix.S_IFDIR:
+		mode |= fs.ModeDir
+	case unix.S_IFLNK:
+		mode |= fs.ModeSymlink
+	case unix.S_IFIFO:
+		mode |= fs.ModeNamedPipe
+	case unix.S_IFSOCK:
+		mode |= fs.ModeSocket
+	case unix.S_IFBLK:
+		mode |= fs.ModeDevice
+	case unix.S_IFCHR:
+		mode |= fs.ModeDevice | fs.ModeCharDevice
+	}
+	for bit, flag := range map[uint32]fs.FileMode{unix.S_ISUID: fs.ModeSetuid, unix.S_ISGID: fs.ModeSetgid, unix.S_ISVTX: fs.ModeSticky} {
+		if m&bit != 0 {
+			mode |= flag
+		}
+	}
+	return uint32(mode)
+}
+
+func (b *bridge) ReadDir(ctx context.Context, e llb.Edge, name, pattern string) ([]*fstypes.Stat, error) {
+	res, err := b.solve(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	var list []*fstypes.Stat
+	if res.Local != nil {
+		if name == "." {
+			name = ""
+		}
+		for _, entry := range res.Local.Children(name) {
+			list = append(list, &fstypes.Stat{Path: path.Base(entry.Path), Mode: fileMode(entry.Mode), Size: entry.Size, ModTime: entry.MTime, Linkname: entry.Link})
+		}
+	} else if list, err = b.readTree(ctx, res, name); err != nil {
+		return nil, err
+	}
+	if pattern != "" {
+		if _, err := path.Match(pattern, ""); err != nil {
+			return nil, errdef.New(errdef.ErrInvalid, "pattern %q: %w", pattern, err)
+		}
+		list = slices.DeleteFunc(list, func(s *fstypes.Stat) bool {
+			ok, _ := path.Match(pattern, s.Path) // the pattern was checked above
+			return !ok
+		})
+	}
+	slices.SortFunc(list, func(a, b *fstypes.Stat) int { return strings.Compare(a.Path, b.Path) })
+	return list, nil
+}
+
+func (b *bridge) readTree(ctx context.Context, res solve.Result, name string) ([]*fstypes.Stat, error) {
+	root, err := b.root(ctx, res)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	dir, err := sys.OpenInRoot(root, name, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, fmt.Errorf("read directory %s: %w", name, err)
+	}
+	var list []*fstypes.Stat
+	for _, n := range names {
+		f, err := sys.OpenInRoot(dir, n, unix.O_PATH|unix.O_NOFOLLOW)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		st, err := statOf(f, n)
+		f.Close()
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, st)
+	}
+	return list, nil
+}
