@@ -1,0 +1,2 @@
+// Package stage is the container-side half of sandbox.
+package stage
