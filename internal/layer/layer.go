@@ -26,6 +26,9 @@ type Limits struct {
 
 // ApplyOptions says how a tar is unpacked. The zero value has no limits.
 type ApplyOptions struct {
+	// Archive says that the tar is no layer: names that begin with ".wh." are
+	// names.
+	Archive bool
 	Limits Limits
 }
 

@@ -1,0 +1,87 @@
+// Package export sends the results of a build out: into the store as an image,
+// to a registry, into an archive, a file or a directory. It decides media types,
+// history and timestamps; it runs no steps and reads no Dockerfile.
+//
+// Invariant: what it writes is a function of the source and the output options.
+// Exporting the same build twice gives the same bytes.
+package export
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"dhow/internal/image"
+	"dhow/internal/oci"
+	"dhow/internal/registry"
+	"dhow/internal/snapshot"
+	"dhow/internal/store"
+
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Source is what a build made, one entry a platform.
+type Source struct {
+	Platforms []Platform
+	// Multi says that several platforms were asked for, even if it was a list of
+	// one: images get an index, directories a subdirectory a platform.
+	Multi bool
+	// Epoch is SOURCE_DATE_EPOCH: no created time is later. Nil: none was given.
+	Epoch *time.Time
+}
+
+// Platform is the result for one platform.
+type Platform struct {
+	Platform oci.Platform
+	// Config is the image configuration as the frontend made it; empty for a
+	// result without one, which gets docker's default. Its rootfs is ignored.
+	Config []byte
+	Chain  snapshot.Chain
+	// Base is the configuration of the image that the stage began FROM; nil for
+	// scratch or unknown. Its history keeps its times under Epoch.
+	Base []byte
+	// Made says for each entry of Config's history that claims a layer (is not
+	// empty_layer), in order, whether it made one. Nil: unknown; entries without a
+	// layer are then guessed to be the last ones.
+	Made []bool
+}
+
+// Exporter exports from one store. Safe for concurrent use.
+type Exporter struct {
+	Store     *store.Store
+	Snapshots *snapshot.Snapshots
+	Images    *image.Images
+	Registry  *registry.Client
+	// Stdout takes outputs with the destination "-".
+	Stdout io.Writer
+	// Progress, when not nil, is told of each part's progress, in bytes; total 0 is
+	// unknown. It is called from several goroutines.
+	Progress func(id string, current, total int64, done bool)
+}
+
+// Result tells what an output became.
+type Result struct {
+	Output Output
+	// ConfigDigest is the image's id; zero for several platforms and for outputs
+	// that are no image.
+	ConfigDigest digest.Digest
+	// Descriptor is of the manifest, or of the index for several platforms; nil for
+	// an image that only went into the store, which has no manifest until it is
+	// pushed or saved, and for outputs that are no image.
+	Descriptor *ocispecs.Descriptor
+	Names      []oci.Ref     // that the image was given
+	Images     []store.Image // records made
+}
+
+// Export writes one output. ErrInvalid when the source does not fit it.
+func (x *Exporter) Export(ctx context.Context, src Source, o Output) (Result, error) {
+	panic("skeleton")
+}
+
+// ImageID is what --iidfile holds and -q prints: the image's id, or the index's
+// digest for several platforms; "" when no output is an image.
+func ImageID(results []Result) digest.Digest { panic("skeleton") }
+
+// Metadata is what --metadata-file holds, in buildx's keys.
+func Metadata(results []Result) map[string]any { panic("skeleton") }

@@ -1,0 +1,73 @@
+package export
+
+import "dhow/internal/oci"
+
+// Type is a kind of output, in docker's words.
+type Type string
+
+// The kinds of output.
+const (
+	TypeImage     Type = "image"  // into the store; pushed, too, when asked
+	TypeDocker    Type = "docker" // docker archive; without a destination, into the store
+	TypeOCI       Type = "oci"    // OCI layout, as a tar or a directory
+	TypeTar       Type = "tar"    // tar of the root file system
+	TypeLocal     Type = "local"  // files of the root file system in a directory
+	TypeCacheOnly Type = "cacheonly"
+)
+
+// Output is one --output, parsed.
+type Output struct {
+	Type Type
+	// Dest is a file or directory, or "-" for standard output; "" for outputs into
+	// the store or to a registry.
+	Dest  string
+	Names []oci.Ref // with tags
+	Push  bool
+	// PushByDigest pushes without a tag.
+	PushByDigest bool
+	// NoStore leaves no record in the store.
+	NoStore bool
+	// Unpacked writes an OCI or docker layout into the directory Dest instead of a
+	// tar file.
+	Unpacked bool
+
+	Compression oci.Compression // "" is gzip, or what a layer has already
+	Level       int             // layer.DefaultLevel lets the compressor choose
+	Force       bool            // compress also layers that have another compression
+	// DockerTypes writes docker's media types instead of OCI's.
+	DockerTypes bool
+	// RewriteTimestamps clamps files' times in new layers to the source's epoch.
+	RewriteTimestamps bool
+	// NoSplit writes all platforms of a local output into one directory.
+	NoSplit     bool
+	Annotations []Annotation
+}
+
+// Annotation is one --annotation, or annotation key of an --output.
+type Annotation struct {
+	Level    Level
+	Platform string // oci.FormatPlatform; "" is all
+	Key      string
+	Value    string
+}
+
+// Level is what an annotation is put on.
+type Level string
+
+// The levels.
+const (
+	LevelManifest           Level = "manifest"
+	LevelManifestDescriptor Level = "manifest-descriptor"
+	LevelIndex              Level = "index"
+	LevelIndexDescriptor    Level = "index-descriptor"
+)
+
+// ParseOutput reads a value of --output as docker does: "type=…,dest=…,…", "-"
+// for a tar on standard output, or a directory. ErrInvalid for what it cannot
+// mean, with the nearest key as the hint; ErrUnsupported for what docker has and
+// dhow has not.
+func ParseOutput(s string) (Output, error) { panic("skeleton") }
+
+// ParseAnnotation reads a value of --annotation: [level[,level…][platform]:]key=value,
+// for example "index,manifest[linux/amd64]:org.opencontainers.image.title=x".
+func ParseAnnotation(s string) ([]Annotation, error) { panic("skeleton") }
