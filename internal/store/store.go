@@ -13,57 +13,225 @@ package store
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
 
+	"dhow/internal/errdef"
 	"dhow/internal/sys"
 )
 
 // Store is an open root directory. Safe for concurrent use.
-type Store struct{ root, proc string }
+type Store struct {
+	root string
+	db   *db
+	proc *proc
+
+	mu    sync.Mutex
+	lease *sys.Lock // guarded by mu; nil while the process holds none
+}
+
+// The directories below the root.
+const (
+	blobsDir   = "blobs/sha256"
+	partialDir = "partial"
+	layersDir  = "layers"
+	mountsDir  = "cachemounts"
+	buildsDir  = "builds"
+	locksDir   = "locks"
+	tmpDir     = "tmp"
+)
 
 // Open opens the store at root, making it (mode 0700) when there is none, and
 // takes over what dead processes left in it. ErrUnsupported when the database
 // was written by a newer dhow, ErrDenied when root belongs to somebody else,
-// ErrNoSpace.
-func Open(ctx context.Context, root string) (*Store, error) { panic("store.Open") }
+// ErrInvalid when root is a directory of something else, ErrNoSpace.
+func Open(ctx context.Context, root string) (*Store, error) {
+	s, err := open(ctx, root)
+	if err != nil {
+		return nil, fmt.Errorf("open store: %w", diskFull(root, err))
+	}
+	return s, nil
+}
+
+func open(ctx context.Context, root string) (*Store, error) {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, err
+	}
+	if err := prepareRoot(root); err != nil {
+		return nil, err
+	}
+	db, err := openDB(ctx, root)
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{filepath.Dir(blobsDir), blobsDir, partialDir, layersDir, mountsDir, buildsDir, locksDir, tmpDir} {
+		if err := os.Mkdir(filepath.Join(root, dir), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+			return nil, errors.Join(err, db.close())
+		}
+	}
+	p, err := newProc(filepath.Join(root, tmpDir))
+	if err != nil {
+		return nil, errors.Join(err, db.close())
+	}
+	return &Store{root: root, db: db, proc: p}, nil
+}
+
+// prepareRoot makes the root, or checks that it is ours to use. Nobody else may
+// reach into it: layers hold set-user-id programs of every origin.
+func prepareRoot(root string) error {
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		if errors.Is(err, os.ErrPermission) {
+			err = errdef.WithHint(errdef.As(errdef.ErrDenied, err), "choose a directory with --root")
+		}
+		return err
+	}
+	fi, err := os.Stat(root)
+	if err != nil {
+		return err
+	}
+	if owner := int(fi.Sys().(*syscall.Stat_t).Uid); owner != os.Geteuid() {
+		return errdef.WithHint(errdef.New(errdef.ErrDenied, "%s belongs to uid %d, not to uid %d", root, owner, os.Geteuid()),
+			"choose another directory with --root")
+	}
+	if _, err := os.Lstat(filepath.Join(root, dbName)); errors.Is(err, os.ErrNotExist) {
+		names, err := os.ReadDir(root)
+		if err != nil {
+			return err
+		}
+		if len(names) > 0 && names[0].Name() != "lost+found" {
+			return errdef.WithHint(errdef.New(errdef.ErrInvalid, "%s is neither a store of dhow nor empty", root),
+				"choose another directory with --root")
+		}
+	}
+	if fi.Mode().Perm() == 0o700 {
+		return nil
+	}
+	return os.Chmod(root, 0o700)
+}
 
 // Close removes the process's temporary directory and ends its lease.
-func (s *Store) Close() error { panic("store.Close") }
+func (s *Store) Close() error {
+	return errors.Join(s.Release(), s.db.close(), s.proc.close())
+}
 
 // Root is the store's directory, absolute.
 func (s *Store) Root() string { return s.root }
 
 // ProcID names this opening of the store: the name of its temporary directory,
 // and the prefix for what lives outside the root (cgroups "dhow/<procid>-…").
-func (s *Store) ProcID() string { return s.proc }
+func (s *Store) ProcID() string { return s.proc.id }
 
 // ReclaimedProcs are the ids of dead processes whose temporary directories were
-// removed by Open. The caller removes what they left outside the root.
-func (s *Store) ReclaimedProcs() []string { panic("store.ReclaimedProcs") }
+// taken over by Open. The caller removes what they left outside the root.
+func (s *Store) ReclaimedProcs() []string { return s.proc.reclaimed }
 
 // TempDir makes a directory (mode 0700) that ends with this process, on the
 // root's file system.
-func (s *Store) TempDir(prefix string) (string, error) { panic("store.TempDir") }
+func (s *Store) TempDir(prefix string) (string, error) {
+	dir, err := os.MkdirTemp(s.proc.dir, prefix+"-")
+	if err != nil {
+		return "", fmt.Errorf("make temporary directory: %w", diskFull(s.root, err))
+	}
+	return dir, nil
+}
 
 // LayersDir is where layer directories are: LayersDir/<id>/fs.
-func (s *Store) LayersDir() string { panic("store.LayersDir") }
+func (s *Store) LayersDir() string { return filepath.Join(s.root, layersDir) }
+
+// CacheMountsDir is where the directories of cache mounts are.
+func (s *Store) CacheMountsDir() string { return filepath.Join(s.root, mountsDir) }
+
+// BuildsDir is where the logs of builds are kept: BuildsDir/<id>/….
+func (s *Store) BuildsDir() string { return filepath.Join(s.root, buildsDir) }
 
 // Lock waits for the named lock, which excludes all other processes and
 // goroutines. It ends with Unlock or with the process.
-func (s *Store) Lock(ctx context.Context, name string) (*sys.Lock, error) { panic("store.Lock") }
+func (s *Store) Lock(ctx context.Context, name string) (*sys.Lock, error) {
+	l, err := sys.LockFile(ctx, s.lockPath(name), true)
+	if err != nil {
+		return nil, diskFull(s.root, err)
+	}
+	return l.RemoveOnUnlock(), nil
+}
 
 // TryLock is Lock without waiting; false when somebody else holds it.
-func (s *Store) TryLock(name string) (*sys.Lock, bool, error) { panic("store.TryLock") }
+func (s *Store) TryLock(name string) (*sys.Lock, bool, error) {
+	l, ok, err := sys.TryLockFile(s.lockPath(name), true)
+	if err != nil || !ok {
+		return nil, false, diskFull(s.root, err)
+	}
+	return l.RemoveOnUnlock(), true, nil
+}
+
+func (s *Store) lockPath(name string) string {
+	sum := sha256.Sum256([]byte(name))
+	return filepath.Join(s.root, locksDir, hex.EncodeToString(sum[:16]))
+}
+
+func (s *Store) gcLockPath() string { return filepath.Join(s.root, "gc.lock") }
 
 // Lease keeps Prune away until the store is closed or Release is called. Whoever
 // goes from a record to the layers or blobs it names holds one. Idempotent.
-func (s *Store) Lease(ctx context.Context) error { panic("store.Lease") }
+func (s *Store) Lease(ctx context.Context) error {
+	s.mu.Lock()
+	held := s.lease != nil
+	s.mu.Unlock()
+	if held {
+		return nil
+	}
+	l, err := sys.LockFile(ctx, s.gcLockPath(), false)
+	if err != nil {
+		return fmt.Errorf("take lease: %w", diskFull(s.root, err))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lease != nil { // somebody else of this process was faster
+		return l.Unlock()
+	}
+	s.lease = l
+	return nil
+}
 
-// Release ends the process's lease before Close does.
-func (s *Store) Release() error { panic("store.Release") }
+// Release ends the process's lease before Close does. What must outlive it is
+// held by PinLayers.
+func (s *Store) Release() error {
+	s.mu.Lock()
+	l := s.lease
+	s.lease = nil
+	s.mu.Unlock()
+	return l.Unlock()
+}
 
-// Exclusive waits until no other process holds a lease, and keeps new ones out
-// until the lock is released. waiting, when not nil, is called once if it has
-// to wait. The caller must hold no lease of its own.
+// Exclusive waits until no process holds a lease, and keeps new ones out until
+// the lock is released. waiting, when not nil, is called once if it has to
+// wait. The process's own lease must have been released: ErrConflict.
 func (s *Store) Exclusive(ctx context.Context, waiting func()) (*sys.Lock, error) {
-	panic("store.Exclusive")
+	s.mu.Lock()
+	held := s.lease != nil
+	s.mu.Unlock()
+	if held {
+		return nil, errdef.New(errdef.ErrConflict, "lock store: this process holds a lease on it")
+	}
+	l, ok, err := sys.TryLockFile(s.gcLockPath(), true)
+	if err == nil && !ok {
+		if waiting != nil {
+			waiting()
+		}
+		l, err = sys.LockFile(ctx, s.gcLockPath(), true)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock store: %w", diskFull(s.root, err))
+	}
+	return l, nil
+}
+
+func isFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
