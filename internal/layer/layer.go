@@ -10,12 +10,7 @@
 // tar says; Write's output depends on the directory's contents alone.
 package layer
 
-import (
-	"context"
-	"io"
-	"os"
-	"time"
-)
+import "time"
 
 // Limits bounds what one layer may unpack to. Zero fields are unlimited.
 type Limits struct {
@@ -29,7 +24,7 @@ type ApplyOptions struct {
 	// Archive says that the tar is no layer: names that begin with ".wh." are
 	// names.
 	Archive bool
-	Limits Limits
+	Limits  Limits
 }
 
 // ApplyResult tells what Apply wrote, and what a layer alone could not settle.
@@ -56,27 +51,6 @@ type ApplyResult struct {
 // Link is a hard link as a tar has it, both names relative to the root.
 type Link struct{ Name, Target string }
 
-// Apply unpacks the uncompressed tar r into dir, which exists and should be
-// empty, and reads r to its end, padding included. Names are taken as below dir
-// ("/etc" and "../etc" are "etc"); links met on the way to a parent are followed
-// as if dir were "/". Whiteouts become overlayfs's; other names that begin with
-// ".wh..wh." are skipped. An entry replaces what an earlier one made.
-//
-// ErrInvalid, with the entry's name, when r is no tar or cannot be laid out;
-// ErrNoSpace when a limit is reached or the disk is full. What was written
-// until then stays: the caller removes dir.
-func Apply(ctx context.Context, dir string, r io.Reader, o ApplyOptions) (ApplyResult, error) {
-	panic("skeleton")
-}
-
-// Complete settles what Apply could not, with the tree that the layer lies on:
-// implicit directories take the metadata of below's, dangling hard links become
-// copies of below's files. ErrInvalid for a link to nothing. A nil below is the
-// empty tree.
-func Complete(ctx context.Context, dir string, below *os.File, r ApplyResult) error {
-	panic("skeleton")
-}
-
 // WriteOptions says how a directory becomes a tar.
 type WriteOptions struct {
 	// Epoch, when not nil, is the latest time that the tar may carry: later ones
@@ -89,14 +63,4 @@ type WriteResult struct {
 	Files int64 // entries, of any type
 	Bytes int64 // contents of regular files
 	Size  int64 // of the tar
-}
-
-// Write writes the layer directory dir to w as the canonical tar: entries
-// sorted by the bytes of their names, numeric owners only, times in whole
-// seconds, USTAR headers with PAX records only where USTAR has no room. Of the
-// xattrs security.capability and user.* travel. Sockets are left out. ErrConflict
-// when a file changes while it is read; ErrInvalid for a name that begins with
-// ".wh.", which a tar layer cannot hold.
-func Write(ctx context.Context, w io.Writer, dir string, o WriteOptions) (WriteResult, error) {
-	panic("skeleton")
 }
