@@ -25,6 +25,8 @@ type Options struct {
 	Dirs    map[string]string
 	Secrets []SecretSource
 	SSH     []SSHSource
+	// Layouts are images in OCI layout directories, used as named contexts.
+	Layouts []Layout
 }
 
 // Session answers a build's requests. It is immutable and safe for concurrent
@@ -33,18 +35,22 @@ type Session struct {
 	dirs    map[string]string
 	secrets map[string]SecretSource
 	agents  map[string]*agentSource
+	layouts map[string]string
 }
 
 // New checks every source and loads key files. ErrNotFound for a file that is
 // missing, ErrInvalid for one that is unusable or an id that is given twice.
 func New(o Options) (*Session, error) {
-	s := &Session{dirs: map[string]string{}, secrets: map[string]SecretSource{}, agents: map[string]*agentSource{}}
+	s := &Session{dirs: map[string]string{}, secrets: map[string]SecretSource{}, agents: map[string]*agentSource{}, layouts: map[string]string{}}
 	for name, dir := range o.Dirs {
 		abs, err := filepath.Abs(dir)
 		if err != nil {
 			return nil, fmt.Errorf("build context %s: %w", name, err)
 		}
 		s.dirs[name] = abs
+	}
+	for _, l := range o.Layouts {
+		s.layouts[l.LayoutID()] = l.Dir
 	}
 	for _, src := range o.Secrets {
 		checked, err := src.check()
