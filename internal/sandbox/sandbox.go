@@ -14,10 +14,16 @@ package sandbox
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"syscall"
 
+	"dhow/internal/errdef"
+	"dhow/internal/sandbox/stage"
+
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // Config is what Start needs beside the runtime spec. Start reads it and keeps
@@ -27,7 +33,9 @@ type Config struct {
 	// read-only paths, devices, resources, seccomp. Hooks, AppArmor and SELinux
 	// are not carried out. Spec.Root.Path is ignored in favour of Root.
 	Spec *specs.Spec
-	// Root becomes "/": a directory or a detached mount. Required.
+	// Root becomes "/": a directory or a detached mount. Required. The sandbox
+	// works on a clone, except before Linux 6.15, where a detached mount cannot
+	// be cloned and serves one start only; the same holds for Mounts.
 	Root *os.File
 	// Mounts holds, by index into Spec.Mounts, sources that are already open: a
 	// directory, a file, or a detached mount. Other bind mounts are opened from
@@ -48,20 +56,6 @@ type Config struct {
 	CgroupName string
 }
 
-// Status is how a process ended.
-type Status struct {
-	// ExitCode is the process's own, or 128 + Signal.
-	ExitCode int
-	// Signal is what killed the process, or 0.
-	Signal syscall.Signal
-	// OOMKilled says that the kernel killed something in the process's cgroup
-	// for memory. Always false without a cgroup.
-	OOMKilled bool
-}
-
-// Process is a started sandbox. Its methods are safe for concurrent use.
-type Process struct{}
-
 // StartError is why a process did not start.
 type StartError struct {
 	// ExitCode is what the docker command line would exit with: 127 when the
@@ -76,34 +70,97 @@ func (e *StartError) Unwrap() error { return e.Err }
 // Start runs cfg.Spec's process and returns when its program has replaced our
 // own stage, or with a *StartError. The process dies when the caller does. The
 // context ends only the start; a started process is ended with Signal.
-func Start(ctx context.Context, cfg Config) (*Process, error) { panic("not written yet") }
+func Start(ctx context.Context, cfg Config) (*Process, error) {
+	p, err := start(ctx, cfg)
+	if err == nil {
+		return p, nil
+	}
+	var se *StartError
+	if !errors.As(err, &se) {
+		err = &StartError{ExitCode: 125, Err: err}
+	}
+	return nil, err
+}
 
-// Wait blocks until the process has ended, removes its cgroup, and returns how
-// it ended. It may be called many times and from many goroutines.
-func (p *Process) Wait() (Status, error) { panic("not written yet") }
+func start(ctx context.Context, cfg Config) (*Process, error) {
+	b := &builder{cfg: cfg, spec: cfg.Spec}
+	defer b.close()
+	if err := b.build(); err != nil {
+		return nil, err
+	}
+	sock, err := b.connect()
+	if err != nil {
+		return nil, err
+	}
+	defer sock.Close()
+	p := &Process{done: make(chan struct{}), warnings: b.warnings, cg: b.cg}
+	attr := &os.ProcAttr{
+		Dir:   "/",
+		Env:   []string{stage.RoleVar + "=" + stage.RoleStart},
+		Files: b.files,
+		Sys:   &syscall.SysProcAttr{Cloneflags: b.cloneFlags, UidMappings: b.uidMap, GidMappings: b.gidMap},
+	}
+	if b.cg != nil && b.cg.dir != nil {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(b.cg.dir.Fd())
+	}
+	if err := p.launch([]string{b.exePath, "dhow"}, attr); err != nil {
+		return nil, errors.Join(launchError(err), b.cg.remove())
+	}
+	b.cg = nil // the process's now
+	b.close()  // our copy of the stage's end of the socket above all, or it would never close
+	if err := p.handshake(ctx, int(sock.Fd())); err != nil {
+		p.proc.Kill()
+		<-p.done
+		if p.console != nil {
+			p.console.Close()
+		}
+		return nil, err
+	}
+	return p, nil
+}
 
-// Signal sends s to the process. ErrNotFound once it has ended.
-func (p *Process) Signal(s os.Signal) error { panic("not written yet") }
+// launchError explains why the stage could not be cloned.
+func launchError(err error) error {
+	err = fmt.Errorf("start the sandbox: %w", err)
+	switch {
+	case errors.Is(err, syscall.EPERM):
+		return errdef.WithHint(errdef.As(errdef.ErrDenied, err), "making namespaces needs CAP_SYS_ADMIN or unprivileged user namespaces")
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EUSERS):
+		return errdef.WithHint(errdef.As(errdef.ErrUnavailable, err), "a limit in /proc/sys/user/max_*_namespaces is reached")
+	case errors.Is(err, syscall.EAGAIN), errors.Is(err, syscall.ENOMEM):
+		return errdef.As(errdef.ErrUnavailable, err)
+	}
+	return err
+}
 
-// Pid is the process's id as the caller sees it.
-func (p *Process) Pid() int { panic("not written yet") }
+// connect makes the socket to the stage and the file with the plan, which must
+// be the descriptors stage.SyncFD and stage.PlanFD of the child.
+func (b *builder) connect() (*os.File, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make the socket to the sandbox: %w", err)
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), "sandbox"), os.NewFile(uintptr(pair[1]), "stage")
+	b.files[stage.SyncFD] = b.own(theirs)
+	plan, err := planFile(&b.plan)
+	if err != nil {
+		ours.Close()
+		return nil, err
+	}
+	b.files[stage.PlanFD] = b.own(plan)
+	return ours, nil
+}
 
-// Console returns the master side of the process's terminal, or nil without
-// TTY. The caller closes it. Reading it gives EIO once the process has ended.
-func (p *Process) Console() *os.File { panic("not written yet") }
-
-// Resize sets the terminal's size in character cells.
-func (p *Process) Resize(rows, cols uint16) error { panic("not written yet") }
-
-// Warnings lists, as sentences for the user, what the spec asked for and this
-// machine could not give exactly.
-func (p *Process) Warnings() []string { panic("not written yet") }
-
-// Stubs lists the paths (absolute, as seen inside) that did not exist in the
-// root and were made so that something could be mounted on them, parents
-// first. A build step removes them again before its layer is kept.
-func (p *Process) Stubs() []string { panic("not written yet") }
-
-// ReclaimCgroups kills what still runs in the cgroups named dhow/<procID>-…
-// and removes them. It is for the cgroups of a process known to be dead.
-func ReclaimCgroups(procID string) error { panic("not written yet") }
+// planFile writes the plan to memory that the child can read.
+func planFile(p *stage.Plan) (*os.File, error) {
+	fd, err := unix.MemfdCreate("plan", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make the plan: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "plan")
+	if _, err := f.Write(p.Encode()); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("make the plan: %w", err)
+	}
+	return f, nil
+}

@@ -1,0 +1,285 @@
+package sandbox
+
+import (
+	"fmt"
+	"os"
+	"path"
+	"strings"
+	"syscall"
+
+	"dhow/internal/errdef"
+	"dhow/internal/sandbox/stage"
+	"dhow/internal/sys"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// builder turns a Config into a stage's plan and the files that go with it.
+type builder struct {
+	cfg        Config
+	spec       *specs.Spec
+	plan       stage.Plan
+	files      []*os.File // descriptors of the stage, by number
+	owned      []*os.File // those to close in the end
+	exePath    string
+	cloneFlags uintptr
+	uidMap     []syscall.SysProcIDMap
+	gidMap     []syscall.SysProcIDMap
+	inUserNS   bool
+	allDevices bool // the spec allows every device: mounts are not made nodev
+	cg         *cgroup
+	warnings   []string
+}
+
+// own remembers f to be closed.
+func (b *builder) own(f *os.File) *os.File {
+	b.owned = append(b.owned, f)
+	return f
+}
+
+// pass gives f to the stage and returns its number there.
+func (b *builder) pass(f *os.File) int {
+	b.files = append(b.files, f)
+	return len(b.files) - 1
+}
+
+// close closes what the builder opened, and undoes a cgroup that no process
+// has taken over.
+func (b *builder) close() {
+	for _, f := range b.owned {
+		f.Close()
+	}
+	b.owned = nil
+	if b.cg != nil {
+		b.cg.remove()
+		b.cg = nil
+	}
+}
+
+// warn adds a sentence for the user.
+func (b *builder) warn(format string, args ...any) {
+	b.warnings = append(b.warnings, fmt.Sprintf(format, args...))
+}
+
+// build makes the whole plan.
+func (b *builder) build() error {
+	if err := b.check(); err != nil {
+		return err
+	}
+	b.files = make([]*os.File, stage.MinFD)
+	b.inUserNS = sys.InUserNS()
+	b.allDevices = allowsAllDevices(b.spec)
+	b.plan = stage.Plan{
+		Root: -1, Exe: -1, Null: -1, Umask: -1,
+		InUserNS:    b.inUserNS,
+		DeathSignal: uint64(syscall.SIGKILL),
+		TTY:         b.cfg.TTY,
+		Init:        b.cfg.InitProcess,
+		OwnStdio:    b.spec.Process.User.UID != 0,
+	}
+	for _, step := range []func() error{
+		b.buildExe, b.buildNamespaces, b.buildProcess, b.buildCaps, b.buildFilter, b.buildCgroup,
+		b.buildRoot, b.buildMounts, b.buildDevices, b.buildPaths, b.buildStdio,
+	} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// check refuses what cannot work or cannot be said to the kernel.
+func (b *builder) check() error {
+	s := b.spec
+	if s == nil || s.Process == nil || b.cfg.Root == nil {
+		return errdef.New(errdef.ErrInvalid, "start the sandbox: the spec or the root is missing")
+	}
+	if len(s.Process.Args) == 0 || s.Process.Args[0] == "" {
+		return errdef.New(errdef.ErrInvalid, "start the sandbox: no command specified")
+	}
+	if s.Process.Cwd == "" {
+		s.Process.Cwd = "/"
+	}
+	if !path.IsAbs(s.Process.Cwd) {
+		return errdef.New(errdef.ErrInvalid, "start the sandbox: the working directory %q is not absolute", s.Process.Cwd)
+	}
+	if s.Linux == nil {
+		s.Linux = &specs.Linux{}
+	}
+	texts := append(append([]string{s.Process.Cwd, s.Hostname, s.Domainname}, s.Process.Args...), s.Process.Env...)
+	for _, m := range s.Mounts {
+		if !path.IsAbs(m.Destination) {
+			return errdef.New(errdef.ErrInvalid, "start the sandbox: the mount point %q is not absolute", m.Destination)
+		}
+		texts = append(append(texts, m.Destination, m.Source), m.Options...)
+	}
+	for _, t := range texts {
+		if strings.IndexByte(t, 0) >= 0 {
+			return errdef.New(errdef.ErrInvalid, "start the sandbox: %q holds a zero byte", t)
+		}
+	}
+	return nil
+}
+
+// namespaceFlags are the namespaces of a runtime spec.
+func namespaceFlag(t specs.LinuxNamespaceType) (uintptr, bool) {
+	switch t {
+	case specs.PIDNamespace:
+		return unix.CLONE_NEWPID, true
+	case specs.NetworkNamespace:
+		return unix.CLONE_NEWNET, true
+	case specs.IPCNamespace:
+		return unix.CLONE_NEWIPC, true
+	case specs.UTSNamespace:
+		return unix.CLONE_NEWUTS, true
+	case specs.MountNamespace:
+		return unix.CLONE_NEWNS, true
+	case specs.UserNamespace:
+		return unix.CLONE_NEWUSER, true
+	case specs.CgroupNamespace:
+		return unix.CLONE_NEWCGROUP, true
+	}
+	return 0, false
+}
+
+// buildNamespaces decides which namespaces are new and which are joined. A new
+// mount namespace is always made.
+func (b *builder) buildNamespaces() error {
+	b.cloneFlags = unix.CLONE_NEWNS
+	for _, ns := range b.spec.Linux.Namespaces {
+		flag, ok := namespaceFlag(ns.Type)
+		if !ok {
+			return errdef.New(errdef.ErrUnsupported, "start the sandbox: no %q namespace on this kernel", ns.Type)
+		}
+		switch {
+		case ns.Path != "":
+			if flag != unix.CLONE_NEWNET && flag != unix.CLONE_NEWIPC && flag != unix.CLONE_NEWUTS {
+				return errdef.New(errdef.ErrUnsupported, "start the sandbox: joining a %s namespace by path", ns.Type)
+			}
+			f, err := os.Open(ns.Path)
+			if err != nil {
+				return fmt.Errorf("open the %s namespace: %w", ns.Type, err)
+			}
+			b.plan.Join = append(b.plan.Join, stage.Join{FD: b.pass(b.own(f)), Flag: uint64(flag)})
+		case flag == unix.CLONE_NEWCGROUP:
+			b.plan.NewCgroupNS = true
+		default:
+			b.cloneFlags |= flag
+		}
+	}
+	if b.cloneFlags&unix.CLONE_NEWUSER != 0 {
+		b.uidMap, b.gidMap = idMap(b.spec.Linux.UIDMappings), idMap(b.spec.Linux.GIDMappings)
+		b.plan.InUserNS = true
+	}
+	b.plan.NewUTS = b.cloneFlags&unix.CLONE_NEWUTS != 0
+	b.plan.Hostname, b.plan.Domainname = b.spec.Hostname, b.spec.Domainname
+	b.plan.LoopbackUp = b.cloneFlags&unix.CLONE_NEWNET != 0
+	return b.buildSysctls()
+}
+
+func idMap(in []specs.LinuxIDMapping) []syscall.SysProcIDMap {
+	var out []syscall.SysProcIDMap
+	for _, m := range in {
+		out = append(out, syscall.SysProcIDMap{ContainerID: int(m.ContainerID), HostID: int(m.HostID), Size: int(m.Size)})
+	}
+	return out
+}
+
+// buildSysctls allows the sysctls that are the sandbox's own, as docker does:
+// a write to any other would change the machine's.
+func (b *builder) buildSysctls() error {
+	for name, value := range b.spec.Linux.Sysctl {
+		file := strings.ReplaceAll(name, ".", "/")
+		var need uintptr
+		switch {
+		case strings.HasPrefix(file, "net/"):
+			need = unix.CLONE_NEWNET
+		case strings.HasPrefix(file, "fs/mqueue/"), strings.HasPrefix(file, "kernel/shm"),
+			strings.HasPrefix(file, "kernel/msg"), file == "kernel/sem":
+			need = unix.CLONE_NEWIPC
+		case file == "kernel/domainname":
+			need = unix.CLONE_NEWUTS
+		}
+		if need == 0 || b.cloneFlags&need == 0 || strings.Contains(file, "..") {
+			return errdef.New(errdef.ErrInvalid, "start the sandbox: sysctl %s is not in a namespace of the container's own", name)
+		}
+		b.plan.Sysctls = append(b.plan.Sysctls, stage.Sysctl{Name: file, Value: value})
+	}
+	return nil
+}
+
+// buildProcess copies what the process is.
+func (b *builder) buildProcess() error {
+	p := b.spec.Process
+	b.plan.Args, b.plan.Env, b.plan.Cwd = p.Args, p.Env, p.Cwd
+	b.plan.UID, b.plan.GID, b.plan.Groups = p.User.UID, p.User.GID, p.User.AdditionalGids
+	if p.User.Umask != nil {
+		b.plan.Umask = int64(*p.User.Umask)
+	}
+	b.plan.NoNewPrivs = p.NoNewPrivileges
+	if p.ConsoleSize != nil {
+		b.plan.Rows, b.plan.Cols = uint64(p.ConsoleSize.Height), uint64(p.ConsoleSize.Width)
+	}
+	for _, r := range p.Rlimits {
+		n, ok := rlimitNumber(r.Type)
+		if !ok {
+			return errdef.New(errdef.ErrInvalid, "start the sandbox: unknown resource limit %s", r.Type)
+		}
+		name := strings.ToLower(strings.TrimPrefix(r.Type, "RLIMIT_"))
+		b.plan.Rlimits = append(b.plan.Rlimits, stage.Rlimit{Resource: n, Name: name, Soft: r.Soft, Hard: r.Hard})
+	}
+	return nil
+}
+
+func rlimitNumber(name string) (uint64, bool) {
+	// The order of include/uapi/asm-generic/resource.h.
+	for i, n := range []string{"CPU", "FSIZE", "DATA", "STACK", "CORE", "RSS", "NPROC", "NOFILE", "MEMLOCK",
+		"AS", "LOCKS", "SIGPENDING", "MSGQUEUE", "NICE", "RTPRIO", "RTTIME"} {
+		if name == "RLIMIT_"+n {
+			return uint64(i), true
+		}
+	}
+	return 0, false
+}
+
+// buildPaths copies what is hidden and what is read-only.
+func (b *builder) buildPaths() error {
+	b.plan.Masked = b.spec.Linux.MaskedPaths
+	b.plan.ReadOnly = append(b.plan.ReadOnly, b.spec.Linux.ReadonlyPaths...)
+	if b.spec.Root != nil {
+		b.plan.RootReadOnly = b.spec.Root.Readonly
+	}
+	if len(b.plan.Masked) == 0 {
+		return nil
+	}
+	null, err := b.openDevice("/dev/null", "c", 1, 3)
+	if err != nil {
+		return err
+	}
+	b.plan.Null = b.pass(null)
+	return nil
+}
+
+// buildStdio passes the standard streams. The null device is always our
+// read-only mount of it: through the machine's own, root inside could change
+// its mode with fchmod(2).
+func (b *builder) buildStdio() error {
+	for i, f := range []*os.File{b.cfg.Stdin, b.cfg.Stdout, b.cfg.Stderr} {
+		if f == nil || b.cfg.TTY || isNull(f) {
+			null, err := b.openNull()
+			if err != nil {
+				return err
+			}
+			f = null
+		}
+		b.files[i] = f
+	}
+	return nil
+}
+
+func isNull(f *os.File) bool {
+	var st unix.Stat_t
+	err := unix.Fstat(int(f.Fd()), &st)
+	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == unix.Mkdev(1, 3)
+}

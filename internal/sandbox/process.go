@@ -1,0 +1,223 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"dhow/internal/errdef"
+	"dhow/internal/sandbox/stage"
+
+	"golang.org/x/sys/unix"
+)
+
+// Status is how a process ended.
+type Status struct {
+	// ExitCode is the process's own, or 128 + Signal.
+	ExitCode int
+	// Signal is what killed the process, or 0.
+	Signal syscall.Signal
+	// OOMKilled says that the kernel killed something in the process's cgroup
+	// for memory. Always false without a cgroup.
+	OOMKilled bool
+}
+
+// Process is a started sandbox. Its methods are safe for concurrent use.
+type Process struct {
+	proc     *os.Process
+	cg       *cgroup
+	console  *os.File
+	warnings []string
+	stubs    []string
+
+	done   chan struct{} // closed when the three below are set
+	status Status
+	err    error
+}
+
+// launch starts the stage and watches it to its end, both on one thread that
+// lives as long as the process does: the death signal of prctl(2) is sent when
+// the thread that forked ends, not the process.
+func (p *Process) launch(argv []string, attr *os.ProcAttr) error {
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		proc, err := os.StartProcess(argv[0], argv[1:], attr)
+		p.proc = proc
+		started <- err
+		if err == nil {
+			p.watch()
+		}
+	}()
+	return <-started
+}
+
+// watch waits for the end and clears up.
+func (p *Process) watch() {
+	defer close(p.done)
+	state, err := p.proc.Wait()
+	if err != nil {
+		p.err = fmt.Errorf("wait for process %d: %w", p.proc.Pid, err)
+	} else {
+		ws := state.Sys().(syscall.WaitStatus)
+		p.status.ExitCode = ws.ExitStatus()
+		if ws.Signaled() {
+			p.status.Signal = ws.Signal()
+			p.status.ExitCode = 128 + int(ws.Signal())
+		}
+	}
+	if p.cg != nil {
+		p.status.OOMKilled = p.cg.oomKilled()
+		p.err = errors.Join(p.err, p.cg.remove())
+	}
+}
+
+// handshake talks with the stage until its program runs.
+func (p *Process) handshake(ctx context.Context, sock int) error {
+	stop := context.AfterFunc(ctx, func() { p.proc.Kill() })
+	defer stop()
+	buf := make([]byte, 16<<10)
+	oob := make([]byte, unix.CmsgSpace(4))
+	for {
+		n, oobn, _, _, err := unix.Recvmsg(sock, buf, oob, unix.MSG_CMSG_CLOEXEC)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read from the sandbox: %w", err)
+		}
+		if n == 0 { // closed by exec, or by the end of the stage
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return nil
+		}
+		if err := p.message(sock, buf[:n], oob[:oobn]); err != nil {
+			return err
+		}
+	}
+}
+
+// message handles one of the stage's messages.
+func (p *Process) message(sock int, msg, oob []byte) error {
+	text := string(msg[1:])
+	switch msg[0] {
+	case stage.MsgWarning:
+		p.warnings = append(p.warnings, text)
+	case stage.MsgStub:
+		p.stubs = append(p.stubs, text)
+	case stage.MsgConsole:
+		return p.takeConsole(oob)
+	case stage.MsgCgroup:
+		if err := p.cg.add(p.proc.Pid); err != nil {
+			return err
+		}
+		if _, err := unix.Write(sock, []byte{stage.MsgCgroup}); err != nil {
+			return fmt.Errorf("let the sandbox go on: %w", err)
+		}
+	case stage.MsgError:
+		if len(msg) < 4 {
+			return errors.New("read from the sandbox: short message")
+		}
+		return stageError(syscall.Errno(int(msg[1])|int(msg[2])<<8), msg[3], string(msg[4:]))
+	}
+	return nil
+}
+
+// takeConsole keeps the terminal's master that came with a message.
+func (p *Process) takeConsole(oob []byte) error {
+	cms, err := unix.ParseSocketControlMessage(oob)
+	if err != nil || len(cms) != 1 {
+		return errors.New("receive the terminal: no descriptor came")
+	}
+	fds, err := unix.ParseUnixRights(&cms[0])
+	if err != nil || len(fds) != 1 {
+		return errors.New("receive the terminal: no descriptor came")
+	}
+	if err := unix.SetNonblock(fds[0], true); err != nil { // so that Close ends a pending Read
+		unix.Close(fds[0])
+		return fmt.Errorf("receive the terminal: %w", err)
+	}
+	p.console = os.NewFile(uintptr(fds[0]), "console")
+	return nil
+}
+
+// stageError turns a stage's last message into the error for the user.
+func stageError(errno syscall.Errno, kind byte, text string) error {
+	if kind != stage.FailSetup {
+		text = "exec " + text
+	}
+	err := errors.New(text)
+	if errno != 0 {
+		err = fmt.Errorf("%s: %w", text, errno)
+	}
+	switch {
+	case kind == stage.FailNotFound:
+		return &StartError{127, errdef.As(errdef.ErrNotFound, err)}
+	case kind == stage.FailNotExec:
+		return &StartError{126, errdef.As(errdef.ErrInvalid, err)}
+	case errno == syscall.EINVAL && strings.HasPrefix(text, "become "):
+		return &StartError{125, errdef.WithHint(errdef.As(errdef.ErrUnsupported, err),
+			"the id is not mapped in this user namespace: give the user a range in /etc/subuid and /etc/subgid and install newuidmap (package uidmap)")}
+	}
+	return &StartError{125, err}
+}
+
+// Wait blocks until the process has ended, removes its cgroup, and returns how
+// it ended. It may be called many times and from many goroutines.
+func (p *Process) Wait() (Status, error) {
+	<-p.done
+	return p.status, p.err
+}
+
+// Signal sends s to the process. ErrNotFound once it has ended.
+func (p *Process) Signal(s os.Signal) error {
+	err := p.proc.Signal(s)
+	if errors.Is(err, os.ErrProcessDone) || errors.Is(err, syscall.ESRCH) {
+		return errdef.New(errdef.ErrNotFound, "signal process %d: it has ended", p.proc.Pid)
+	}
+	if err != nil {
+		return fmt.Errorf("signal process %d: %w", p.proc.Pid, err)
+	}
+	return nil
+}
+
+// Pid is the process's id as the caller sees it.
+func (p *Process) Pid() int { return p.proc.Pid }
+
+// Console returns the master side of the process's terminal, or nil without
+// TTY. The caller closes it. Reading it gives EIO once the process has ended.
+func (p *Process) Console() *os.File { return p.console }
+
+// Resize sets the terminal's size in character cells.
+func (p *Process) Resize(rows, cols uint16) error {
+	if p.console == nil {
+		return errdef.New(errdef.ErrInvalid, "resize the terminal: the process has none")
+	}
+	conn, err := p.console.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("resize the terminal: %w", err)
+	}
+	var ioctlErr error
+	err = conn.Control(func(fd uintptr) {
+		ioctlErr = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols})
+	})
+	if err = errors.Join(err, ioctlErr); err != nil {
+		return fmt.Errorf("resize the terminal: %w", err)
+	}
+	return nil
+}
+
+// Warnings lists, as sentences for the user, what the spec asked for and this
+// machine could not give exactly.
+func (p *Process) Warnings() []string { return p.warnings }
+
+// Stubs lists the paths (absolute, as seen inside) that did not exist in the
+// root and were made so that something could be mounted on them, parents
+// first. A build step removes them again before its layer is kept.
+func (p *Process) Stubs() []string { return p.stubs }

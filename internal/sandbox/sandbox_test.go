@@ -1,0 +1,177 @@
+package sandbox
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// needNamespaces skips where no namespaces can be made: CI runs as root.
+func needNamespaces(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, or uid 0 of a user namespace")
+	}
+}
+
+// busyboxRoot makes a root file system of one static busybox.
+func busyboxRoot(t testing.TB) string {
+	t.Helper()
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Skip("needs a static busybox (package busybox-static)")
+	}
+	dir := t.TempDir()
+	for _, d := range []string{"bin", "etc", "tmp", "dev", "proc", "sys"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	data, err := os.ReadFile(busybox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "bin/busybox"), string(data), 0o755)
+	for _, name := range []string{"sh", "cat", "true", "false", "ls", "id", "sleep", "mknod", "dd", "chmod", "kill", "stat",
+		"hostname", "stty", "mount", "umount", "grep", "ps", "echo", "mkdir", "ln", "readlink", "test", "touch", "tty", "ip", "env", "pwd"} {
+		if err := os.Symlink("busybox", filepath.Join(dir, "bin", name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, filepath.Join(dir, "etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1001:User:/home/user:/bin/sh\n", 0o644)
+	return dir
+}
+
+func write(t testing.TB, path, data string, perm os.FileMode) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(data), perm); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// testCaps are docker's default capabilities.
+var testCaps = []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW",
+	"CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE"}
+
+// testSpec is a spec like a container's.
+func testSpec(args ...string) *specs.Spec {
+	return &specs.Spec{
+		Process: &specs.Process{
+			Args: args,
+			Env:  []string{"PATH=/usr/local/sbin:/bin", "A=b"},
+			Cwd:  "/",
+			Capabilities: &specs.LinuxCapabilities{
+				Bounding: testCaps, Effective: testCaps, Permitted: testCaps,
+			},
+		},
+		Root:     &specs.Root{},
+		Hostname: "testhost",
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+			{Destination: "/dev", Type: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
+			{Destination: "/dev/pts", Type: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+			{Destination: "/sys", Type: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+			{Destination: "/sys/fs/cgroup", Type: "cgroup", Options: []string{"ro", "nosuid", "noexec", "nodev"}},
+			{Destination: "/dev/mqueue", Type: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
+			{Destination: "/dev/shm", Type: "tmpfs", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=67108864"}},
+		},
+		Linux: &specs.Linux{
+			Namespaces: []specs.LinuxNamespace{
+				{Type: specs.MountNamespace}, {Type: specs.PIDNamespace}, {Type: specs.IPCNamespace},
+				{Type: specs.UTSNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.CgroupNamespace},
+			},
+			MaskedPaths:   []string{"/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"},
+			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
+		},
+	}
+}
+
+// openDir opens dir for Config.Root.
+func openDir(t testing.TB, dir string) *os.File {
+	t.Helper()
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// result is what a finished sandbox left.
+type result struct {
+	Status
+	out      string // standard output and error
+	warnings []string
+	stubs    []string
+}
+
+// run starts cfg with its output caught, and waits for the end.
+func run(t testing.TB, cfg Config) (result, error) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	cfg.Stdout, cfg.Stderr = w, w
+	p, err := Start(context.Background(), cfg)
+	w.Close()
+	if err != nil {
+		return result{}, err
+	}
+	var buf bytes.Buffer
+	io.Copy(&buf, r)
+	st, err := p.Wait()
+	return result{Status: st, out: buf.String(), warnings: p.Warnings(), stubs: p.Stubs()}, err
+}
+
+// shell runs a script in a fresh root and demands that it exits with 0.
+func shell(t *testing.T, script string, change func(*Config)) result {
+	t.Helper()
+	needNamespaces(t)
+	cfg := Config{Spec: testSpec("/bin/sh", "-c", script), Root: openDir(t, busyboxRoot(t))}
+	if change != nil {
+		change(&cfg)
+	}
+	res, err := run(t, cfg)
+	if err != nil {
+		t.Fatalf("start: %v", err)
+	}
+	if res.ExitCode != 0 {
+		t.Fatalf("exit code %d, output:\n%s", res.ExitCode, res.out)
+	}
+	return res
+}
+
+func TestRunsIsolated(t *testing.T) {
+	res := shell(t, `set -e
+		echo pid $$; hostname; echo A=$A; pwd; id -u
+		ls /dev; cat /proc/self/mountinfo; ip link; ls /proc/self/fd`, nil)
+	for _, want := range []string{"pid 1\n", "testhost\n", "A=b\n", "urandom\n"} {
+		if !strings.Contains(res.out, want) {
+			t.Errorf("output lacks %q:\n%s", want, res.out)
+		}
+	}
+	t.Log(res.out, res.stubs, res.warnings)
+}
+
+func BenchmarkTrue(b *testing.B) {
+	needNamespaces(b)
+	root := openDir(b, busyboxRoot(b))
+	for b.Loop() {
+		p, err := Start(context.Background(), Config{Spec: testSpec("/bin/true"), Root: root})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if st, err := p.Wait(); err != nil || st.ExitCode != 0 {
+			b.Fatal(st, err)
+		}
+	}
+}

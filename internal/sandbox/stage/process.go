@@ -1,0 +1,353 @@
+package stage
+
+import (
+	"syscall"
+	"unsafe"
+)
+
+// joinNamespaces enters the host's namespaces that the plan names.
+func joinNamespaces(p *Plan) *failure {
+	for _, j := range p.Join {
+		if _, _, e := syscall.RawSyscall(sysSetns, uintptr(j.FD), uintptr(j.Flag), 0); e != 0 {
+			return fail("join a namespace", e)
+		}
+	}
+	return nil
+}
+
+// joinCgroup waits until the parent has put us in our cgroup, and makes that
+// the root of a cgroup namespace. clone(2) cannot do the latter: it would take
+// the parent's cgroup for the root.
+func joinCgroup(p *Plan) *failure {
+	if p.WaitCgroup {
+		if e := send(SyncFD, []byte{MsgCgroup}, -1); e != 0 {
+			return fail("ask for the cgroup", e)
+		}
+		var b [1]byte
+		for {
+			n, err := syscall.Read(SyncFD, b[:])
+			if err == syscall.EINTR {
+				continue
+			}
+			if err != nil || n == 0 {
+				syscall.Exit(exitFailed) // the parent has died or given up
+			}
+			break
+		}
+	}
+	if !p.NewCgroupNS {
+		return nil
+	}
+	_, _, e := syscall.RawSyscall(syscall.SYS_UNSHARE, 0x02000000, 0, 0) // CLONE_NEWCGROUP
+	return fail("make a cgroup namespace", e)
+}
+
+// setNames sets the host and domain name.
+func setNames(p *Plan) *failure {
+	if !p.NewUTS {
+		return nil
+	}
+	if err := syscall.Sethostname([]byte(p.Hostname)); err != nil {
+		return fail("set the host name "+p.Hostname, errnoOf(err))
+	}
+	if err := syscall.Setdomainname([]byte(p.Domainname)); err != nil {
+		return fail("set the domain name "+p.Domainname, errnoOf(err))
+	}
+	return nil
+}
+
+// setLoopback brings lo up in a new network namespace.
+func setLoopback(p *Plan) *failure {
+	if !p.LoopbackUp {
+		return nil
+	}
+	s, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fail("bring the loopback interface up", errnoOf(err))
+	}
+	defer syscall.Close(s)
+	var req [ifrSize]byte // struct ifreq: name[16], then short flags
+	copy(req[:], "lo")
+	*(*uint16)(unsafe.Pointer(&req[16])) = syscall.IFF_UP | syscall.IFF_RUNNING
+	return fail("bring the loopback interface up", ioctl(s, syscall.SIOCSIFFLAGS, unsafe.Pointer(&req[0])))
+}
+
+// setConsole makes the terminal, or hands the pipes that are our standard
+// streams to the user, who could not reopen /dev/stdout otherwise.
+func setConsole(p *Plan) *failure {
+	if p.TTY {
+		return makeConsole(p)
+	}
+	for fd := 0; p.OwnStdio && fd <= 2; fd++ {
+		var st syscall.Statfs_t
+		if syscall.Fstatfs(fd, &st) == nil && st.Type == pipefsMagic {
+			syscall.Fchown(fd, int(p.UID), -1) // EINVAL: the id is not mapped, the pipe stays ours
+		}
+	}
+	return nil
+}
+
+// makeConsole makes a pty in the sandbox's own devpts. The other end is taken
+// from the master by ioctl and bound by descriptor, so no path in between can
+// be replaced (CVE-2025-52565).
+func makeConsole(p *Plan) *failure {
+	const what = "make the terminal"
+	master, e := openat2(atFdcwd, "/dev/pts/ptmx", syscall.O_RDWR|syscall.O_NOCTTY, resolveNoSymlinks|resolveNoMagicLinks)
+	if e != 0 {
+		return fail(what, e)
+	}
+	var zero int32
+	if e := ioctl(master, tiocsptlck, unsafe.Pointer(&zero)); e != 0 {
+		return fail(what, e)
+	}
+	peer, _, e := syscall.Syscall(syscall.SYS_IOCTL, uintptr(master), tiocgptpeer,
+		syscall.O_RDWR|syscall.O_NOCTTY|syscall.O_CLOEXEC)
+	if e != 0 {
+		return fail(what, e)
+	}
+	slave := int(peer)
+	if p.Rows > 0 || p.Cols > 0 {
+		size := [4]uint16{uint16(p.Rows), uint16(p.Cols)}
+		ioctl(master, syscall.TIOCSWINSZ, unsafe.Pointer(&size))
+	}
+	if err := syscall.Fchown(slave, int(p.UID), -1); err != nil && !p.InUserNS {
+		return fail("give the terminal to the user", errnoOf(err))
+	}
+	if f := bindConsole(slave); f != nil {
+		return f
+	}
+	if e := send(SyncFD, []byte{MsgConsole}, master); e != 0 {
+		return fail("pass the terminal on", e)
+	}
+	syscall.Close(master)
+	if _, _, e := syscall.Syscall(syscall.SYS_IOCTL, peer, syscall.TIOCSCTTY, 0); e != 0 {
+		return fail("take control of the terminal", e)
+	}
+	for fd := 0; fd <= 2; fd++ {
+		if err := syscall.Dup3(slave, fd, 0); err != nil {
+			return fail(what, errnoOf(err))
+		}
+	}
+	syscall.Close(slave)
+	return nil
+}
+
+// bindConsole shows the terminal as /dev/console too.
+func bindConsole(slave int) *failure {
+	const what = "bind /dev/console"
+	root, e := openat(atFdcwd, "/", oPath|syscall.O_DIRECTORY, 0)
+	if e != 0 {
+		return fail(what, e)
+	}
+	defer syscall.Close(root)
+	clone, e := cloneMount(slave, 0)
+	if e != 0 {
+		return fail(what, e)
+	}
+	defer syscall.Close(clone)
+	t := tree{root}
+	if _, e := t.open("/dev/console", 0, resolveNoSymlinks); e == syscall.ELOOP {
+		return fail(what, e)
+	}
+	return t.attach(&Mount{Dest: "/dev/console", FD: clone})
+}
+
+// setRlimits applies the limits; one that is above a hard limit we may not
+// raise is cut to it, with a warning.
+func setRlimits(p *Plan) *failure {
+	for _, r := range p.Rlimits {
+		want := syscall.Rlimit{Cur: r.Soft, Max: r.Hard}
+		e := prlimit(r.Resource, &want, nil)
+		if e == syscall.EPERM {
+			var have syscall.Rlimit
+			prlimit(r.Resource, nil, &have)
+			want = syscall.Rlimit{Cur: min(r.Soft, have.Max), Max: min(r.Hard, have.Max)}
+			if e = prlimit(r.Resource, &want, nil); e == 0 {
+				warn("ulimit " + r.Name + ": kept at the hard limit of " + itoa(have.Max) +
+					", because raising it needs CAP_SYS_RESOURCE")
+			}
+		}
+		if e != 0 {
+			return fail("set ulimit "+r.Name, e)
+		}
+		if r.Resource == syscall.RLIMIT_NOFILE {
+			// Makes the runtime forget the soft limit it raised for itself and
+			// would put back in Exec.
+			syscall.Setrlimit(syscall.RLIMIT_NOFILE, &want)
+		}
+	}
+	return nil
+}
+
+func prlimit(resource uint64, set, get *syscall.Rlimit) syscall.Errno {
+	_, _, e := syscall.RawSyscall6(syscall.SYS_PRLIMIT64, 0, uintptr(resource), uintptr(unsafe.Pointer(set)),
+		uintptr(unsafe.Pointer(get)), 0, 0)
+	return e
+}
+
+// enterCwd goes to the working directory, made if missing, and checks that it
+// is inside the root (CVE-2024-21626).
+func enterCwd(p *Plan) *failure {
+	what := "enter the working directory " + p.Cwd
+	root, e := openat(atFdcwd, "/", oPath|syscall.O_DIRECTORY, 0)
+	if e != 0 {
+		return fail(what, e)
+	}
+	defer syscall.Close(root)
+	t := tree{root}
+	dir, e := t.open(p.Cwd, syscall.O_DIRECTORY, 0)
+	if e == syscall.ENOENT {
+		dir, e = t.create(p.Cwd, true)
+	}
+	if e != 0 {
+		return fail(what, e)
+	}
+	defer syscall.Close(dir)
+	if err := syscall.Fchdir(dir); err != nil {
+		return fail(what, errnoOf(err))
+	}
+	var buf [4096]byte
+	n, err := syscall.Getcwd(buf[:])
+	if err != nil || n < 2 || buf[0] != '/' { // the kernel says "(unreachable)…" outside the root
+		return fail(what+": it is outside the root", syscall.EXDEV)
+	}
+	return nil
+}
+
+// setIdentity becomes the user, with the capabilities, the filter and the
+// death signal. Everything is per thread; exec leaves only this one.
+func setIdentity(p *Plan) *failure {
+	if f := setUser(p); f != nil {
+		return f
+	}
+	// After setuid(2), which clears it (prctl(2)).
+	if p.DeathSignal != 0 {
+		prctl(prSetDeathSig, uintptr(p.DeathSignal), 0)
+		if parentGone() {
+			syscall.Exit(exitFailed)
+		}
+	}
+	if p.NoNewPrivs {
+		if e := prctl(prSetNoNewPrivs, 1, 0); e != 0 {
+			return fail("set no_new_privs", e)
+		}
+	}
+	if _, _, e := syscall.RawSyscall(sysCloseRange, MinFD, ^uintptr(0)>>32, closeRangeCloexec); e != 0 {
+		return fail("mark descriptors close-on-exec", e)
+	}
+	if p.Umask >= 0 {
+		syscall.Umask(int(p.Umask))
+	}
+	// The filter is loaded with CAP_SYS_ADMIN still effective, which is needed
+	// without no_new_privs; from here on it sees our own calls: capset and prctl
+	// for the capabilities, execve, and writing to the parent if that fails.
+	if f := loadFilter(p); f != nil {
+		return f
+	}
+	return setCaps(p)
+}
+
+// setUser sets the groups and ids and cuts the bounding set, keeping the
+// capabilities that later steps need.
+func setUser(p *Plan) *failure {
+	for c := uintptr(0); c < 64; c++ {
+		if p.Bounding>>c&1 != 0 {
+			continue
+		}
+		if e := prctl(prCapBsetDrop, c, 0); e == syscall.EINVAL {
+			break // the kernel knows no more
+		} else if e != 0 {
+			return fail("drop capability "+itoa(uint64(c)), e)
+		}
+	}
+	if e := prctl(prSetKeepCaps, 1, 0); e != 0 {
+		return fail("keep capabilities", e)
+	}
+	var gids *uint32
+	if len(p.Groups) > 0 {
+		gids = &p.Groups[0]
+	}
+	_, _, e := syscall.RawSyscall(syscall.SYS_SETGROUPS, uintptr(len(p.Groups)), uintptr(unsafe.Pointer(gids)), 0)
+	switch {
+	case (e == syscall.EPERM || e == syscall.EINVAL) && p.InUserNS:
+		if len(p.Groups) > 0 {
+			warn("the user's additional groups are left out: this user namespace does not map them")
+		}
+	case e != 0:
+		return fail("set the additional groups", e)
+	}
+	gid, uid := uintptr(p.GID), uintptr(p.UID)
+	if _, _, e := syscall.RawSyscall(syscall.SYS_SETRESGID, gid, gid, gid); e != 0 {
+		return fail("become group "+itoa(uint64(gid)), e)
+	}
+	if _, _, e := syscall.RawSyscall(syscall.SYS_SETRESUID, uid, uid, uid); e != 0 {
+		return fail("become user "+itoa(uint64(uid)), e)
+	}
+	if e := prctl(prSetKeepCaps, 0, 0); e != 0 {
+		return fail("keep capabilities", e)
+	}
+	return nil
+}
+
+// parentGone tells whether the other end of SyncFD is closed.
+func parentGone() bool {
+	var b [1]byte
+	n, _, err := syscall.Recvfrom(SyncFD, b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	return n == 0 && err == nil
+}
+
+// capset sets the thread's capability sets.
+func capset(effective, permitted, inheritable uint64) syscall.Errno {
+	hdr := struct {
+		version uint32
+		pid     int32
+	}{capVersion3, 0}
+	data := [6]uint32{
+		uint32(effective), uint32(permitted), uint32(inheritable),
+		uint32(effective >> 32), uint32(permitted >> 32), uint32(inheritable >> 32),
+	}
+	_, _, e := syscall.RawSyscall(syscall.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&data)), 0)
+	return e
+}
+
+// setCaps sets the final capabilities. After a change of user the effective
+// set is empty, so the permitted one is what counts.
+func setCaps(p *Plan) *failure {
+	if e := capset(p.Effective, p.Permitted, p.Inheritable); e != 0 {
+		return fail("set the capabilities", e)
+	}
+	prctl(prCapAmbient, prCapAmbientClear, 0)
+	for c := uintptr(0); c < 64; c++ {
+		if p.Ambient>>c&1 == 0 {
+			continue
+		}
+		if e := prctl(prCapAmbient, prCapAmbientRaise, c); e != 0 {
+			return fail("raise ambient capability "+itoa(uint64(c)), e)
+		}
+	}
+	return nil
+}
+
+// loadFilter installs the seccomp filter on this thread.
+func loadFilter(p *Plan) *failure {
+	if len(p.Filter) == 0 {
+		return nil
+	}
+	if !p.NoNewPrivs && p.UID != 0 {
+		// setresuid emptied the effective set.
+		const need = 1<<capSetPcap | 1<<capSys
+		if e := capset(p.Permitted|need, p.Permitted|need, p.Inheritable); e != 0 {
+			return fail("prepare for the seccomp filter", e)
+		}
+	}
+	prog := struct {
+		n   uint16
+		ins *byte
+	}{uint16(len(p.Filter) / 8), &p.Filter[0]}
+	_, _, e := syscall.RawSyscall(sysSeccomp, seccompSetFilter, uintptr(p.FilterFlags), uintptr(unsafe.Pointer(&prog)))
+	if e == syscall.EINVAL && p.FilterFlags != 0 {
+		// An older kernel does not know a flag; all of them are refinements.
+		_, _, e = syscall.RawSyscall(sysSeccomp, seccompSetFilter, 0, uintptr(unsafe.Pointer(&prog)))
+	}
+	return fail("load the seccomp filter", e)
+}

@@ -1,0 +1,8 @@
+package stage
+
+const (
+	sysSetns     = 308
+	sysSeccomp   = 317
+	sysExecveat  = 322
+	sysSignalfd4 = 289
+)

@@ -1,0 +1,8 @@
+package stage
+
+const (
+	sysSetns     = 268
+	sysSeccomp   = 277
+	sysExecveat  = 281
+	sysSignalfd4 = 74
+)
