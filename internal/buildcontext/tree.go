@@ -49,18 +49,19 @@ type Entry struct {
 
 // Totals counts what a scan saw.
 type Totals struct {
-	Files int   // regular files that take part
-	Dirs  int   // directories that take part
-	Links int   // symbolic links that take part
-	Other int   // fifos and device nodes that take part
-	Bytes int64 // sum of the sizes of Files
+	Files int   `json:"files"`       // regular files that take part
+	Dirs  int   `json:"directories"` // directories that take part
+	Links int   `json:"links"`       // symbolic links that take part
+	Other int   `json:"other"`       // fifos and device nodes that take part
+	Bytes int64 `json:"bytes"`       // sum of the sizes of Files
 
-	IgnoredFiles int // files, links and devices left out by a pattern, in directories that were entered
-	PrunedDirs   int // directories left out and never entered
-	Sockets      int // sockets: never part of a context
+	IgnoredFiles int   `json:"ignoredFiles"`       // left out by a pattern, in directories that were entered
+	IgnoredBytes int64 `json:"ignoredBytes"`       // and their size; only Explain looks
+	PrunedDirs   int   `json:"skippedDirectories"` // left out by a pattern and never entered
+	Sockets      int   `json:"sockets"`            // sockets are never part of a context
 
-	Hashed      int   // files whose bytes were read by this scan
-	HashedBytes int64 // and how many bytes that was
+	Hashed      int   `json:"-"` // files whose bytes were read by this scan
+	HashedBytes int64 `json:"-"` // and how many bytes that was
 }
 
 // Tree is the result of a scan: the entries that take part, in tree order, and
