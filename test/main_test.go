@@ -1,0 +1,158 @@
+// Package test runs dhow as a user does: the built program, its command line,
+// what it leaves on the disk. The behaviour is written down as scripts in
+// testdata, one an area; this package gives them a store of their own, base
+// images, and the servers that a build may talk to.
+//
+// What the scripts can say is explained in testdata/README.md. With DHOW_PEER
+// set, each build case also runs on BuildKit, and the two results are compared
+// file by file (see peer_test.go).
+package test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// bench is what all scripts of one run share. Set once by TestMain.
+type bench struct {
+	bin    string // directory of the dhow program
+	images string // directory of the base image archives
+	peer   *peer  // nil unless results are compared
+}
+
+var shared bench
+
+func TestMain(m *testing.M) {
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	scratch, err := os.MkdirTemp("", "dhow-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer removeTree(scratch)
+	if err := prepare(scratch); err != nil {
+		fmt.Fprintln(os.Stderr, "prepare:", err)
+		return 1
+	}
+	if os.Getenv("DHOW_PEER") != "" {
+		p, err := startPeer(scratch, shared.images)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "start the peer:", err)
+			return 1
+		}
+		defer p.stop()
+		shared.peer = p
+	}
+	return m.Run()
+}
+
+// prepare finds or makes the program and the archives. DHOW_BIN (a directory)
+// and DHOW_BASEIMAGES name them where there is no Go toolchain to make them,
+// as in the run as an ordinary user.
+func prepare(scratch string) error {
+	shared.bin = os.Getenv("DHOW_BIN")
+	if shared.bin == "" {
+		shared.bin = filepath.Join(scratch, "bin")
+		if err := goTool("build", "-o", filepath.Join(shared.bin, "dhow"), "./cmd/dhow"); err != nil {
+			return err
+		}
+	}
+	shared.images = os.Getenv("DHOW_BASEIMAGES")
+	if shared.images == "" {
+		dir, err := filepath.Abs("../dist/baseimages")
+		if err != nil {
+			return err
+		}
+		shared.images = dir
+		return goTool("run", "./scripts/baseimages", "-o", dir)
+	}
+	return nil
+}
+
+func goTool(args ...string) error {
+	cmd := exec.Command("go", args...)
+	cmd.Dir = ".."
+	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0")
+	cmd.Stderr = os.Stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("go %s: %w", strings.Join(args, " "), err)
+	}
+	return nil
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		Setup:               setup,
+		Cmds:                commands(),
+		Condition:           condition,
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		ContinueOnError:     true,
+	})
+}
+
+// setup gives the script a store, a home and a run-time directory of its own.
+func setup(env *testscript.Env) error {
+	state, err := os.MkdirTemp("", "dhow-root-")
+	if err != nil {
+		return err
+	}
+	env.Defer(func() { removeTree(state) })
+	for _, dir := range []string{"home", "run"} {
+		if err := os.Mkdir(filepath.Join(state, dir), 0o700); err != nil {
+			return err
+		}
+	}
+	examples, err := filepath.Abs("../examples")
+	if err != nil {
+		return err
+	}
+	env.Setenv("DHOW_ROOT", filepath.Join(state, "root"))
+	env.Setenv("HOME", filepath.Join(state, "home"))
+	env.Setenv("XDG_RUNTIME_DIR", filepath.Join(state, "run"))
+	env.Setenv("EXAMPLES", examples)
+	env.Setenv("PATH", shared.bin+":"+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	env.Setenv("GIT_CONFIG_NOSYSTEM", "1")
+	env.Setenv("GIT_AUTHOR_NAME", "t")
+	env.Setenv("GIT_AUTHOR_EMAIL", "t@example.com")
+	env.Setenv("GIT_COMMITTER_NAME", "t")
+	env.Setenv("GIT_COMMITTER_EMAIL", "t@example.com")
+	return nil
+}
+
+// condition answers [root], [userns] (an ordinary user with subordinate ids),
+// [dockerd] and [peer].
+func condition(name string) (bool, error) {
+	switch name {
+	case "root":
+		return os.Getuid() == 0, nil
+	case "userns":
+		return os.Getuid() != 0, nil
+	case "dockerd":
+		return exec.Command("docker", "info").Run() == nil, nil
+	case "peer":
+		return shared.peer != nil, nil
+	}
+	return false, fmt.Errorf("unknown condition %q", name)
+}
+
+// removeTree removes what an ordinary user's build may have left under
+// subordinate ids too, which takes a user namespace that has them.
+func removeTree(dir string) {
+	if os.RemoveAll(dir) == nil {
+		return
+	}
+	_ = exec.Command("unshare", "--user", "--map-root-user", "--map-auto", "rm", "-rf", dir).Run()
+	_ = exec.Command("chmod", "-R", "u+rwX", dir).Run()
+	_ = os.RemoveAll(dir)
+}
