@@ -11,9 +11,17 @@ package snapshot
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
 	"os"
+	"path/filepath"
 
+	"dhow/internal/errdef"
+	"dhow/internal/layer"
 	"dhow/internal/store"
+	"dhow/internal/sys"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -24,51 +32,133 @@ type Snapshots struct{ store *store.Store }
 // New uses the store's layers.
 func New(s *store.Store) *Snapshots { return &Snapshots{store: s} }
 
+// layerFS is the name of a layer's tree inside the layer's directory.
+const layerFS = "fs"
+
 // Dir is the directory of a layer, to be read only.
-func (s *Snapshots) Dir(id string) string { panic("snapshot.Dir") }
+func (s *Snapshots) Dir(id string) string {
+	return filepath.Join(s.store.LayersDir(), id, layerFS)
+}
+
+// dirs are the directories of the chain's layers. ErrNotFound when one is gone.
+func (s *Snapshots) dirs(c Chain) ([]string, error) {
+	dirs := make([]string, len(c))
+	for i, id := range c {
+		if !validID(id) {
+			return nil, errdef.New(errdef.ErrInvalid, "layer id %q is malformed", id)
+		}
+		dirs[i] = s.Dir(id)
+		if _, err := os.Lstat(dirs[i]); errors.Is(err, os.ErrNotExist) {
+			return nil, errdef.New(errdef.ErrNotFound, "layer %s is not in the store", id)
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	return dirs, nil
+}
 
 // View mounts the tree read-only and detached. The caller closes it. ErrNotFound
 // when a layer is gone.
-func (s *Snapshots) View(ctx context.Context, c Chain) (*os.File, error) { panic("snapshot.View") }
-
-// Active is a tree being changed. For one goroutine; the mount may be shared.
-type Active struct{}
-
-// Begin starts a tree on top of parent, in the process's temporary directory.
-// End it with Commit or Discard. ErrNotFound when a layer is gone.
-func (s *Snapshots) Begin(ctx context.Context, parent Chain) (*Active, error) {
-	panic("snapshot.Begin")
+func (s *Snapshots) View(ctx context.Context, c Chain) (*os.File, error) {
+	f, err := s.view(ctx, c)
+	if err != nil {
+		return nil, fmt.Errorf("view %s: %w", c, err)
+	}
+	return f, nil
 }
 
-// Mount is the writable tree, mounted detached, without devices. The same file
-// at every call; Commit and Discard close it.
-func (a *Active) Mount() (*os.File, error) { panic("snapshot.Mount") }
+func (s *Snapshots) view(ctx context.Context, c Chain) (*os.File, error) {
+	if err := s.store.Lease(ctx); err != nil {
+		return nil, err
+	}
+	dirs, err := s.dirs(c)
+	if err != nil {
+		return nil, err
+	}
+	// A layer alone is cloned, not stacked: whiteouts in it would be seen as
+	// devices. Above an empty directory overlayfs hides them.
+	bare := len(c) == 0
+	if len(c) == 1 {
+		l, err := s.store.LayerByID(ctx, c[0])
+		if err != nil {
+			return nil, err
+		}
+		bare = l.Marks
+	}
+	if bare {
+		empty, err := s.emptyDir()
+		if err != nil {
+			return nil, err
+		}
+		defer os.Remove(empty) // the mount keeps it
+		dirs = append([]string{empty}, dirs...)
+	}
+	return sys.MountOverlay(sys.Overlay{Lowers: dirs})
+}
 
-// Upper is the directory of changes in overlayfs's format, for writers that
-// know it: to be written to before the first Mount only.
-func (a *Active) Upper() string { panic("snapshot.Upper") }
-
-// Parent is the chain the tree began on.
-func (a *Active) Parent() Chain { panic("snapshot.Parent") }
-
-// Commit turns the changes into a layer and returns its id; "" when there are
-// none. The chain of the changed tree is a.Parent().Append(id). After an error
-// the caller discards. Nothing may write to the mount any more.
-func (a *Active) Commit(ctx context.Context) (id string, err error) { panic("snapshot.Commit") }
-
-// Discard throws the changes away. After Commit it does nothing, so that it can
-// be deferred.
-func (a *Active) Discard() error { panic("snapshot.Discard") }
+// emptyDir makes a directory as the root of an empty tree.
+func (s *Snapshots) emptyDir() (string, error) {
+	dir, err := s.store.TempDir("empty")
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	return dir, err
+}
 
 // DiffID returns the digest and the size in bytes of the layer's tar. For a
 // layer made here it is the canonical one of layer.Write, computed once and
-// remembered; for a pulled layer that of the tar it came from.
+// remembered. For a pulled layer it is that of the tar it came from, and the
+// size is 0 unless its puller recorded it; layer.Write may give another tar.
 func (s *Snapshots) DiffID(ctx context.Context, id string) (digest.Digest, int64, error) {
-	panic("snapshot.DiffID")
+	l, err := s.store.LayerByID(ctx, id)
+	if err != nil || l.DiffID != "" {
+		return l.DiffID, l.TarSize, err
+	}
+	lock, err := s.store.Lock(ctx, "diffid:"+id)
+	if err != nil {
+		return "", 0, fmt.Errorf("diff id of layer %s: %w", id, err)
+	}
+	defer lock.Unlock()
+	if l, err = s.store.LayerByID(ctx, id); err != nil || l.DiffID != "" {
+		return l.DiffID, l.TarSize, err
+	}
+	w := &counter{hash: digest.SHA256.Hash()}
+	if _, err := layer.Write(ctx, w, s.Dir(id), layer.WriteOptions{}); err != nil {
+		return "", 0, fmt.Errorf("diff id of layer %s: %w", id, err)
+	}
+	d := digest.NewDigest(digest.SHA256, w.hash)
+	return d, w.n, s.store.SetDiffID(ctx, id, d, w.n)
 }
 
-// Diff is what turns lower into upper. When lower begins upper, that is the rest
-// of upper; else the trees are compared and a layer is made.
-func (s *Snapshots) Diff(ctx context.Context, lower, upper Chain) (Chain, error) {
-	panic("snapshot.Diff")
+// counter hashes and counts what is written.
+type counter struct {
+	hash hash.Hash
+	n    int64
+}
+
+var _ io.Writer = (*counter)(nil)
+
+func (c *counter) Write(p []byte) (int, error) {
+	c.n += int64(len(p))
+	return c.hash.Write(p)
+}
+
+// publish makes a finished layer directory visible: tmp, which has the tree in
+// tmp/fs, becomes the layer's directory, and then the record is made. Killed in
+// between, it leaves a directory that no record names, which Prune removes.
+//
+// Nothing is synced to the disk. Every process sees the same files whatever
+// dies, short of the machine; syncfs would wait for all that anybody writes to
+// the file system (0.1 to 5 s after a build step). The record's Files and Size
+// tell a layer that lost its data.
+func (s *Snapshots) publish(ctx context.Context, tmp string, l store.Layer) (id string, err error) {
+	l.ID = s.store.NewLayerID()
+	dir := filepath.Join(s.store.LayersDir(), l.ID)
+	if err := os.Rename(tmp, dir); err != nil {
+		return "", err
+	}
+	if err := s.store.PutLayer(ctx, l); err != nil {
+		return "", errors.Join(err, sys.RemoveAll(dir))
+	}
+	return l.ID, nil
 }

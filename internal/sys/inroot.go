@@ -164,3 +164,22 @@ func (w *walker) follow(link int) error {
 }
 
 func splitPath(p string) []string { return strings.Split(p, "/") }
+
+// LstatInRoot reads the attributes of what name names below root. No link is
+// followed, not even on the way: a name behind one is ENOENT's kin, ELOOP.
+func LstatInRoot(root *os.File, name string) (unix.Stat_t, error) {
+	how := &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS,
+	}
+	var st unix.Stat_t
+	fd, err := openat2(int(root.Fd()), name, how)
+	if err == nil {
+		err = unix.Fstat(fd, &st)
+		unix.Close(fd)
+	}
+	if err != nil {
+		return st, &os.PathError{Op: "lstat in root", Path: name, Err: err}
+	}
+	return st, nil
+}
