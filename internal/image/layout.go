@@ -73,6 +73,9 @@ func resolveLayout(f *dirFiles, version string, platform oci.Platform) (*Resolve
 	if raw, err = f.checked(desc, registry.MaxManifest); err != nil {
 		return nil, err
 	}
+	if desc.MediaType == "" {
+		desc.MediaType = oci.ManifestType(raw)
+	}
 	for depth := 0; oci.IsIndex(desc.MediaType); depth++ {
 		if depth >= maxIndexDepth {
 			return nil, errdef.New(errdef.ErrInvalid, "indexes nested more than %d deep", maxIndexDepth)
@@ -116,9 +119,8 @@ func pick(x ocispecs.Index, version string) (ocispecs.Descriptor, error) {
 		}
 	}
 	if d := digest.Digest(version); d.Validate() == nil {
-		// A manifest below one of the index's indexes may be meant; its type shows
-		// when it is read.
-		return ocispecs.Descriptor{MediaType: ocispecs.MediaTypeImageManifest, Digest: d}, nil
+		// One below the index's indexes may be meant; its type shows when it is read.
+		return ocispecs.Descriptor{Digest: d}, nil
 	}
 	return ocispecs.Descriptor{}, errdef.WithHint(errdef.New(errdef.ErrNotFound, "no such image in the layout"), "name a tag or a digest of its index.json")
 }

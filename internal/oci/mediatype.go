@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"encoding/json"
 	"strings"
 
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -93,4 +94,30 @@ func LayerMediaType(c Compression, docker bool) string {
 // its bytes come from the descriptor's URLs and are not pushed.
 func IsForeignLayer(mediaType string) bool {
 	return mediaType == DockerForeignLayer || strings.Contains(mediaType, ".layer.nondistributable.")
+}
+
+// ManifestType is the media type that a manifest or index states of itself or,
+// where it states none as OCI allows, what its fields show; "" when they show
+// nothing.
+func ManifestType(raw []byte) string {
+	var m struct {
+		SchemaVersion int             `json:"schemaVersion"`
+		MediaType     string          `json:"mediaType"`
+		Config        json.RawMessage `json:"config"`
+		Manifests     json.RawMessage `json:"manifests"`
+	}
+	if json.Unmarshal(raw, &m) != nil {
+		return ""
+	}
+	switch {
+	case m.MediaType != "":
+		return m.MediaType
+	case m.SchemaVersion == 1:
+		return DockerSchema1
+	case m.Config != nil && m.Manifests == nil:
+		return ocispecs.MediaTypeImageManifest
+	case m.Manifests != nil && m.Config == nil:
+		return ocispecs.MediaTypeImageIndex
+	}
+	return ""
 }

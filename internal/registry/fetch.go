@@ -139,7 +139,7 @@ func (c *Client) getManifest(ctx context.Context, s *session, version string) (r
 	case len(raw) > MaxManifest:
 		return nil, "", errdef.New(errdef.ErrInvalid, "manifest is larger than %d bytes", MaxManifest)
 	}
-	if t := manifestType(raw); t != "" {
+	if t := oci.ManifestType(raw); t != "" {
 		typ = t
 	}
 	if oci.IsSchema1(typ) {

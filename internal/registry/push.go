@@ -3,7 +3,6 @@ package registry
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -294,29 +293,4 @@ func withQuery(u *url.URL, key, value string) *url.URL {
 	q.Set(key, value)
 	out.RawQuery = q.Encode()
 	return &out
-}
-
-// manifestType is the media type that a manifest states of itself, or, of OCI
-// manifests that state none, what its fields show; "" when nothing shows.
-func manifestType(raw []byte) string {
-	var m struct {
-		SchemaVersion int             `json:"schemaVersion"`
-		MediaType     string          `json:"mediaType"`
-		Config        json.RawMessage `json:"config"`
-		Manifests     json.RawMessage `json:"manifests"`
-	}
-	if json.Unmarshal(raw, &m) != nil {
-		return ""
-	}
-	switch {
-	case m.MediaType != "":
-		return m.MediaType
-	case m.SchemaVersion == 1:
-		return oci.DockerSchema1
-	case m.Config != nil && m.Manifests == nil:
-		return ocispecs.MediaTypeImageManifest
-	case m.Manifests != nil && m.Config == nil:
-		return ocispecs.MediaTypeImageIndex
-	}
-	return ""
 }
