@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bytes"
 	"encoding/csv"
 	"errors"
 	"fmt"
@@ -24,6 +25,8 @@ type SecretSource struct {
 	ID   string
 	File string // path
 	Env  string // name of an environment variable of this process
+
+	value []byte // of a file that can be read only once, such as a shell's <(command)
 }
 
 // ParseSecret reads the value of --secret: "id=ID[,src=FILE|,env=NAME][,type=
@@ -92,7 +95,9 @@ func (s SecretSource) check() (SecretSource, error) {
 	case fi.Size() > MaxSecret:
 		return s, s.tooBig(s.File)
 	case !fi.Mode().IsRegular():
-		return s, nil // a pipe (process substitution) can be read only once
+		val, err := s.read()
+		s.value = append([]byte{}, val...)
+		return s, err
 	}
 	f, err := os.Open(s.File)
 	if err != nil {
@@ -108,6 +113,9 @@ func (s SecretSource) read() ([]byte, error) {
 			return nil, s.tooBig("$" + s.Env)
 		}
 		return []byte(val), nil
+	}
+	if s.value != nil {
+		return bytes.Clone(s.value), nil
 	}
 	f, err := os.Open(s.File)
 	if err != nil {

@@ -1,16 +1,14 @@
 package session
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"dhow/internal/errdef"
 
@@ -18,10 +16,9 @@ import (
 	"golang.org/x/crypto/ssh/agent"
 )
 
-const (
-	maxKeyFile  = 100 << 10       // bytes of one private key; real ones have less than 20 KiB
-	dialTimeout = 2 * time.Second // to connect to an agent on this machine
-)
+// maxKeyFile bounds a file with a private key, in bytes; real ones have less
+// than 20 KiB.
+const maxKeyFile = 100 << 10
 
 // SSHSource is an agent that a build may use: the socket of one that runs, or
 // private keys from files, served by an agent inside this process.
@@ -67,7 +64,7 @@ type agentSource struct {
 	id     string
 	socket string
 	raw    bool
-	keys   agent.Agent // nil when there is a socket
+	keys   agent.ExtendedAgent // nil when there is a socket
 }
 
 func (s SSHSource) open() (*agentSource, error) {
@@ -115,9 +112,9 @@ func (a *agentSource) add(path string) error {
 		return fmt.Errorf("ssh %s: %w", a.id, err)
 	}
 	if a.keys == nil {
-		a.keys = agent.NewKeyring()
+		a.keys = agent.NewKeyring().(agent.ExtendedAgent)
 	}
-	if err := a.keys.Add(agent.AddedKey{PrivateKey: key, Comment: path}); err != nil {
+	if err := a.keys.Add(agent.AddedKey{PrivateKey: key, Comment: filepath.Base(path)}); err != nil {
 		return errdef.New(errdef.ErrInvalid, "ssh %s: key %s: %w", a.id, path, err)
 	}
 	return nil
@@ -146,74 +143,4 @@ func readKey(path string) (any, error) {
 		return nil, errdef.New(errdef.ErrInvalid, "key %s: it is no private key and no socket: %w", path, err)
 	}
 	return key, nil
-}
-
-// SSHAgent opens a fresh connection to the agent of that id ("" is DefaultSSH),
-// speaking draft-miller-ssh-agent. Unless the source is raw, keys can be listed
-// and used and nothing else. The caller closes it. ErrNotFound when the build
-// was given no such agent, ErrUnavailable when the socket does not answer.
-func (s *Session) SSHAgent(ctx context.Context, id string) (net.Conn, error) {
-	a, err := s.agent(id)
-	if err != nil {
-		return nil, err
-	}
-	if a.keys != nil {
-		return serve(a.keys, nil), nil
-	}
-	d := net.Dialer{Timeout: dialTimeout}
-	conn, err := d.DialContext(ctx, "unix", a.socket)
-	if err != nil {
-		return nil, errdef.New(errdef.ErrUnavailable, "connect to the ssh agent %s: %w", a.id, err)
-	}
-	if a.raw {
-		return conn, nil
-	}
-	return serve(agent.NewClient(conn), conn), nil
-}
-
-// serve answers on one end of a pipe from the keys behind it. It ends when the
-// returned end is closed, and closes behind then.
-func serve(keys agent.Agent, behind io.Closer) net.Conn {
-	ours, theirs := net.Pipe()
-	go func() {
-		// The error is the end of the connection, however it came.
-		_ = agent.ServeAgent(readOnly{keys}, ours)
-		ours.Close()
-		if behind != nil {
-			behind.Close()
-		}
-	}()
-	return theirs
-}
-
-var errReadOnly = errors.New("a build may list the keys and sign with them, and nothing else")
-
-// readOnly refuses whatever would change the agent: a build step must not be
-// able to remove or lock the user's keys, or plant one. Extensions are refused
-// with them, because what they do is unknown.
-type readOnly struct{ keys agent.Agent }
-
-var _ agent.ExtendedAgent = readOnly{}
-
-func (r readOnly) List() ([]*agent.Key, error)    { return r.keys.List() }
-func (r readOnly) Signers() ([]ssh.Signer, error) { return r.keys.Signers() }
-func (r readOnly) Add(agent.AddedKey) error       { return errReadOnly }
-func (r readOnly) Remove(ssh.PublicKey) error     { return errReadOnly }
-func (r readOnly) RemoveAll() error               { return errReadOnly }
-func (r readOnly) Lock([]byte) error              { return errReadOnly }
-func (r readOnly) Unlock([]byte) error            { return errReadOnly }
-func (r readOnly) Extension(string, []byte) ([]byte, error) {
-	return nil, agent.ErrExtensionUnsupported
-}
-func (r readOnly) Sign(k ssh.PublicKey, data []byte) (*ssh.Signature, error) {
-	return r.keys.Sign(k, data)
-}
-
-// SignWithFlags keeps RSA keys on SHA-2: plain Sign means ssh-rsa with SHA-1,
-// which servers refuse since OpenSSH 8.8.
-func (r readOnly) SignWithFlags(k ssh.PublicKey, data []byte, flags agent.SignatureFlags) (*ssh.Signature, error) {
-	if ext, ok := r.keys.(agent.ExtendedAgent); ok {
-		return ext.SignWithFlags(k, data, flags)
-	}
-	return r.keys.Sign(k, data)
 }

@@ -1,0 +1,240 @@
+package buildop
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"dhow/internal/errdef"
+	"dhow/internal/snapshot"
+	"dhow/internal/solve"
+	"dhow/internal/store"
+	"dhow/internal/sys"
+
+	"github.com/moby/buildkit/solver/pb"
+	"golang.org/x/sys/unix"
+)
+
+// Cache directories, below store.CacheMountsDir:
+//
+//	<key>/0, <key>/1, …         what steps see
+//	<key>/0.lock, <key>/1.lock  flock: shared by "shared" steps, exclusive for
+//	                            "private" and "locked" ones; held while a step runs
+//
+// The key is made of the id and, where the directory begins as a copy of another
+// tree, of the digest of that tree, so that neither --no-cache nor building the
+// tree again loses the cache. A step takes the first directory whose lock it
+// gets at once; only "locked" waits, for number 0. The directory is complete
+// when it has its name: it is made under another and renamed.
+
+// maxCacheDirs bounds the directories of one cache: more steps than that never
+// run at the same time.
+const maxCacheDirs = 1000
+
+// cacheDir is a cache directory that a step holds.
+type cacheDir struct {
+	path string
+	lock *sys.Lock
+}
+
+// cacheMount is a cache mount whose directory is known but not yet held.
+type cacheMount struct {
+	*pb.Mount
+	key  string
+	base *baseTree // nil: the directory begins empty
+}
+
+// baseTree is what a cache directory begins with.
+type baseTree struct {
+	chain    snapshot.Chain
+	selector string
+}
+
+// cacheMounts takes hold of the directories of all cache mounts, and mounts
+// them. Going through them in the order of their keys, two steps that lock the
+// same ones cannot wait for each other.
+func (s *step) cacheMounts(ctx context.Context, mounts []*pb.Mount, inputs []solve.Result) error {
+	all := make([]cacheMount, len(mounts))
+	for i, m := range mounts {
+		var err error
+		if all[i], err = s.cacheMount(ctx, m, inputs); err != nil {
+			return fmt.Errorf("mount %s: %w", m.Dest, err)
+		}
+	}
+	slices.SortStableFunc(all, func(a, b cacheMount) int { return cmp.Compare(a.key, b.key) })
+	held := map[string]*cacheDir{} // a step that names a cache twice sees one directory
+	for _, m := range all {
+		dir := held[m.key]
+		if dir == nil {
+			var err error
+			if dir, err = s.holdCache(ctx, m); err != nil {
+				return fmt.Errorf("mount %s: %w", m.Dest, err)
+			}
+			s.onRelease(dir.lock.Unlock)
+			held[m.key] = dir
+		}
+		if err := s.mountCache(m, dir); err != nil {
+			return err
+		}
+		if m.Output >= 0 {
+			s.trees = append(s.trees, stepTree{dest: m.Dest, output: m.Output, chain: input(inputs, m.Input).Chain})
+		}
+	}
+	return nil
+}
+
+// cacheMount works out the key of a mount.
+func (s *step) cacheMount(ctx context.Context, m *pb.Mount, inputs []solve.Result) (cacheMount, error) {
+	out := cacheMount{Mount: m}
+	parts := []string{m.CacheOpt.ID}
+	if m.Input >= 0 {
+		in := input(inputs, m.Input)
+		sel := path.Join("/", m.Selector)
+		content, err := s.deps.content(selector{Path: sel, Follow: true})(ctx, in)
+		if err != nil {
+			return out, err
+		}
+		chain, err := s.deps.materialise(ctx, in)
+		if err != nil {
+			return out, err
+		}
+		out.base = &baseTree{chain: chain, selector: sel}
+		parts = append(parts, sel, content.String())
+	}
+	out.key = cacheID(parts...)
+	return out, nil
+}
+
+// mountCache mounts a held directory, or the selected part of it.
+func (s *step) mountCache(m cacheMount, dir *cacheDir) error {
+	tree, err := sys.CloneTree(nil, dir.path, sys.CloneOptions{NoDev: true})
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", m.Dest, err)
+	}
+	s.onRelease(tree.Close)
+	if m.base != nil || path.Join("/", m.Selector) == "/" {
+		s.mounts = append(s.mounts, stepMount{dest: s.target(m.Mount), tree: tree, readonly: m.Readonly})
+		return nil
+	}
+	// What is in the directory was written by other steps: links in it lead
+	// nowhere but into it.
+	return s.attach(m.Mount, tree)
+}
+
+// holdCache locks a directory of the cache, and makes it if need be.
+func (s *step) holdCache(ctx context.Context, m cacheMount) (*cacheDir, error) {
+	st := s.deps.Store
+	top := filepath.Join(st.CacheMountsDir(), m.key)
+	if err := os.MkdirAll(top, 0o700); err != nil {
+		return nil, fmt.Errorf("make the cache directory: %w", err)
+	}
+	dir, err := s.lockCache(ctx, top, m)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.fillCache(ctx, dir, m); err != nil {
+		return nil, errors.Join(err, dir.lock.Unlock())
+	}
+	now := time.Now()
+	rec, err := st.CacheMount(ctx, m.key)
+	if errors.Is(err, errdef.ErrNotFound) {
+		rec, err = store.CacheMount{ID: m.key, Dir: m.key, Name: strings.TrimPrefix(m.CacheOpt.ID, "/"), Created: now}, nil
+	}
+	if err == nil {
+		rec.LastUsed = now
+		err = st.PutCacheMount(ctx, rec)
+	}
+	if err != nil {
+		return nil, errors.Join(err, dir.lock.Unlock())
+	}
+	return dir, nil
+}
+
+// lockCache takes the first directory whose lock is free for this kind of use.
+func (s *step) lockCache(ctx context.Context, top string, m cacheMount) (*cacheDir, error) {
+	exclusive := m.CacheOpt.Sharing != pb.CacheSharingOpt_SHARED
+	for n := range maxCacheDirs {
+		at := filepath.Join(top, strconv.Itoa(n))
+		lock, ok, err := sys.TryLockFile(at+".lock", exclusive)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			return &cacheDir{path: at, lock: lock}, nil
+		}
+		if m.CacheOpt.Sharing != pb.CacheSharingOpt_LOCKED {
+			continue
+		}
+		since := time.Now()
+		s.job.Status("waiting for cache mount "+m.CacheOpt.ID, 0, 0, since, false)
+		lock, err = sys.LockFile(ctx, at+".lock", true)
+		s.job.Status("waiting for cache mount "+m.CacheOpt.ID, 0, 0, since, true)
+		if err != nil {
+			return nil, err
+		}
+		return &cacheDir{path: at, lock: lock}, nil
+	}
+	return nil, errdef.New(errdef.ErrConflict, "cache %s: %d directories are in use", m.CacheOpt.ID, maxCacheDirs)
+}
+
+// fillCache makes the directory unless it is there. Several steps may do so at
+// once; the first to rename wins.
+func (s *step) fillCache(ctx context.Context, dir *cacheDir, m cacheMount) error {
+	if _, err := os.Lstat(dir.path); err == nil {
+		return nil
+	}
+	tmp, err := s.deps.Store.TempDir("cachemount")
+	if err != nil {
+		return err
+	}
+	defer sys.RemoveAll(tmp) // what is left there ends with the process anyway
+	made := filepath.Join(tmp, "dir")
+	if m.base == nil {
+		if err := os.Mkdir(made, 0o755); err != nil {
+			return err
+		}
+		if err := os.Chmod(made, 0o755); err != nil { // whatever the umask
+			return err
+		}
+	} else if err := s.deps.copyOut(ctx, m.base.chain, m.base.selector, made); err != nil {
+		return err
+	}
+	err = unix.Renameat2(unix.AT_FDCWD, made, unix.AT_FDCWD, dir.path, unix.RENAME_NOREPLACE)
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return &os.LinkError{Op: "rename", Old: made, New: dir.path, Err: err}
+	}
+	return nil
+}
+
+// copyOut copies what is at a path of a tree to the directory dest, which does
+// not exist yet. Nothing is shared with the tree: steps will write to it.
+func (d *Deps) copyOut(ctx context.Context, tree snapshot.Chain, from, dest string) error {
+	t, err := d.openTarget(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer t.discard()
+	const name = "copy"
+	c, err := newCopier(t, &pb.FileActionCopy{Src: from, Dest: "/" + name, FollowSymlink: true, Mode: -1, Timestamp: -1}, nil)
+	if err != nil {
+		return err
+	}
+	c.literal = false // no hard links to files of a layer
+	src, err := d.openChain(tree)
+	if err != nil {
+		return err
+	}
+	defer src.close()
+	if err := c.one(ctx, src, from, "/"+name); err != nil {
+		return err
+	}
+	return os.Rename(filepath.Join(t.active.Upper(), name), dest)
+}

@@ -1,0 +1,219 @@
+package buildop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"dhow/internal/errdef"
+
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	maxHTTPFile = 64 << 30         // bytes of one file; a server that never ends fills no disk
+	httpStall   = 60 * time.Second // without a byte, a download is given up and tried again
+	httpTries   = 4
+	httpBackoff = 500 * time.Millisecond // before the second try; doubled each time
+)
+
+// download asks the server, and stores the file unless the known one still is
+// what the server has. Answers that may be better next time are asked for again.
+func (h *httpSource) download(ctx context.Context, known *httpFile) (*httpFile, error) {
+	wait := httpBackoff
+	for try := 1; ; try++ {
+		f, err := h.once(ctx, known)
+		if err == nil || try == httpTries || ctx.Err() != nil || !errors.Is(err, errdef.ErrUnavailable) {
+			return f, err
+		}
+		select {
+		case <-time.After(wait):
+			wait *= 2
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+func (h *httpSource) once(ctx context.Context, known *httpFile) (*httpFile, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stalled := errdef.New(errdef.ErrUnavailable, "nothing came for %s", httpStall)
+	watchdog := time.AfterFunc(httpStall, func() { cancel(stalled) })
+	defer watchdog.Stop()
+	req, err := h.request(ctx, known)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := h.client().Do(req)
+	if err != nil {
+		return nil, unavailable(ctx, err)
+	}
+	defer resp.Body.Close()
+	same := known != nil && (resp.StatusCode == http.StatusNotModified ||
+		// Some servers send the file again although its tag is the one asked about.
+		resp.StatusCode == http.StatusOK && known.ETag != "" && weak(resp.Header.Get("ETag")) == weak(known.ETag))
+	switch {
+	case same:
+		f := *known
+		f.Filename = h.name(resp)
+		return &f, nil
+	case resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusRequestTimeout:
+		return nil, errdef.New(errdef.ErrUnavailable, "invalid response status %d", resp.StatusCode)
+	case resp.StatusCode == http.StatusNotFound, resp.StatusCode == http.StatusGone:
+		return nil, errdef.New(errdef.ErrNotFound, "invalid response status %d", resp.StatusCode)
+	case resp.StatusCode == http.StatusUnauthorized, resp.StatusCode == http.StatusForbidden:
+		return nil, errdef.New(errdef.ErrDenied, "invalid response status %d", resp.StatusCode)
+	case resp.StatusCode != http.StatusOK:
+		return nil, errdef.New(errdef.ErrInvalid, "invalid response status %d", resp.StatusCode)
+	}
+	dgst, err := h.store(ctx, &fedReader{resp.Body, watchdog})
+	if err != nil {
+		return nil, err
+	}
+	return &httpFile{ETag: resp.Header.Get("ETag"), LastModified: resp.Header.Get("Last-Modified"), Digest: dgst, Filename: h.name(resp)}, nil
+}
+
+// weak leaves out the mark of a tag that promises the same meaning, not the
+// same bytes; servers put it on whatever they compress.
+func weak(tag string) string { return strings.TrimPrefix(tag, "W/") }
+
+func unavailable(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return errdef.As(errdef.ErrUnavailable, err)
+}
+
+// fedReader feeds a watchdog with every byte that comes.
+type fedReader struct {
+	io.Reader
+	watchdog *time.Timer
+}
+
+func (r *fedReader) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	if n > 0 {
+		r.watchdog.Reset(httpStall)
+	}
+	return n, err
+}
+
+// store keeps the body as a blob.
+func (h *httpSource) store(ctx context.Context, body io.Reader) (_ digest.Digest, err error) {
+	w, err := h.deps.Store.NewBlob(ctx, ocispecs.Descriptor{})
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
+	n, err := io.Copy(w, &errReader{ctx, io.LimitReader(body, maxHTTPFile+1)})
+	if err != nil {
+		return "", err
+	}
+	if n > maxHTTPFile {
+		return "", errdef.New(errdef.ErrInvalid, "the file has more than %d GiB", maxHTTPFile>>30)
+	}
+	desc, err := w.Commit()
+	return desc.Digest, err
+}
+
+// errReader marks a failure to read, and only that, as the network's.
+type errReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (e *errReader) Read(p []byte) (int, error) {
+	n, err := e.r.Read(p)
+	if err != nil && err != io.EOF {
+		err = unavailable(e.ctx, err)
+	}
+	return n, err
+}
+
+func (h *httpSource) request(ctx context.Context, known *httpFile) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, h.url, nil)
+	if err != nil {
+		return nil, errdef.As(errdef.ErrInvalid, err)
+	}
+	req.Header = h.header.Clone()
+	if req.Header.Get("User-Agent") == "" {
+		req.Header.Set("User-Agent", "dhow")
+	}
+	if known != nil && known.ETag != "" {
+		req.Header.Set("If-None-Match", known.ETag)
+	} else if known != nil && known.LastModified != "" {
+		req.Header.Set("If-Modified-Since", known.LastModified)
+	}
+	auth, err := h.authorization(ctx, req.URL.Hostname())
+	if err != nil {
+		return nil, err
+	}
+	if auth != "" {
+		req.Header.Set("Authorization", auth)
+	}
+	return req, nil
+}
+
+// authorization is the header that secrets of the build give for the host.
+func (h *httpSource) authorization(ctx context.Context, host string) (string, error) {
+	if h.authSecret != "" {
+		val, err := h.deps.Session.Secret(ctx, h.authSecret)
+		return strings.TrimSpace(string(val)), err
+	}
+	for id, prefix := range map[string]string{"HTTP_AUTH_HEADER_" + host: "", "HTTP_AUTH_TOKEN_" + host: "Bearer "} {
+		val, err := h.deps.Session.Secret(ctx, id)
+		if err == nil {
+			return prefix + strings.TrimSpace(string(val)), nil
+		}
+		if !errors.Is(err, errdef.ErrNotFound) {
+			return "", err
+		}
+	}
+	return "", nil
+}
+
+// client follows redirects as net/http does, which leaves credentials behind on
+// the way to another host.
+func (h *httpSource) client() *http.Client { return &http.Client{} }
+
+// redact hides the password of a URL in messages.
+func redact(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return raw
+	}
+	return u.Redacted()
+}
+
+// createIn makes a new file in a directory of ours.
+func createIn(dir, name string) (*os.File, error) {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer unix.Close(fd)
+	out, err := unix.Openat(fd, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, &os.PathError{Op: "create", Path: name, Err: err}
+	}
+	return os.NewFile(uintptr(out), name), nil
+}
+
+// cacheID names something on disk by what it was made of, which may come from
+// outside.
+func cacheID(parts ...string) string {
+	h := digest.SHA256.Digester()
+	for _, p := range parts {
+		fmt.Fprintf(h.Hash(), "%d:%s", len(p), p) // a hash never fails to take bytes
+	}
+	return h.Digest().Encoded()[:32]
+}

@@ -1,0 +1,345 @@
+package buildop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"dhow/internal/errdef"
+	"dhow/internal/solve"
+	"dhow/internal/store"
+	"dhow/internal/sys"
+
+	"github.com/moby/buildkit/util/gitutil"
+	"golang.org/x/sys/unix"
+)
+
+// gitRepo is the bare repository kept for a remote, held by its lock.
+type gitRepo struct {
+	*gitRun
+	bare string
+	lock *sys.Lock
+}
+
+func (r *gitRepo) close() {
+	r.gitRun.close()
+	_ = r.lock.Unlock() // it ends with the process anyway
+}
+
+// in runs a command on the bare repository.
+func (r *gitRepo) in(ctx context.Context, args ...string) (string, error) {
+	return r.git(ctx, append([]string{"--git-dir", r.bare}, args...)...)
+}
+
+// object returns the bytes of an object.
+func (r *gitRepo) object(ctx context.Context, kind, id string) ([]byte, error) {
+	out, err := r.in(ctx, "cat-file", kind, id)
+	return []byte(out), err
+}
+
+// has says whether the repository holds the commit, or the tag of one.
+func (r *gitRepo) has(ctx context.Context, id string) bool {
+	_, err := r.in(ctx, "cat-file", "-e", id+"^{commit}")
+	return err == nil
+}
+
+// fetch brings what the source is pinned to into the remote's bare repository,
+// unless it is there. The caller closes the repository.
+func (g *gitSource) fetch(ctx context.Context) (_ *gitRepo, err error) {
+	pin, err := g.resolve(ctx)
+	if err != nil {
+		return nil, err
+	}
+	lock, err := g.deps.Store.Lock(ctx, "git "+g.remote)
+	if err != nil {
+		return nil, err
+	}
+	run, err := g.newRun(ctx)
+	if err != nil {
+		return nil, errors.Join(err, lock.Unlock())
+	}
+	r := &gitRepo{gitRun: run, lock: lock}
+	defer func() {
+		if err != nil {
+			r.close()
+		}
+	}()
+	if err := g.openBare(ctx, r, len(pin.Object) == 64); err != nil {
+		return nil, err
+	}
+	if r.has(ctx, pin.Object) {
+		return r, nil
+	}
+	if err := g.fetchPin(ctx, r, pin); err != nil {
+		return nil, fmt.Errorf("fetch %s: %w", redact(g.remote), err)
+	}
+	return r, nil
+}
+
+// openBare opens or makes the bare repository. It is listed among the cache
+// mounts, so that pruning them removes it.
+func (g *gitSource) openBare(ctx context.Context, r *gitRepo, sha256 bool) error {
+	st := g.deps.Store
+	key := "git-" + cacheID(g.remote, strconv.FormatBool(sha256))
+	r.bare = filepath.Join(st.CacheMountsDir(), key)
+	now := time.Now()
+	if err := st.PutCacheMount(ctx, store.CacheMount{ID: key, Dir: key, Name: "git repository " + redact(g.remote), Created: now, LastUsed: now}); err != nil {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(r.bare, "HEAD")); err == nil {
+		// A git that was killed leaves this behind, and nobody else is at it: the
+		// repository is locked.
+		_ = os.Remove(filepath.Join(r.bare, "shallow.lock"))
+		return nil
+	}
+	made := filepath.Join(r.dir, "bare")
+	args := []string{"init", "--quiet", "--bare", "--template="}
+	if sha256 {
+		args = append(args, "--object-format=sha256")
+	}
+	if _, err := r.git(ctx, append(args, made)...); err != nil {
+		return fmt.Errorf("make a repository: %w", err)
+	}
+	// Submodules with a relative URL are found from here.
+	if _, err := r.git(ctx, "--git-dir", made, "remote", "add", "origin", g.remote); err != nil {
+		return fmt.Errorf("make a repository: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(r.bare), 0o700); err != nil {
+		return err
+	}
+	if err := sys.RemoveAll(r.bare); err != nil {
+		return err
+	}
+	return os.Rename(made, r.bare)
+}
+
+// fetchPin fetches one commit without its history. Servers that know only refs
+// are asked for the ref, then for everything.
+func (g *gitSource) fetchPin(ctx context.Context, r *gitRepo, pin *gitPin) error {
+	ref := "refs/dhow/" + pin.Object
+	byID := []string{"fetch", "--quiet", "--no-tags", "--depth=1", "--force", "--", g.remote, pin.Object + ":" + ref}
+	byRef := []string{"fetch", "--quiet", "--no-tags", "--depth=1", "--force", "--", g.remote, pin.Ref + ":" + ref}
+	all := []string{"fetch", "--quiet", "--tags", "--force", "--", g.remote, "+refs/heads/*:refs/dhow/heads/*"}
+	tries := [][]string{byID, all}
+	if !gitutil.IsCommitSHA(pin.Ref) && !g.byCommit {
+		tries = [][]string{byRef, byID, all}
+	}
+	var first error
+	for _, args := range tries {
+		if slices.Contains(args, "--tags") {
+			if _, err := os.Stat(filepath.Join(r.bare, "shallow")); err == nil {
+				args = slices.Insert(args, 1, "--unshallow")
+			}
+		}
+		_, err := r.in(ctx, args...)
+		if err == nil && r.has(ctx, pin.Object) {
+			return nil
+		}
+		if ctx.Err() != nil || errors.Is(err, errdef.ErrDenied) || errors.Is(err, errdef.ErrUnavailable) {
+			return err
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	if first == nil {
+		first = errdef.New(errdef.ErrNotFound, "the server has no commit %s", pin.Object)
+	}
+	return first
+}
+
+// Run implements solve.Op: the commit's files in a tree.
+func (g *gitSource) Run(ctx context.Context, _ []solve.Result, _ solve.Job) ([]solve.Result, error) {
+	repo, err := g.fetch(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer repo.close()
+	active, err := g.deps.Snapshots.Begin(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	id := ""
+	if err = g.checkout(ctx, repo, active.Upper()); err == nil {
+		id, err = active.Commit(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("check out %s: %w", redact(g.remote), err), active.Discard())
+	}
+	return []solve.Result{{Chain: active.Parent().Append(id)}}, nil
+}
+
+// checkout writes the commit's files into the empty directory dest.
+func (g *gitSource) checkout(ctx context.Context, r *gitRepo, dest string) error {
+	pin := g.pinned
+	work := dest
+	if g.subdir != "" {
+		work = filepath.Join(r.dir, "work")
+		if err := os.Mkdir(work, 0o755); err != nil {
+			return err
+		}
+	}
+	gitDir := r.bare
+	var err error
+	if g.keepGitDir && g.subdir == "" {
+		gitDir, err = g.cloneInto(ctx, r, work)
+	} else {
+		// An index of its own: the bare repository's would be that of whoever was
+		// last, or half of it.
+		r.env = append(r.env, "GIT_INDEX_FILE="+filepath.Join(r.dir, "index"))
+		_, err = r.in(ctx, "--work-tree", work, "checkout", "--quiet", "--force", "--no-overlay", pin.commit(), "--", ".")
+		if err != nil && g.emptyCommit(ctx, r) {
+			err = nil // an empty tree has no path to check out
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if g.submodules {
+		if err := g.updateSubmodules(ctx, r, gitDir, work); err != nil {
+			return err
+		}
+	}
+	if g.subdir != "" {
+		if err := moveSubdir(work, g.subdir, dest); err != nil {
+			return err
+		}
+	}
+	if g.commitTime {
+		return g.setTimes(ctx, r, dest)
+	}
+	return nil
+}
+
+func (g *gitSource) emptyCommit(ctx context.Context, r *gitRepo) bool {
+	out, err := r.in(ctx, "ls-tree", g.pinned.commit())
+	return err == nil && out == ""
+}
+
+// cloneInto makes a repository of its own in the checkout, as git clone
+// --depth=1 would have, without a trace of this machine.
+func (g *gitSource) cloneInto(ctx context.Context, r *gitRepo, work string) (string, error) {
+	gitDir := filepath.Join(work, ".git")
+	pin := g.pinned
+	local := *r.gitRun
+	local.local = true
+	in := func(run *gitRun, args ...string) error {
+		_, err := run.git(ctx, append([]string{"--git-dir", gitDir, "--work-tree", work}, args...)...)
+		return err
+	}
+	initArgs := []string{"init", "--quiet", "--template="}
+	if len(pin.Object) == 64 {
+		initArgs = append(initArgs, "--object-format=sha256")
+	}
+	spec := pin.Object
+	if strings.HasPrefix(pin.Ref, "refs/") {
+		spec += ":" + pin.Ref
+	}
+	// upload-pack serves a bare id from the repository next to it.
+	fetch := []string{"-c", "uploadpack.allowAnySHA1InWant=true", "fetch", "--quiet", "--no-tags", "-u", "--depth=1",
+		"--upload-pack", "git -c uploadpack.allowAnySHA1InWant=true upload-pack", "--", "file://" + r.bare, spec}
+	checkout := []string{"checkout", "--quiet", "--force", pin.commit()}
+	if branch, ok := strings.CutPrefix(pin.Ref, "refs/heads/"); ok {
+		checkout = []string{"checkout", "--quiet", "--force", branch}
+	}
+	for _, args := range [][]string{initArgs, fetch, checkout, {"remote", "add", "origin", redact(g.remote)}, {"reflog", "expire", "--all", "--expire=now"}} {
+		if err := in(&local, args...); err != nil {
+			return "", err
+		}
+	}
+	err := os.Remove(filepath.Join(gitDir, "FETCH_HEAD"))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return gitDir, err
+}
+
+// updateSubmodules fetches what the commit pins. Submodules come from the
+// network alone: a repository must not reach into this machine.
+func (g *gitSource) updateSubmodules(ctx context.Context, r *gitRepo, gitDir, work string) error {
+	if _, err := os.Lstat(filepath.Join(work, ".gitmodules")); err != nil {
+		return nil
+	}
+	run := *r.gitRun
+	run.dir = work
+	if _, err := run.git(ctx, "--git-dir", gitDir, "--work-tree", work, "submodule", "update", "--quiet", "--init", "--recursive", "--depth=1"); err != nil {
+		return fmt.Errorf("update submodules: %w", err)
+	}
+	if g.keepGitDir {
+		return nil
+	}
+	// A submodule's .git file points into our bare repository.
+	return filepath.WalkDir(work, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.Name() != ".git" || p == filepath.Join(work, ".git") || !d.Type().IsRegular() {
+			return err
+		}
+		return os.Remove(p)
+	})
+}
+
+// moveSubdir moves what is in a directory of the checkout to dest. No link may
+// lead to it.
+func moveSubdir(work, subdir, dest string) error {
+	at := work
+	for _, part := range strings.Split(subdir, "/") {
+		at = filepath.Join(at, part)
+		fi, err := os.Lstat(at)
+		if errors.Is(err, fs.ErrNotExist) {
+			return errdef.New(errdef.ErrNotFound, "subdir %s: not in the repository", subdir)
+		}
+		if err != nil {
+			return err
+		}
+		if !fi.IsDir() {
+			return errdef.New(errdef.ErrInvalid, "subdir %s: %s is no directory", subdir, path.Base(at))
+		}
+	}
+	entries, err := os.ReadDir(at)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := os.Rename(filepath.Join(at, e.Name()), filepath.Join(dest, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setTimes gives every file the time of the commit.
+func (g *gitSource) setTimes(ctx context.Context, r *gitRepo, dest string) error {
+	out, err := r.in(ctx, "log", "-1", "--format=%ct", g.pinned.commit())
+	if err != nil {
+		return err
+	}
+	sec, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
+	if err != nil {
+		return fmt.Errorf("read the time of the commit: %w", err)
+	}
+	ts := []unix.Timespec{{Sec: sec}, {Sec: sec}}
+	var dirs []string
+	err = filepath.WalkDir(dest, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			dirs = append(dirs, p) // after what is in them
+			return nil
+		}
+		return unix.UtimesNanoAt(unix.AT_FDCWD, p, ts, unix.AT_SYMLINK_NOFOLLOW)
+	})
+	for _, p := range slices.Backward(dirs) {
+		if err == nil {
+			err = unix.UtimesNanoAt(unix.AT_FDCWD, p, ts, unix.AT_SYMLINK_NOFOLLOW)
+		}
+	}
+	return err
+}
