@@ -50,7 +50,7 @@ func (b *bridge) solve(ctx context.Context, e llb.Edge) (solve.Result, error) {
 }
 
 func (b *bridge) ResolveMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
-	return buildop.ResolveMetadata(ctx, b.deps, op, opt)
+	return b.deps.ResolveMetadata(ctx, op, opt)
 }
 
 func (b *bridge) Warn(w frontend.Warning) { b.progress.warn(w) }
@@ -200,7 +200,7 @@ func (b *bridge) ReadDir(ctx context.Context, e llb.Edge, name, pattern string) 
 		if name == "." {
 			name = ""
 		}
-		for _, entry := range res.Local.Children(name) {
+		for entry := range res.Local.Children(name) {
 			list = append(list, &fstypes.Stat{Path: path.Base(entry.Path), Mode: fileMode(entry.Mode), Size: entry.Size, ModTime: entry.MTime, Linkname: entry.Link})
 		}
 	} else if list, err = b.readTree(ctx, res, name); err != nil {

@@ -143,7 +143,7 @@ func (b *building) run(ctx context.Context) (*BuildResult, error) {
 		return out, err
 	}
 	br := &bridge{solver: b.solver, snapshots: b.engine.Snapshots, deps: b.deps, progress: b.progress}
-	res, err := frontend.Build(ctx, br, frontend.Options{Attrs: b.prepared.attrs, Platforms: b.platforms(), SessionID: b.id})
+	res, err := frontend.Build(ctx, br, frontend.Options{Attrs: b.prepared.attrs, Platforms: []ocispecs.Platform{oci.HostPlatform()}, SessionID: b.id})
 	if err != nil {
 		return out, err
 	}
@@ -162,7 +162,7 @@ func (b *building) run(ctx context.Context) (*BuildResult, error) {
 			if err != nil {
 				return err
 			}
-			chains[i], err = buildop.Materialise(gctx, b.deps, made)
+			chains[i], err = b.deps.Materialise(gctx, made)
 			return err
 		})
 	}
@@ -171,11 +171,6 @@ func (b *building) run(ctx context.Context) (*BuildResult, error) {
 	}
 	out.Exports, err = b.export(ctx, res, chains)
 	return out, err
-}
-
-// platforms is what this machine runs, its own first.
-func (b *building) platforms() []ocispecs.Platform {
-	return append([]ocispecs.Platform{oci.HostPlatform()}, buildop.EmulatedPlatforms()...)
 }
 
 // explainFailure gives a failed step its log and its place in the Dockerfile.

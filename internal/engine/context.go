@@ -77,14 +77,14 @@ func (e *Engine) contextFromStdin(ctx context.Context, r *BuildRequest, p *prepa
 		return err
 	}
 	p.cleanup = func() { _ = sys.RemoveAll(dir) } // the process's temporary directory is removed in any case
-	c, err := buildcontext.FromStdin(ctx, r.Stdin, buildcontext.StdinOptions{Dir: dir, Unpack: unpack})
+	c, err := buildcontext.FromReader(ctx, r.Stdin, buildcontext.PrepareOptions{Dir: dir, Unpack: unpack, DockerfileGiven: r.Dockerfile != ""})
 	if err != nil {
 		return err
 	}
 	p.dirs["context"], p.dirs["dockerfile"] = c.Dir, c.Dir
 	p.name = "-"
 	if c.Dockerfile != "" {
-		p.attrs["filename"] = c.Dockerfile
+		p.dirs["dockerfile"], p.attrs["filename"] = filepath.Dir(c.Dockerfile), filepath.Base(c.Dockerfile)
 	}
 	if r.Dockerfile != "" {
 		p.attrs["filename"] = filepath.ToSlash(r.Dockerfile)
@@ -98,13 +98,11 @@ func (e *Engine) dockerfileFromStdin(_ context.Context, in io.Reader, p *prepare
 		return err
 	}
 	p.cleanup = func() { _ = sys.RemoveAll(dir) }
-	text, err := buildcontext.ReadDockerfile(in)
+	file, err := buildcontext.DockerfileFromReader(in, dir)
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), text, 0o600); err != nil {
-		return err
-	}
+	p.attrs["filename"] = filepath.Base(file)
 	// As with docker, the context's .dockerignore holds for a Dockerfile that
 	// comes from elsewhere; the frontend reads it beside the context.
 	p.dirs["dockerfile"] = dir
@@ -128,12 +126,7 @@ func (e *Engine) contextFromURL(ctx context.Context, r *BuildRequest, p *prepare
 
 // unpack is how a tar becomes a context: an archive, not a layer.
 func unpack(ctx context.Context, dir string, r io.Reader) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	_, err = layer.Apply(ctx, d, r, layer.ApplyOptions{Archive: true})
+	_, err := layer.Apply(ctx, dir, r, layer.ApplyOptions{Archive: true})
 	return err
 }
 

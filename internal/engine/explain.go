@@ -298,9 +298,9 @@ func list(words []string) string {
 	return fmt.Sprintf("%s and %d more", strings.Join(words[:most], ", "), len(words)-most)
 }
 
-// criticalPath returns the steps whose times add up to the longest chain of
+// CriticalPath returns the steps whose times add up to the longest chain of
 // steps that waited for each other, first to last, and the sum.
-func criticalPath(steps []StepRecord) (chain []int, total time.Duration) {
+func CriticalPath(steps []StepRecord) (chain []int, total time.Duration) {
 	sum := make([]time.Duration, len(steps))
 	from := make([]int, len(steps))
 	last := -1

@@ -104,7 +104,7 @@ func TestCriticalPath(t *testing.T) {
 		{Took: 1 * time.Second}, {Took: 5 * time.Second}, {Took: 2 * time.Second, Inputs: []int{0, 1}},
 		{Took: 0, Inputs: []int{2}}, {Took: 3 * time.Second, Inputs: []int{0}},
 	}
-	chain, total := criticalPath(steps)
+	chain, total := CriticalPath(steps)
 	if d := cmp.Diff([]int{1, 2}, chain); d != "" || total != 7*time.Second {
 		t.Errorf("got %v, %v; want [1 2], 7s", chain, total)
 	}

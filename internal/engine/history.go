@@ -22,6 +22,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/moby/buildkit/solver/pb"
+	"golang.org/x/sys/unix"
 )
 
 // keepBuilds is how many builds the history holds; the oldest go first.
@@ -104,7 +105,7 @@ func (b *building) trim(ctx context.Context) error {
 		}
 	}
 	// A build that printed nothing leaves no empty directory.
-	if err := os.Remove(b.logDir); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, os.ErrExist) && !isNotEmpty(err) {
+	if err := os.Remove(b.logDir); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
 		return fmt.Errorf("tidy the log directory: %w", err)
 	}
 	return nil

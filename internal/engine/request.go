@@ -60,7 +60,8 @@ type BuildRequest struct {
 	Outputs     []export.Output
 	Push        bool
 	Annotations []string
-	Epoch       string // SOURCE_DATE_EPOCH, seconds; "" none
+	Epoch       string    // SOURCE_DATE_EPOCH, seconds; "" none
+	Stdout      io.Writer // takes outputs with the destination "-"; nil is os.Stdout
 
 	Call     string // "", "check", "outline", "targets": ask the frontend, build nothing
 	Parallel int    // steps at a time; 0 decides by the cores

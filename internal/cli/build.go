@@ -1,0 +1,287 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"dhow/internal/engine"
+	"dhow/internal/errdef"
+	"dhow/internal/export"
+	"dhow/internal/session"
+	"dhow/internal/sys"
+
+	"github.com/docker/cli/opts"
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// buildFlags are the flags of `dhow build` as the user wrote them.
+type buildFlags struct {
+	file, target, network, cgroupParent, call   string
+	tags, buildArgs, labels, addHosts, contexts []string
+	platforms, noCacheFilter, allow, outputs    []string
+	secrets, ssh, annotations, ulimits          []string
+	noCache, pull, push, load, quiet, check     bool
+	explain, printContext                       bool
+	iidFile, metadataFile, progress, format     string
+	shmSize, memory, memorySwap                 opts.MemSwapBytes
+	cpus                                        opts.NanoCPUs
+	cpuShares, cpuPeriod, cpuQuota              int64
+	cpusetCPUs, cpusetMems                      string
+	parallel                                    int
+}
+
+func (a *app) buildCommand() *cobra.Command {
+	var f buildFlags
+	cmd := &cobra.Command{
+		Use:     "build [OPTIONS] PATH | URL | -",
+		Short:   "Build an image from a Dockerfile",
+		Aliases: []string{"b"},
+		Args:    exactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.build(cmd.Context(), &f, args[0])
+		},
+	}
+	fl := cmd.Flags()
+	f.register(fl)
+	f.registerLimits(fl)
+	refuseFlags(fl, map[string]string{
+		"attest":         "attestations are not made",
+		"builder":        "there is one builder: this program",
+		"cache-from":     "every build uses the cache in the state directory; importing one is not supported",
+		"cache-to":       "exporting a cache is not supported",
+		"isolation":      "it is for Windows",
+		"provenance":     "attestations are not made",
+		"sbom":           "attestations are not made",
+		"security-opt":   "use --allow security.insecure with RUN --security=insecure",
+		"squash":         "use a last stage with COPY --from",
+		"compress":       "the context is read in place, nothing is sent",
+		"policy":         "source policies are not supported",
+		"no-build-cache": "write --no-cache",
+	})
+	return cmd
+}
+
+func (f *buildFlags) register(fl *pflag.FlagSet) {
+	fl.StringArrayVar(&f.addHosts, "add-host", nil, `Add a custom host-to-IP mapping (format: "host:ip")`)
+	fl.StringArrayVar(&f.allow, "allow", nil, `Allow extra privileged entitlement ("network.host", "security.insecure", "secret-in-layer=ID")`)
+	fl.StringArrayVar(&f.annotations, "annotation", nil, "Add annotation to the image")
+	fl.StringArrayVar(&f.buildArgs, "build-arg", nil, "Set build-time variables")
+	fl.StringArrayVar(&f.contexts, "build-context", nil, "Additional build contexts (e.g., name=path)")
+	fl.StringVar(&f.call, "call", "build", `Set method for evaluating build ("check", "outline", "targets")`)
+	fl.BoolVar(&f.check, "check", false, `Shorthand for "--call=check"`)
+	fl.StringVar(&f.cgroupParent, "cgroup-parent", "", "Set the parent cgroup for the RUN instructions during build")
+	fl.BoolVar(&f.explain, "explain", false, "Print for every step what it did and why")
+	fl.StringVarP(&f.file, "file", "f", "", `Name of the Dockerfile (default: "PATH/Dockerfile")`)
+	fl.StringVar(&f.format, "format", "", `Format of --explain, --print-context and --call ("text", "json")`)
+	fl.StringVar(&f.iidFile, "iidfile", "", "Write the image ID to a file")
+	fl.StringArrayVar(&f.labels, "label", nil, "Set metadata for an image")
+	fl.BoolVar(&f.load, "load", false, "Keep the image in the store, beside other outputs (the default without --output)")
+	fl.StringVar(&f.metadataFile, "metadata-file", "", "Write build result metadata to a file")
+	fl.StringVar(&f.network, "network", "default", `Set the networking mode for the RUN instructions during build ("default", "none", "host")`)
+	fl.BoolVar(&f.noCache, "no-cache", false, "Do not use cache when building the image")
+	fl.StringSliceVar(&f.noCacheFilter, "no-cache-filter", nil, "Do not cache specified stages")
+	fl.StringArrayVarP(&f.outputs, "output", "o", nil, `Output destination (format: "type=local,dest=path")`)
+	fl.IntVar(&f.parallel, "parallel", 0, "Steps to run at the same time (0: decided by the cores)")
+	fl.StringSliceVar(&f.platforms, "platform", nil, "Set target platform for build")
+	fl.BoolVar(&f.printContext, "print-context", false, "List what the build would use of the context, with the rule that decided, and build nothing")
+	fl.StringVar(&f.progress, "progress", "auto", `Set type of progress output ("auto", "none", "plain", "quiet", "rawjson", "tty")`)
+	fl.BoolVar(&f.pull, "pull", false, "Always attempt to pull all referenced images")
+	fl.BoolVar(&f.push, "push", false, `Shorthand for "--output=type=image,push=true"`)
+	fl.BoolVarP(&f.quiet, "quiet", "q", false, "Suppress the build output and print image ID on success")
+	fl.StringArrayVar(&f.secrets, "secret", nil, `Secret to expose to the build (format: "id=mysecret[,src=/local/secret]")`)
+	fl.StringArrayVar(&f.ssh, "ssh", nil, `SSH agent socket or keys to expose to the build (format: "default|<id>[=<socket>|<key>[,<key>]]")`)
+	fl.StringArrayVarP(&f.tags, "tag", "t", nil, `Image identifier (format: "[registry/]repository[:tag]")`)
+	fl.StringVar(&f.target, "target", "", "Set the target build stage to build")
+}
+
+func (f *buildFlags) registerLimits(fl *pflag.FlagSet) {
+	fl.Var(&f.shmSize, "shm-size", "Shared memory size for build containers")
+	fl.StringArrayVar(&f.ulimits, "ulimit", nil, "Ulimit options")
+	fl.VarP(&f.memory, "memory", "m", "Memory limit of each RUN instruction")
+	fl.Var(&f.memorySwap, "memory-swap", "Swap limit equal to memory plus swap: -1 to enable unlimited swap")
+	fl.Var(&f.cpus, "cpus", "Number of CPUs for each RUN instruction")
+	fl.Int64VarP(&f.cpuShares, "cpu-shares", "c", 0, "CPU shares (relative weight)")
+	fl.Int64Var(&f.cpuPeriod, "cpu-period", 0, "Limit the CPU CFS (Completely Fair Scheduler) period")
+	fl.Int64Var(&f.cpuQuota, "cpu-quota", 0, "Limit the CPU CFS (Completely Fair Scheduler) quota")
+	fl.StringVar(&f.cpusetCPUs, "cpuset-cpus", "", "CPUs in which to allow execution (0-3, 0,1)")
+	fl.StringVar(&f.cpusetMems, "cpuset-mems", "", "MEMs in which to allow execution (0-3, 0,1)")
+}
+
+// request turns the flags into what the engine takes.
+func (f *buildFlags) request(a *app, context string) (engine.BuildRequest, error) {
+	r := engine.BuildRequest{
+		Context: context, Dockerfile: f.file, Stdin: a.in, Stdout: a.out,
+		Target: f.target, Platforms: f.platforms, NoCache: f.noCache, NoCacheFilter: f.noCacheFilter, Pull: f.pull,
+		Network: f.network, CgroupParent: f.cgroupParent, Ulimits: f.ulimits,
+		ShmSize: f.shmSize.Value(), MemoryBytes: f.memory.Value(), MemorySwap: f.memorySwap.Value(),
+		CPUShares: f.cpuShares, CPUPeriod: f.cpuPeriod, CPUQuota: f.cpuQuota, CpusetCPUs: f.cpusetCPUs, CpusetMems: f.cpusetMems,
+		Allow: f.allow, Tags: f.tags, Push: f.push, Annotations: f.annotations, Epoch: os.Getenv("SOURCE_DATE_EPOCH"),
+		Parallel: f.parallel,
+	}
+	if n := f.cpus.Value(); n > 0 {
+		if f.cpuQuota != 0 || f.cpuPeriod != 0 {
+			return r, errdef.New(errdef.ErrInvalid, "--cpus goes with neither --cpu-period nor --cpu-quota")
+		}
+		const period = 100_000 // µs, the kernel's default
+		r.CPUPeriod, r.CPUQuota = period, n*period/1e9
+	}
+	if f.call != "build" {
+		r.Call = f.call
+	}
+	if f.check {
+		r.Call = "check"
+	}
+	return r, f.requestLists(&r)
+}
+
+func (f *buildFlags) requestLists(r *engine.BuildRequest) error {
+	var err error
+	if r.BuildArgs, err = keyValues("build-arg", f.buildArgs, os.LookupEnv); err != nil {
+		return err
+	}
+	addProxyArgs(r.BuildArgs)
+	if r.Labels, err = keyValues("label", f.labels, func(string) (string, bool) { return "", true }); err != nil {
+		return err
+	}
+	if r.NamedContexts, err = keyValues("build-context", f.contexts, func(string) (string, bool) { return "", false }); err != nil {
+		return err
+	}
+	for _, h := range f.addHosts {
+		host, ip, ok := strings.Cut(strings.Replace(h, "=", ":", 1), ":")
+		if !ok || host == "" || ip == "" {
+			return errdef.WithHint(errdef.New(errdef.ErrInvalid, "--add-host %q is no mapping", h), "write --add-host HOST:IP")
+		}
+		if ip == "host-gateway" {
+			ip = "127.0.0.1" // steps share the host's network
+		}
+		r.AddHosts = append(r.AddHosts, host+"="+strings.Trim(ip, "[]"))
+	}
+	for _, u := range f.ulimits {
+		if _, err := units.ParseUlimit(u); err != nil {
+			return errdef.New(errdef.ErrInvalid, "--ulimit %q: %w", u, err)
+		}
+	}
+	for _, s := range f.secrets {
+		src, err := session.ParseSecret(s)
+		if err != nil {
+			return err
+		}
+		r.Secrets = append(r.Secrets, src)
+	}
+	for _, s := range f.ssh {
+		src, err := session.ParseSSH(s)
+		if err != nil {
+			return err
+		}
+		r.SSH = append(r.SSH, src)
+	}
+	return f.requestOutputs(r)
+}
+
+func (f *buildFlags) requestOutputs(r *engine.BuildRequest) error {
+	image := false
+	for _, o := range f.outputs {
+		out, err := export.ParseOutput(o)
+		if err != nil {
+			return err
+		}
+		image = image || out.Type == export.TypeImage
+		r.Outputs = append(r.Outputs, out)
+	}
+	if (f.load || f.push) && len(r.Outputs) > 0 && !image {
+		r.Outputs = append(r.Outputs, export.Output{Type: export.TypeImage})
+	}
+	return nil
+}
+
+// addProxyArgs passes the proxy environment on, as docker does by its client
+// configuration: the frontend keeps these out of images and cache keys.
+func addProxyArgs(args map[string]string) {
+	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"} {
+		for _, n := range []string{name, strings.ToLower(name)} {
+			if _, given := args[n]; given {
+				continue
+			}
+			if v := os.Getenv("DHOW_BUILD_" + name); v != "" {
+				args[n] = v
+			}
+		}
+	}
+}
+
+func (a *app) build(ctx context.Context, f *buildFlags, buildContext string) error {
+	r, err := f.request(a, buildContext)
+	if err != nil {
+		return err
+	}
+	if f.printContext {
+		return a.printContext(ctx, f, buildContext)
+	}
+	d, err := a.newDisplay(f, &r)
+	if err != nil {
+		return err
+	}
+	return a.withEngine(ctx, func(e *engine.Engine) error {
+		res, err := e.Build(ctx, r)
+		d.close()
+		if err != nil {
+			return err
+		}
+		if r.Call != "" {
+			return a.printAnswer(f, r.Call, res.Answer)
+		}
+		if err := f.writeFiles(res); err != nil {
+			return err
+		}
+		return a.printBuild(f, d, res)
+	})
+}
+
+// writeFiles writes what scripts asked for, once the build is done.
+func (f *buildFlags) writeFiles(res *engine.BuildResult) error {
+	if f.iidFile != "" {
+		if err := sys.WriteFileAtomic(f.iidFile, []byte(export.ImageID(res.Exports)), 0o644); err != nil {
+			return fmt.Errorf("write %s: %w", filepath.Base(f.iidFile), err)
+		}
+	}
+	if f.metadataFile != "" {
+		data, err := json.MarshalIndent(export.Metadata(res.Exports), "", "  ")
+		if err != nil {
+			return err
+		}
+		if err := sys.WriteFileAtomic(f.metadataFile, append(data, '\n'), 0o644); err != nil {
+			return fmt.Errorf("write %s: %w", filepath.Base(f.metadataFile), err)
+		}
+	}
+	return nil
+}
+
+// refuseFlags adds docker's flags that dhow does not have: naming one is an
+// error that says why, but for a value that asks for nothing ("--sbom=false").
+// A name may have its letter behind a comma.
+func refuseFlags(fl *pflag.FlagSet, reasons map[string]string) {
+	for name, why := range reasons {
+		name, letter, _ := strings.Cut(name, ",")
+		f := fl.VarPF(&refused{name: name, why: why}, name, letter, "")
+		f.Hidden = true
+		f.NoOptDefVal = "true"
+	}
+}
+
+type refused struct{ name, why string }
+
+func (r *refused) String() string { return "" }
+func (r *refused) Type() string   { return "" }
+func (r *refused) Set(v string) error {
+	if off, err := strconv.ParseBool(v); err == nil && !off {
+		return nil
+	}
+	return fmt.Errorf("dhow has no --%s: %s", r.name, r.why)
+}

@@ -1,0 +1,424 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"dhow/internal/engine"
+	"dhow/internal/errdef"
+	"dhow/internal/image"
+	"dhow/internal/oci"
+	"dhow/internal/sys"
+
+	"github.com/docker/cli/cli/command/formatter"
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+)
+
+func invalidTemplate(format string, err error) error {
+	return errdef.New(errdef.ErrInvalid, "--format %q: %w", format, err)
+}
+
+func (a *app) imageCommand() *cobra.Command {
+	return a.group("image COMMAND", "Manage images",
+		renamed(a.buildCommand(), "build [OPTIONS] PATH | URL | -"),
+		renamed(a.historyCommand(), "history [OPTIONS] IMAGE"),
+		renamed(a.importCommand(), "import [OPTIONS] file|URL|- [REPOSITORY[:TAG]]"),
+		renamed(a.inspectCommand(), "inspect [OPTIONS] IMAGE [IMAGE...]"),
+		renamed(a.loadCommand(), "load [OPTIONS]"),
+		renamed(a.imagesCommand(), "ls [OPTIONS] [REPOSITORY[:TAG]]", "list"),
+		a.imagePruneCommand(),
+		renamed(a.pullCommand(), "pull [OPTIONS] NAME[:TAG|@DIGEST]"),
+		renamed(a.rmiCommand(), "rm [OPTIONS] IMAGE [IMAGE...]", "remove"),
+		renamed(a.saveCommand(), "save [OPTIONS] IMAGE [IMAGE...]"),
+		renamed(a.tagCommand(), "tag SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]"),
+	)
+}
+
+// filters turns docker's --filter values into the map that listings take.
+func filters(list []string) (map[string][]string, error) {
+	m := map[string][]string{}
+	for _, f := range list {
+		k, v, ok := strings.Cut(f, "=")
+		if !ok {
+			return nil, errdef.WithHint(errdef.New(errdef.ErrInvalid, "--filter %q has no value", f), "write --filter NAME=VALUE")
+		}
+		m[k] = append(m[k], v)
+	}
+	return m, nil
+}
+
+func (a *app) imagesCommand() *cobra.Command {
+	var all, digests, noTrunc, quiet bool
+	var format string
+	var filter []string
+	cmd := &cobra.Command{
+		Use: "images [OPTIONS] [REPOSITORY[:TAG]]", Short: "List images", Args: rangeArgs(0, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			want, err := filters(filter)
+			if err != nil {
+				return err
+			}
+			if len(args) == 1 {
+				want["reference"] = append(want["reference"], args[0])
+			}
+			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+				list, err := e.Images.List(cmd.Context(), image.ListOptions{Filters: want})
+				if err != nil {
+					return err
+				}
+				if format == "" {
+					format = formatter.TableFormatKey
+				}
+				return formatter.ImageWrite(formatter.ImageContext{
+					Context: formatter.Context{Output: a.out, Format: formatter.NewImageFormat(format, quiet, digests), Trunc: !noTrunc},
+					Digest:  digests,
+				}, list)
+			})
+		},
+	}
+	fl := cmd.Flags()
+	fl.BoolVarP(&all, "all", "a", false, "Show all images (there are no hidden intermediate ones)")
+	fl.BoolVar(&digests, "digests", false, "Show digests")
+	fl.StringArrayVarP(&filter, "filter", "f", nil, "Filter output based on conditions provided")
+	fl.StringVar(&format, "format", "", "Format output using a custom template: 'table', 'json', or a Go template")
+	fl.BoolVar(&noTrunc, "no-trunc", false, "Don't truncate output")
+	fl.BoolVarP(&quiet, "quiet", "q", false, "Only show image IDs")
+	return cmd
+}
+
+func (a *app) rmiCommand() *cobra.Command {
+	var force, noPrune bool
+	cmd := &cobra.Command{
+		Use: "rmi [OPTIONS] IMAGE [IMAGE...]", Short: "Remove one or more images", Args: minArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if noPrune {
+				return errdef.New(errdef.ErrUnsupported, "--no-prune: images have no untagged parents")
+			}
+			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+				return each(a, args, func(name string) error {
+					gone, err := e.Images.Remove(cmd.Context(), name, image.RemoveOptions{Force: force})
+					for _, g := range gone {
+						if g.Untagged != "" {
+							fmt.Fprintln(a.out, "Untagged: "+g.Untagged)
+						}
+						if g.Deleted != "" {
+							fmt.Fprintln(a.out, "Deleted: "+g.Deleted)
+						}
+					}
+					if force && errors.Is(err, errdef.ErrNotFound) {
+						return nil
+					}
+					return err
+				})
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "Force removal of the image")
+	cmd.Flags().BoolVar(&noPrune, "no-prune", false, "Do not delete untagged parents")
+	return cmd
+}
+
+// each does the same to every argument; a failure is told and the next one
+// still done.
+func each(a *app, args []string, f func(string) error) error {
+	failed := false
+	for _, arg := range args {
+		if err := f(arg); err != nil {
+			if len(args) == 1 {
+				return err
+			}
+			failed = true
+			fmt.Fprintln(a.err, "dhow: "+oneLine(err))
+		}
+	}
+	if failed {
+		return exitError{1}
+	}
+	return nil
+}
+
+func (a *app) tagCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "tag SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]", Short: "Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE", Args: exactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+				return e.Images.Tag(cmd.Context(), args[0], args[1])
+			})
+		},
+	}
+}
+
+func (a *app) inspectCommand() *cobra.Command {
+	var format, platform, kind string
+	var size bool
+	cmd := &cobra.Command{
+		Use: "inspect [OPTIONS] NAME|ID [NAME|ID...]", Short: "Return low-level information on images", Args: minArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if kind != "" && kind != "image" {
+				return errdef.New(errdef.ErrUnsupported, "--type %q: only images can be inspected", kind)
+			}
+			p, err := hostOr(platform)
+			if err != nil {
+				return err
+			}
+			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+				return a.inspect(args, format, func(name string) (any, error) {
+					return e.Images.Inspect(cmd.Context(), name, p)
+				})
+			})
+		},
+	}
+	cmd.Flags().StringVarP(&format, "format", "f", "", "Format output using a custom template: 'json', or a Go template")
+	cmd.Flags().StringVar(&platform, "platform", "", "Inspect a specific platform of the multi-platform image")
+	cmd.Flags().StringVar(&kind, "type", "", "Only inspect objects of the given type")
+	cmd.Flags().BoolVarP(&size, "size", "s", false, "Display total file sizes if the type is container")
+	return cmd
+}
+
+// inspect prints a JSON list of what was found, or each by a template. What was
+// not found is told at the end.
+func (a *app) inspect(args []string, format string, look func(string) (any, error)) error {
+	found := []any{}
+	var failures []error
+	for _, name := range args {
+		v, err := look(name)
+		if err != nil {
+			failures = append(failures, err)
+			continue
+		}
+		if format != "" && format != "json" {
+			if err := a.template(format, v); err != nil {
+				return err
+			}
+			continue
+		}
+		found = append(found, v)
+	}
+	if format == "" || format == "json" {
+		enc := json.NewEncoder(a.out)
+		enc.SetEscapeHTML(false)
+		if format == "" {
+			enc.SetIndent("", "    ")
+		}
+		if err := enc.Encode(found); err != nil {
+			return err
+		}
+	}
+	if len(failures) == 1 {
+		return failures[0]
+	}
+	return errors.Join(failures...)
+}
+
+// hostOr parses --platform; empty is the host's.
+func hostOr(platform string) (oci.Platform, error) {
+	if platform == "" {
+		return oci.HostPlatform(), nil
+	}
+	return oci.ParsePlatform(platform)
+}
+
+func (a *app) importCommand() *cobra.Command {
+	var o image.ImportOptions
+	var platform string
+	cmd := &cobra.Command{
+		Use: "import [OPTIONS] file|URL|- [REPOSITORY[:TAG]]", Short: "Import the contents from a tarball to create a filesystem image", Args: rangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var err error
+			if o.Platform, err = hostOr(platform); err != nil {
+				return err
+			}
+			if len(args) == 2 {
+				o.Name = args[1]
+			}
+			in, err := a.input(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			defer in.Close()
+			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+				img, err := e.Images.ImportTar(cmd.Context(), in, o)
+				if err == nil {
+					fmt.Fprintln(a.out, img.ID)
+				}
+				return err
+			})
+		},
+	}
+	cmd.Flags().StringArrayVarP(&o.Changes, "change", "c", nil, "Apply Dockerfile instruction to the created image")
+	cmd.Flags().StringVarP(&o.Message, "message", "m", "", "Set commit message for imported image")
+	cmd.Flags().StringVar(&platform, "platform", "", "Set platform if server is multi-platform capable")
+	return cmd
+}
+
+// input opens a file, or standard input for "-".
+func (a *app) input(_ context.Context, name string) (io.ReadCloser, error) {
+	if name == "-" {
+		return io.NopCloser(a.in), nil
+	}
+	if strings.HasPrefix(name, "http://") || strings.HasPrefix(name, "https://") {
+		err := errdef.New(errdef.ErrUnsupported, "import from a URL")
+		return nil, errdef.WithHint(err, "curl -L %s | dhow import -", name)
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, errdef.As(errdef.ErrNotFound, err)
+	}
+	return f, nil
+}
+
+func (a *app) loadCommand() *cobra.Command {
+	var input, platform string
+	var quiet bool
+	cmd := &cobra.Command{
+		Use: "load [OPTIONS]", Short: "Load an image from a tar archive or STDIN", Args: exactArgs(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var o image.LoadOptions
+			if platform != "" {
+				p, err := oci.ParsePlatform(platform)
+				if err != nil {
+					return err
+				}
+				o.Platform = p
+			}
+			if input == "" && terminal(a.in) {
+				return errdef.WithHint(errdef.New(errdef.ErrInvalid, "load reads an archive, and standard input is a terminal"), "use dhow load -i FILE")
+			}
+			if !quiet && terminal(a.err) {
+				p := newPullDisplay(a.err)
+				defer p.close()
+				o.Progress = p.update
+			}
+			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+				loaded, err := a.load(cmd.Context(), e, input, o)
+				for _, l := range loaded {
+					for _, n := range l.Names {
+						fmt.Fprintln(a.out, "Loaded image: "+n.Familiar())
+					}
+					if len(l.Names) == 0 {
+						fmt.Fprintln(a.out, "Loaded image ID: "+l.Image.ID.String())
+					}
+				}
+				return err
+			})
+		},
+	}
+	cmd.Flags().StringVarP(&input, "input", "i", "", "Read from a tar archive or a directory, instead of STDIN")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "Suppress the load output")
+	cmd.Flags().StringVar(&platform, "platform", "", "Load only the given platform")
+	return cmd
+}
+
+func (a *app) load(ctx context.Context, e *engine.Engine, input string, o image.LoadOptions) ([]image.Loaded, error) {
+	if input == "" || input == "-" {
+		return e.Images.Load(ctx, a.in, o)
+	}
+	st, err := os.Stat(input)
+	if err != nil {
+		return nil, errdef.As(errdef.ErrNotFound, err)
+	}
+	if st.IsDir() {
+		return e.Images.LoadDir(ctx, input, o)
+	}
+	f, err := os.Open(input)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return e.Images.Load(ctx, f, o)
+}
+
+func (a *app) saveCommand() *cobra.Command {
+	var output, platform, format string
+	cmd := &cobra.Command{
+		Use: "save [OPTIONS] IMAGE [IMAGE...]", Short: "Save one or more images to a tar archive (streamed to STDOUT by default)", Args: minArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o := image.SaveOptions{Format: image.Format(format)}
+			if format != "" && o.Format != image.FormatDocker && o.Format != image.FormatOCI {
+				return errdef.WithHint(errdef.New(errdef.ErrInvalid, "--format %q is not known", format), "use docker or oci")
+			}
+			var err error
+			if o.Platform, err = hostOr(platform); err != nil {
+				return err
+			}
+			if output == "" && terminal(a.out) {
+				return errdef.WithHint(errdef.New(errdef.ErrInvalid, "save writes an archive, and standard output is a terminal"), "use dhow save -o FILE")
+			}
+			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+				if output == "" {
+					return e.Images.Save(cmd.Context(), a.out, args, o)
+				}
+				return sys.WriteAtomic(output, 0o600, func(w io.Writer) error {
+					return e.Images.Save(cmd.Context(), w, args, o)
+				})
+			})
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "", "Write to a file, instead of STDOUT")
+	cmd.Flags().StringVar(&platform, "platform", "", "Save only the given platform")
+	cmd.Flags().StringVar(&format, "format", "", `Form of the archive ("docker", "oci")`)
+	return cmd
+}
+
+func (a *app) imagePruneCommand() *cobra.Command {
+	var all, force bool
+	var filter []string
+	cmd := &cobra.Command{
+		Use: "prune [OPTIONS]", Short: "Remove unused images", Args: exactArgs(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			want, err := filters(filter)
+			if err != nil {
+				return err
+			}
+			question := "WARNING! This will remove all dangling images."
+			if all {
+				question = "WARNING! This will remove all images without at least one container associated to them."
+			}
+			if !force && !a.confirm(question) {
+				return nil
+			}
+			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+				report, err := e.Images.Prune(cmd.Context(), image.PruneOptions{All: all, Filters: want, Waiting: a.waiting})
+				if err != nil {
+					return err
+				}
+				if len(report.ImagesDeleted) > 0 {
+					fmt.Fprintln(a.out, "Deleted Images:")
+					for _, d := range report.ImagesDeleted {
+						if d.Untagged != "" {
+							fmt.Fprintln(a.out, "untagged:", d.Untagged)
+						} else {
+							fmt.Fprintln(a.out, "deleted:", d.Deleted)
+						}
+					}
+					fmt.Fprintln(a.out)
+				}
+				fmt.Fprintln(a.out, "Total reclaimed space:", units.HumanSize(float64(report.SpaceReclaimed)))
+				return nil
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "Remove all unused images, not just dangling ones")
+	cmd.Flags().StringArrayVar(&filter, "filter", nil, `Provide filter values (e.g. "until=<timestamp>")`)
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "Do not prompt for confirmation")
+	return cmd
+}
+
+// waiting tells why a command that removes things does not begin at once.
+func (a *app) waiting() {
+	fmt.Fprintln(a.err, "waiting for builds and other commands that use the store to finish …")
+}
+
+// confirm asks as docker does; only "y" is yes.
+func (a *app) confirm(question string) bool {
+	fmt.Fprintf(a.out, "%s\nAre you sure you want to continue? [y/N] ", question)
+	var answer string
+	_, _ = fmt.Fscanln(a.in, &answer) // no answer is no
+	return strings.EqualFold(answer, "y")
+}

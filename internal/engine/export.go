@@ -1,0 +1,146 @@
+package engine
+
+import (
+	"context"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"dhow/internal/errdef"
+	"dhow/internal/export"
+	"dhow/internal/frontend"
+	"dhow/internal/oci"
+	"dhow/internal/snapshot"
+	"dhow/internal/solve"
+)
+
+// outputs is what the request wants written: its --output values, else an image
+// in the store. Tags and annotations given by flags of their own are added.
+func (r *BuildRequest) outputs() ([]export.Output, error) {
+	outs := slices.Clone(r.Outputs)
+	if len(outs) == 0 {
+		outs = []export.Output{{Type: export.TypeImage}}
+	}
+	var names []oci.Ref
+	for _, t := range r.Tags {
+		ref, err := oci.ParseTagged(t)
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, ref)
+	}
+	var notes []export.Annotation
+	for _, a := range r.Annotations {
+		parsed, err := export.ParseAnnotation(a)
+		if err != nil {
+			return nil, err
+		}
+		notes = append(notes, parsed...)
+	}
+	pushed := false
+	for i := range outs {
+		o := &outs[i]
+		if len(o.Names) == 0 {
+			o.Names = names
+		}
+		o.Annotations = append(slices.Clone(notes), o.Annotations...)
+		if o.Type == export.TypeImage {
+			o.Push = o.Push || r.Push
+			pushed = pushed || o.Push
+		}
+		if o.Push && len(o.Names) == 0 {
+			return nil, errdef.WithHint(errdef.New(errdef.ErrInvalid, "push: the image has no name"), "add -t REGISTRY/NAME:TAG")
+		}
+	}
+	if r.Push && !pushed {
+		return nil, errdef.New(errdef.ErrInvalid, "--push needs an output of type image")
+	}
+	return outs, nil
+}
+
+// checkPush asks registries for permission before anything is built.
+func (b *building) checkPush(ctx context.Context) error {
+	outs, err := b.request.outputs()
+	if err != nil {
+		return err
+	}
+	asked := map[string]bool{}
+	for _, o := range outs {
+		for _, name := range o.Names {
+			repo := name.Repo()
+			if !o.Push || asked[repo.String()] {
+				continue
+			}
+			asked[repo.String()] = true
+			if err := b.engine.Registry.CheckPush(ctx, repo); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// export writes every output, one after the other: they share what they make.
+func (b *building) export(ctx context.Context, res *frontend.Result, chains []snapshot.Chain) ([]export.Result, error) {
+	outs, err := b.request.outputs()
+	if err != nil {
+		return nil, err
+	}
+	src := export.Source{Multi: res.Multi}
+	for i, t := range res.Targets {
+		src.Platforms = append(src.Platforms, export.Platform{Platform: t.Platform, Config: t.Config, Chain: chains[i], Base: t.BaseConfig})
+		if t.Epoch != nil {
+			src.Epoch = t.Epoch
+		}
+	}
+	var results []export.Result
+	for _, o := range outs {
+		err := b.progress.phase(phaseName(o), func(job solve.JobCloser) error {
+			started := time.Now()
+			x := &export.Exporter{
+				Store: b.engine.Store, Snapshots: b.engine.Snapshots, Images: b.engine.Images, Registry: b.engine.Registry,
+				Stdout: b.stdout(),
+				Progress: func(id string, current, total int64, done bool) {
+					job.Status(id, current, total, started, done)
+				},
+			}
+			r, err := x.Export(ctx, src, o)
+			if err != nil {
+				return err
+			}
+			for _, n := range r.Names {
+				job.Status("naming to "+n.String(), 0, 0, started, true)
+			}
+			results = append(results, r)
+			return nil
+		})
+		if err != nil {
+			return results, err
+		}
+	}
+	return results, nil
+}
+
+func (b *building) stdout() io.Writer {
+	if b.request.Stdout != nil {
+		return b.request.Stdout
+	}
+	return os.Stdout
+}
+
+// phaseName is the export as the display shows it.
+func phaseName(o export.Output) string {
+	switch o.Type {
+	case export.TypeImage:
+		if o.Push {
+			return "exporting and pushing image"
+		}
+		return "exporting to image"
+	case export.TypeCacheOnly:
+		return "keeping the cache only"
+	default:
+		return strings.TrimSpace("exporting to " + string(o.Type) + " " + o.Dest)
+	}
+}
