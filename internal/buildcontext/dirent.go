@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"dhow/internal/errdef"
 
@@ -39,20 +41,30 @@ func openPath(root int, path string) (int, error) {
 
 // dirent is one name of a directory.
 type dirent struct {
-	name string
-	kind uint8 // unix.DT_*
+	path string // the name behind what lister.list was given
+	kind uint8  // unix.DT_*
 }
 
-// listDir appends the names in the directory open at fd, but "." and "..", to
-// names, in the file system's order. buf is room to read into, nil to make some.
-func listDir(fd int, names []dirent, buf []byte) ([]dirent, error) {
+// lister lists directories; its buffers serve one after the other.
+type lister struct {
+	buf   []byte
+	paths []byte
+	ends  []int // of each path in paths
+	kinds []uint8
+	out   []dirent
+}
+
+func newLister(size int) *lister { return &lister{buf: make([]byte, size)} }
+
+// list returns the names in the directory open at fd, but "." and "..", each
+// behind prefix, sorted by their bytes. The paths share memory, the slice is
+// good until the next call.
+func (l *lister) list(fd int, prefix string) ([]dirent, error) {
 	// Offsets in struct linux_dirent64, getdents(2).
 	const reclenAt, typeAt, nameAt = 16, 18, 19
-	if buf == nil {
-		buf = make([]byte, 8<<10)
-	}
+	l.paths, l.ends, l.kinds, l.out = l.paths[:0], l.ends[:0], l.kinds[:0], l.out[:0]
 	for {
-		n, err := unix.Getdents(fd, buf)
+		n, err := unix.Getdents(fd, l.buf)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
@@ -60,20 +72,30 @@ func listDir(fd int, names []dirent, buf []byte) ([]dirent, error) {
 			return nil, err
 		}
 		if n == 0 {
-			return names, nil
+			break
 		}
-		for rest := buf[:n]; len(rest) > nameAt; {
+		for rest := l.buf[:n]; len(rest) > nameAt; {
 			rec := rest[:binary.NativeEndian.Uint16(rest[reclenAt:])]
 			rest = rest[len(rec):]
 			name := rec[nameAt:]
 			if end := bytes.IndexByte(name, 0); end >= 0 {
 				name = name[:end]
 			}
-			if string(name) != "." && string(name) != ".." {
-				names = append(names, dirent{name: string(name), kind: rec[typeAt]})
+			if string(name) == "." || string(name) == ".." {
+				continue
 			}
+			l.paths = append(append(l.paths, prefix...), name...)
+			l.ends = append(l.ends, len(l.paths))
+			l.kinds = append(l.kinds, rec[typeAt])
 		}
 	}
+	paths, from := string(l.paths), 0
+	for i, end := range l.ends {
+		l.out = append(l.out, dirent{path: paths[from:end], kind: l.kinds[i]})
+		from = end
+	}
+	slices.SortFunc(l.out, func(a, b dirent) int { return strings.Compare(a.path[len(prefix):], b.path[len(prefix):]) })
+	return l.out, nil
 }
 
 // statAt is fstatat without following a link.

@@ -85,16 +85,16 @@ func (r *resolver) links(p string) ([]string, error) {
 		return nil, unreadable(path.Clean(dir), err)
 	}
 	defer unix.Close(d)
-	names, err := listDir(d, nil, nil)
+	names, err := newLister(8<<10).list(d, "")
 	if err != nil {
 		return nil, unreadable(path.Clean(dir), err)
 	}
 	var out []string
 	for _, n := range names {
-		if ok, _ := path.Match(base, n.name); !ok || n.kind != unix.DT_LNK && n.kind != unix.DT_UNKNOWN {
+		if ok, _ := path.Match(base, n.path); !ok || n.kind != unix.DT_LNK && n.kind != unix.DT_UNKNOWN {
 			continue
 		}
-		target, ok, err := r.readlink(dir + n.name)
+		target, ok, err := r.readlink(dir + n.path)
 		if err != nil {
 			return nil, err
 		}

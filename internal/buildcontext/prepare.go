@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"dhow/internal/errdef"
@@ -109,7 +110,7 @@ func FromURL(ctx context.Context, address string, o PrepareOptions) (Prepared, e
 	}
 	body.r = resp.Body
 	p, err := prepare(ctx, body, u.Redacted(), o)
-	if err != nil && body.err != nil {
+	if err != nil && body.failed.Load() {
 		return Prepared{}, body.explain(ctx, u, err)
 	}
 	return p, err
@@ -134,7 +135,7 @@ type watched struct {
 	timer  *time.Timer
 	stall  time.Duration
 	cancel context.CancelCauseFunc
-	err    error // of the transfer
+	failed atomic.Bool // the transfer did, not who reads it; Unpack may read ahead
 }
 
 // errStalled is the cause of a context that expire cancelled.
@@ -146,7 +147,7 @@ func (w *watched) Read(b []byte) (int, error) {
 	n, err := w.r.Read(b)
 	w.timer.Reset(w.stall)
 	if err != nil && err != io.EOF {
-		w.err = err
+		w.failed.Store(true)
 	}
 	return n, err
 }

@@ -71,6 +71,8 @@ func (t *Tree) scan(ctx context.Context, f Filter, o ScanOptions, start time.Tim
 		return err
 	}
 	s := &scan{root: fd, index: x, writer: newIndexWriter(start)}
+	s.entries = make([]Entry, 0, w.found)
+	s.details = make([]detail, 0, w.found)
 	s.collect(top)
 	if err := s.examineAll(ctx, workers(o.Workers)); err != nil {
 		return err
@@ -151,13 +153,18 @@ type scan struct {
 	writer *indexWriter
 
 	entries []Entry
-	ctimes  []int64 // of entries
-	records []int   // of entries, in index; -1 for none
-	unread  []int   // entries to be read
-	stale   bool    // a new index is worth writing
+	details []detail // of entries
+	unread  []int    // entries to be read
+	stale   bool     // a new index is worth writing
 
 	hashed      atomic.Int64
 	hashedBytes atomic.Int64
+}
+
+// detail is what the scan knows of an entry and keeps to itself.
+type detail struct {
+	ctime  int64
+	record int // in the index, -1 for none
 }
 
 // gone marks an entry, by its mode, that vanished before it was read.
@@ -171,11 +178,10 @@ func (s *scan) collect(n *node) bool {
 		f := &n.found[i]
 		at := len(s.entries)
 		s.entries = append(s.entries, f.Entry)
-		s.ctimes = append(s.ctimes, f.ctime)
-		s.records = append(s.records, f.record)
+		s.details = append(s.details, detail{ctime: f.ctime, record: f.record})
 		inside := f.sub != nil && s.collect(f.sub)
 		if f.choice.fate != taken && !inside {
-			s.entries, s.ctimes, s.records = s.entries[:at], s.ctimes[:at], s.records[:at]
+			s.entries, s.details = s.entries[:at], s.details[:at]
 		}
 	}
 	return len(s.entries) > before
@@ -189,12 +195,12 @@ func (s *scan) examineAll(ctx context.Context, workers int) error {
 		if !remembered(e.Mode) {
 			continue
 		}
-		if r := s.records[i]; r >= 0 {
+		if r := s.details[i].record; r >= 0 {
 			if k, ok := s.index.at(r); ok {
 				e.Digest, e.Xattrs = k.digest, k.xattrs
+				s.stale = s.stale || recordDay(s.index.record(r)) != s.writer.day
 				continue
 			}
-			s.records[i] = -1
 		}
 		s.unread = append(s.unread, i)
 	}
@@ -228,7 +234,7 @@ func (s *scan) examineAll(ctx context.Context, workers int) error {
 func (s *scan) examine(ctx context.Context, r *reader, i int) error {
 	e := &s.entries[i]
 	for try := 0; ; try++ {
-		steady, err := r.read(ctx, e, &s.ctimes[i])
+		steady, err := r.read(ctx, e, &s.details[i].ctime)
 		if isAbsent(err) {
 			e.Mode = gone
 			return nil
@@ -243,7 +249,7 @@ func (s *scan) examine(ctx context.Context, r *reader, i int) error {
 			return nil
 		}
 		if try == 1 {
-			s.ctimes[i] = unsteady
+			s.details[i].ctime = unsteady
 			return nil
 		}
 	}
@@ -261,26 +267,22 @@ func (s *scan) finish() []Entry {
 			s.stale = true
 		}
 	}
-	for _, r := range s.records {
-		if r >= 0 && recordDay(s.index.record(r)) != s.writer.day {
-			s.stale = true
-			break
-		}
-	}
 	kept := 0
 	for i := range s.entries {
 		if s.entries[i].Mode != gone {
-			s.entries[kept], s.ctimes[kept] = s.entries[i], s.ctimes[i]
+			if kept < i {
+				s.entries[kept], s.details[kept] = s.entries[i], s.details[i]
+			}
 			kept++
 		}
 	}
 	clear(s.entries[kept:])
-	s.entries, s.ctimes, s.records = s.entries[:kept], s.ctimes[:kept], nil
+	s.entries, s.details = s.entries[:kept], s.details[:kept]
 	return s.entries
 }
 
 func (s *scan) stamp(i int) stamp {
-	f := found{Entry: s.entries[i], ctime: s.ctimes[i]}
+	f := found{Entry: s.entries[i], ctime: s.details[i].ctime}
 	return f.stamp()
 }
 

@@ -47,6 +47,7 @@ type walker struct {
 	pending int       // nodes in todo or being read; guarded by mu
 	err     error     // the first; guarded by mu
 	counts  Totals    // of what does not take part; guarded by mu
+	found   int       // in all nodes; guarded by mu
 }
 
 // walk reads the tree and returns its root.
@@ -64,7 +65,7 @@ func (w *walker) walk(ctx context.Context, workers int) (*node, error) {
 
 // work reads directories until none is left or one failed.
 func (w *walker) work(ctx context.Context) {
-	r := &dirWalker{walker: w, buf: make([]byte, 32<<10)}
+	r := &dirWalker{walker: w, lister: newLister(32 << 10)}
 	for {
 		w.mu.Lock()
 		for len(w.todo) == 0 && w.pending > 0 && w.err == nil {
@@ -74,6 +75,7 @@ func (w *walker) work(ctx context.Context) {
 			w.counts.IgnoredFiles += r.counts.IgnoredFiles
 			w.counts.PrunedDirs += r.counts.PrunedDirs
 			w.counts.Sockets += r.counts.Sockets
+			w.found += r.found
 			w.mu.Unlock()
 			return
 		}
@@ -105,9 +107,9 @@ func (w *walker) work(ctx context.Context) {
 // dirWalker is what one goroutine of a walker keeps to itself.
 type dirWalker struct {
 	*walker
-	buf    []byte
-	names  []dirent
+	*lister
 	counts Totals
+	found  int
 }
 
 // read fills n. A directory that is gone is empty; so is one that cannot be
@@ -127,34 +129,47 @@ func (r *dirWalker) read(n *node) error {
 		return unreadable(path, err)
 	}
 	defer unix.Close(fd)
-	r.names, err = listDir(fd, r.names[:0], r.buf)
+	names, err := r.list(fd, n.path)
 	if err != nil {
 		return unreadable(path, err)
 	}
-	slices.SortFunc(r.names, func(a, b dirent) int { return strings.Compare(a.name, b.name) })
-	n.found = make([]found, 0, len(r.names))
-	for _, d := range r.names {
+	// A directory may be huge and full of what is ignored.
+	n.found = make([]found, 0, min(len(names), 256))
+	for _, d := range names {
 		if err := r.visit(n, fd, d); err != nil {
 			return err
 		}
 	}
+	n.settle(len(names))
+	r.found += len(n.found)
 	return nil
+}
+
+// settle gives back memory when little of what a directory holds was kept.
+func (n *node) settle(names int) {
+	if 4*len(n.found) > names {
+		return
+	}
+	n.found = slices.Clip(slices.Clone(n.found))
+	for i := range n.found {
+		n.found[i].Path = strings.Clone(n.found[i].Path)
+	}
 }
 
 // visit decides on one name and looks at it if it takes part.
 func (r *dirWalker) visit(n *node, fd int, d dirent) error {
 	var st unix.Stat_t
-	kind := d.kind
+	kind, name := d.kind, d.path[len(n.path):]
 	if kind == unix.DT_UNKNOWN {
-		if err := statAt(fd, d.name, &st); err != nil {
-			return r.vanished(n, d.name, err)
+		if err := statAt(fd, name, &st); err != nil {
+			return vanished(d.path, err)
 		}
 		kind = kindOf(st.Mode)
 	}
 	if kind == unix.DT_DIR {
-		return r.visitDir(n, fd, d.name)
+		return r.visitDir(n, fd, d.path)
 	}
-	c, err := r.selector.name(&n.place, d.name)
+	c, err := r.selector.name(&n.place, name)
 	if err != nil {
 		return err
 	}
@@ -170,16 +185,16 @@ func (r *dirWalker) visit(n *node, fd int, d dirent) error {
 	if c.fate != taken && !r.explain {
 		return nil
 	}
-	if err := statAt(fd, d.name, &st); err != nil {
-		return r.vanished(n, d.name, err)
+	if err := statAt(fd, name, &st); err != nil {
+		return vanished(d.path, err)
 	}
 	if kindOf(st.Mode) == unix.DT_DIR { // replaced meanwhile
-		return r.visitDir(n, fd, d.name)
+		return r.visitDir(n, fd, d.path)
 	}
-	f := r.look(n, d.name, &st, c)
-	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
-		if f.Link, err = readLink(fd, d.name); err != nil {
-			return r.vanished(n, d.name, err)
+	f := r.look(n, d.path, &st, c)
+	if kindOf(st.Mode) == unix.DT_LNK {
+		if f.Link, err = readLink(fd, name); err != nil {
+			return vanished(d.path, err)
 		}
 	}
 	n.found = append(n.found, f)
@@ -187,7 +202,8 @@ func (r *dirWalker) visit(n *node, fd int, d dirent) error {
 }
 
 // visitDir decides on a directory.
-func (r *dirWalker) visitDir(n *node, fd int, name string) error {
+func (r *dirWalker) visitDir(n *node, fd int, path string) error {
+	name := path[len(n.path):]
 	c, in, open, err := r.selector.enter(&n.place, name)
 	if err != nil {
 		return err
@@ -197,16 +213,16 @@ func (r *dirWalker) visitDir(n *node, fd int, name string) error {
 			r.counts.PrunedDirs++
 		}
 		if r.explain {
-			n.found = append(n.found, found{Entry: Entry{Path: n.path + name, Mode: unix.S_IFDIR}, choice: c, record: -1})
+			n.found = append(n.found, found{Entry: Entry{Path: path, Mode: unix.S_IFDIR}, choice: c, record: -1})
 		}
 		return nil
 	}
 	var st unix.Stat_t
 	if err := statAt(fd, name, &st); err != nil {
-		return r.vanished(n, name, err)
+		return vanished(path, err)
 	}
-	f := r.look(n, name, &st, c)
-	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+	f := r.look(n, path, &st, c)
+	if kindOf(st.Mode) == unix.DT_DIR {
 		dir := f.Path + "/"
 		f.sub = &node{path: dir, hash: hashOn(n.hash, dir[len(n.path):]), place: in}
 	}
@@ -214,10 +230,10 @@ func (r *dirWalker) visitDir(n *node, fd int, name string) error {
 	return nil
 }
 
-// look makes what was found of a name and its stat data.
-func (r *dirWalker) look(n *node, name string, st *unix.Stat_t, c choice) found {
+// look makes what was found of a path in n and its stat data.
+func (r *dirWalker) look(n *node, path string, st *unix.Stat_t, c choice) found {
 	f := found{choice: c, ctime: st.Ctim.Nano(), record: -1}
-	f.Path = n.path + name
+	f.Path = path
 	f.Mode, f.Nlink = st.Mode, uint32(st.Nlink)
 	f.MTime = st.Mtim.Nano()
 	f.Dev, f.Ino = st.Dev, st.Ino
@@ -228,17 +244,17 @@ func (r *dirWalker) look(n *node, name string, st *unix.Stat_t, c choice) found 
 		f.Rdev = st.Rdev
 	}
 	if remembered(f.Mode) {
-		f.record = r.index.find(hashDone(hashOn(n.hash, name)), f.stamp())
+		f.record = r.index.find(hashDone(hashOn(n.hash, path[len(n.path):])), f.stamp())
 	}
 	return f
 }
 
-// vanished passes over a name that is gone since the directory was listed.
-func (r *dirWalker) vanished(n *node, name string, err error) error {
+// vanished passes over a path that is gone since its directory was listed.
+func vanished(path string, err error) error {
 	if isAbsent(err) {
 		return nil
 	}
-	return unreadable(n.path+name, err)
+	return unreadable(path, err)
 }
 
 // remembered reports whether the index has records for files of this mode:
