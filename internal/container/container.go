@@ -27,7 +27,7 @@ const (
 
 // Resources limits what a container may use; zero is unlimited.
 type Resources struct {
-	Memory            int64   // bytes
+	Memory            int64   // bytes, 6 MiB or more
 	MemorySwap        int64   // memory + swap in bytes; -1 unlimited, 0 twice Memory
 	MemoryReservation int64   // bytes
 	CPUs              float64 // processors, 1.5 is one and a half
@@ -36,7 +36,7 @@ type Resources struct {
 	CPUQuota          int64   // µs
 	CpusetCPUs        string  // "0-2,4"
 	CpusetMems        string
-	Pids              int64 // processes and threads; -1 unlimited
+	Pids              int64 // processes and threads; 0 and -1 are unlimited
 }
 
 // Device is a host device that a container may use.
@@ -45,8 +45,6 @@ type Device struct {
 	Type        string // "c" or "b"
 	Major       int64
 	Minor       int64
-	Mode        uint32 // permission bits
-	UID, GID    uint32
 	Permissions string // of "rwm"; "" is all three
 }
 
@@ -66,16 +64,16 @@ type Options struct {
 	// Entrypoint replaces the image's where not nil, and drops its Cmd; an empty
 	// non-nil one means none.
 	Entrypoint []string
-	Args       []string // replaces the image's Cmd where not empty
-	Env        []string // NAME=VALUE; later wins
-	Cwd        string   // "" is the image's, else "/"
-	User       sandbox.User
-	Hostname   string // also the HOSTNAME variable
+	Args       []string     // replaces the image's Cmd where not empty
+	Env        []string     // NAME=VALUE; later wins; NAME alone removes one
+	Cwd        string       // "" is the image's, else "/"
+	User       sandbox.User // looked up already; see sandbox.LookupUser
+	Hostname   string       // also the HOSTNAME variable
 	Domainname string
-	Mounts     []specs.Mount     // bind mounts and others, after the default ones
+	Mounts     []specs.Mount     // bind mounts and others, over the default ones
 	Tmpfs      map[string]string // path → mount options
 	ShmSize    int64             // bytes of /dev/shm; 0 is 64 MiB
-	CapAdd     []string
+	CapAdd     []string          // with or without "CAP_", any case, or ALL
 	CapDrop    []string
 	Privileged bool
 	// HostDevices are all of the machine's devices, for Privileged.
@@ -84,7 +82,8 @@ type Options struct {
 	Security     Security
 	Ulimits      []specs.POSIXRlimit
 	Resources    Resources
-	CgroupParent string
+	CgroupParent string // becomes the start of Spec.Linux.CgroupsPath, with ID
+	ID           string // names the cgroup; only with CgroupParent
 	ReadOnly     bool
 	TTY          bool
 	Network      Network
@@ -93,48 +92,79 @@ type Options struct {
 
 // Spec decides the runtime spec of a container. It returns ErrInvalid for
 // unknown capabilities and malformed options.
-func Spec(o Options) (*specs.Spec, error) { panic("not written yet") }
+func Spec(o Options) (*specs.Spec, error) {
+	cwd := o.Cwd
+	if cwd == "" {
+		cwd = o.Image.WorkingDir
+	}
+	p := params{
+		args:     command(o),
+		env:      containerEnv(o),
+		cwd:      cwd,
+		user:     o.User,
+		hostname: o.Hostname, domainname: o.Domainname,
+		mounts:  append(tmpfsMounts(o.Tmpfs), o.Mounts...),
+		shmSize: o.ShmSize,
+		network: o.Network,
+		ulimits: o.Ulimits, resources: o.Resources, cgroupParent: o.CgroupParent, id: o.ID,
+		readOnly: o.ReadOnly, tty: o.TTY,
+		privileged:  o.Privileged,
+		hostDevices: o.HostDevices, devices: o.Devices,
+		security: o.Security,
+	}
+	var err error
+	if p.caps, err = capabilities(o.CapAdd, o.CapDrop, o.Privileged); err != nil {
+		return nil, err
+	}
+	s, err := p.spec()
+	if err != nil {
+		return nil, err
+	}
+	s.Linux.Sysctl = o.Sysctls
+	return s, nil
+}
 
 // Step is one RUN instruction.
 type Step struct {
 	Args, Env    []string
 	Cwd          string
 	User         sandbox.User
-	Hostname     string // "" is "buildkitsandbox", as Dockerfiles rely on
+	Hostname     string // "" is "buildkitsandbox", which build scripts see with docker too
 	Mounts       []specs.Mount
 	Network      Network
-	ShmSize      int64
+	ShmSize      int64 // bytes of /dev/shm; 0 is 64 MiB
 	Ulimits      []specs.POSIXRlimit
 	Resources    Resources
 	CgroupParent string
 	// Insecure is RUN --security=insecure: all capabilities, devices and paths.
 	Insecure    bool
-	HostDevices []Device
+	HostDevices []Device // for Insecure
 	ReadOnly    bool
 }
 
 // StepSpec decides the runtime spec of a build step, as BuildKit does.
-func StepSpec(s Step) (*specs.Spec, error) { panic("not written yet") }
-
-// ParseSecurityOpts reads docker's --security-opt values. readFile serves
-// seccomp=PATH. ErrInvalid for unknown options.
-func ParseSecurityOpts(opts []string, readFile func(string) ([]byte, error)) (Security, error) {
-	panic("not written yet")
+func StepSpec(st Step) (*specs.Spec, error) {
+	p := params{
+		args: st.Args, env: withHome(withDefault(st.Env, "PATH", defaultPath), st.User), cwd: st.Cwd, user: st.User,
+		hostname: st.Hostname, mounts: st.Mounts, shmSize: st.ShmSize, network: st.Network, ulimits: st.Ulimits,
+		resources: st.Resources, cgroupParent: st.CgroupParent, readOnly: st.ReadOnly,
+		privileged: st.Insecure, hostDevices: st.HostDevices,
+	}
+	if p.hostname == "" {
+		p.hostname = "buildkitsandbox"
+	}
+	var err error
+	if p.caps, err = capabilities(nil, nil, st.Insecure); err != nil {
+		return nil, err
+	}
+	s, err := p.spec()
+	if err != nil {
+		return nil, err
+	}
+	if st.Insecure {
+		// As BuildKit, so that a step that is not root has them too.
+		c := s.Process.Capabilities
+		c.Permitted, c.Effective, c.Inheritable, c.Ambient = p.caps, p.caps, p.caps, p.caps
+	}
+	return s, nil
 }
-
-// Hosts is the content of /etc/hosts. extra are "name:ip" pairs as --add-host
-// takes them, already checked; self are the container's own addresses.
-func Hosts(hostname, domainname string, self []string, extra []string) []byte {
-	panic("not written yet")
-}
-
-// ResolvConf is the content of /etc/resolv.conf, made from the host's file. A
-// container in a network namespace of its own cannot reach name servers on
-// the host's loopback, so those are left out, and public ones put in when none
-// is left.
-func ResolvConf(host []byte, n Network, servers, search, options []string) []byte {
-	panic("not written yet")
-}
-
-// Hostname is the content of /etc/hostname.
-func Hostname(name string) []byte { return append([]byte(name), '\n') }
