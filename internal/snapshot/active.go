@@ -51,7 +51,7 @@ func (a *Active) begin(ctx context.Context) (err error) {
 	// The root of the upper directory is the root of the tree: it starts as what
 	// the topmost layer below has.
 	if n := len(a.lowers); n > 0 {
-		err = copyRootAttrs(a.lowers[n-1], a.Upper())
+		err = copyAttrs(a.lowers[n-1], a.Upper())
 	} else {
 		err = os.Chmod(a.Upper(), 0o755)
 	}

@@ -42,9 +42,9 @@ func readRootAttrs(dir string) (rootAttrs, error) {
 	return rootAttrs{mode: st.Mode, uid: st.Uid, gid: st.Gid, xattrs: x}, err
 }
 
-// copyRootAttrs gives the directory dst the owner, mode, attributes and times of
+// copyAttrs gives the directory dst the owner, mode, attributes and times of
 // src.
-func copyRootAttrs(src, dst string) error {
+func copyAttrs(src, dst string) error {
 	r, err := readRootAttrs(src)
 	if err != nil {
 		return err

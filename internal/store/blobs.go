@@ -144,8 +144,12 @@ type BlobWriter struct {
 // NewBlob begins a blob. With an expected descriptor (digest and size), bytes
 // of an earlier attempt that was cut are kept: begin writing at Offset. It
 // waits while another process or goroutine writes the same blob. When the blob
-// is there already, ErrConflict. The zero descriptor means unknown content.
+// is there already, ErrConflict. The zero descriptor means unknown content. It
+// takes the process's lease, so that the blob stays until a record names it.
 func (s *Store) NewBlob(ctx context.Context, expected ocispecs.Descriptor) (*BlobWriter, error) {
+	if err := s.Lease(ctx); err != nil {
+		return nil, fmt.Errorf("begin blob: %w", err)
+	}
 	w := &BlobWriter{s: s, expected: expected, hash: digest.SHA256.Hash()}
 	if expected.Digest == "" {
 		f, err := os.CreateTemp(s.proc.dir, "blob-")

@@ -197,7 +197,7 @@ func (d *db) kind(err error) error {
 // noSpace marks a full disk, naming the directory that lies on it.
 func noSpace(dir string, err error) error {
 	return errdef.WithHint(errdef.New(errdef.ErrNoSpace, "no space left in %s: %w", dir, err),
-		"free some with \"dhow system prune\", or use another --root")
+		"free some with \"dhow builder prune --all\" or \"dhow image prune\", or use another --root")
 }
 
 // diskFull is noSpace for errors of the file system, and leaves others alone.

@@ -170,18 +170,6 @@ func (s *Store) TouchLayers(ctx context.Context, ids ...string) error {
 	return nil
 }
 
-// RemoveLayer removes the record; the directory is the caller's. A missing one
-// is no error.
-func (s *Store) RemoveLayer(ctx context.Context, id string) error {
-	err := s.db.write(ctx, func(c *sqlite.Conn) error {
-		return exec(c, "DELETE FROM layers WHERE id = ?", id)
-	})
-	if err != nil {
-		return fmt.Errorf("remove layer %s: %w", id, err)
-	}
-	return nil
-}
-
 // PinLayers keeps the layers from Prune until this opening of the store ends,
 // without a lease: for what runs as long as a container. Call it under a lease.
 // ErrNotFound when one is missing.
