@@ -121,6 +121,7 @@ func setup(env *testscript.Env) error {
 	env.Setenv("HOME", filepath.Join(state, "home"))
 	env.Setenv("XDG_RUNTIME_DIR", filepath.Join(state, "run"))
 	env.Setenv("EXAMPLES", examples)
+	env.Setenv("IMAGES", shared.images)
 	env.Setenv("PATH", shared.bin+":"+os.Getenv("PATH")+":/usr/sbin:/sbin")
 	env.Setenv("GIT_CONFIG_NOSYSTEM", "1")
 	env.Setenv("GIT_AUTHOR_NAME", "t")
