@@ -112,6 +112,11 @@ func (d *localDir) openFile(n node) (int, error) {
 	if err != nil {
 		return -1, d.changed(n.entry.Path, err)
 	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		unix.Close(fd)
+		return -1, errChanged(n.entry.Path)
+	}
 	return fd, nil
 }
 
