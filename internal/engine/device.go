@@ -75,7 +75,6 @@ func device(path string) (d container.Device, ok bool, err error) {
 		return d, false, nil
 	}
 	d.Path, d.Major, d.Minor = path, int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
-	d.Mode, d.UID, d.GID = st.Mode&0o777, st.Uid, st.Gid
 	return d, true, nil
 }
 
