@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"runtime"
 
@@ -80,9 +82,30 @@ func (a *app) template(format string, v any) error {
 	if err != nil {
 		return invalidTemplate(format, err)
 	}
-	if err := t.Execute(a.out, v); err != nil {
-		return invalidTemplate(format, err)
+	var text bytes.Buffer
+	if err := t.Execute(&text, v); err != nil {
+		// As with docker, names may also be those of the JSON form (".Id").
+		raw, rerr := rawJSON(v)
+		if rerr != nil {
+			return rerr
+		}
+		text.Reset()
+		if t.Option("missingkey=error").Execute(&text, raw) != nil {
+			return invalidTemplate(format, err)
+		}
 	}
-	fmt.Fprintln(a.out)
+	fmt.Fprintln(a.out, text.String())
 	return nil
+}
+
+// rawJSON is the value as its JSON form has it.
+func rawJSON(v any) (raw any, err error) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.UseNumber()
+	err = d.Decode(&raw)
+	return raw, err
 }
