@@ -3,7 +3,6 @@ package image
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -100,13 +99,17 @@ func (im *Images) present(ctx context.Context, parts []part, rep *reporter) (sna
 	return chain, nil
 }
 
+// unsettled stands for a chain that is not known yet. No layer has such an id, so
+// nothing that was made for another chain is found by it.
+func unsettled() snapshot.Chain { return snapshot.Chain{"?"} }
+
 // unpack makes the layer's directory, unless there is one. A layer that depends
 // on those below it is returned unpacked instead of an id.
 func (im *Images) unpack(ctx context.Context, p part, fetch fetcher, rep *reporter) (string, unpacked, error) {
 	var tarSize int64
 	var aside unpacked
 	phase := PhaseExists
-	id, err := im.snaps.Ingest(ctx, p.diffID, nil, func(dir string) (layer.ApplyResult, error) {
+	id, err := im.snaps.Ingest(ctx, p.diffID, unsettled(), func(dir string) (layer.ApplyResult, error) {
 		phase = PhaseDone
 		result, size, err := im.fill(ctx, dir, p, fetch, rep)
 		if err != nil {
@@ -125,7 +128,7 @@ func (im *Images) unpack(ctx context.Context, p part, fetch fetcher, rep *report
 	case errors.Is(err, errNeedsBelow):
 		err = nil
 	case err != nil:
-		return "", unpacked{}, fmt.Errorf("layer %s: %w", p.desc.Digest, err)
+		return "", unpacked{}, err
 	case tarSize > 0:
 		err = im.store.SetDiffID(ctx, id, p.diffID, tarSize)
 	}
@@ -154,10 +157,7 @@ func (im *Images) settle(ctx context.Context, p part, chain snapshot.Chain, u un
 	if err == nil {
 		err = im.store.SetDiffID(ctx, id, p.diffID, u.tarSize)
 	}
-	if err != nil {
-		return "", fmt.Errorf("layer %s: %w", p.desc.Digest, err)
-	}
-	return id, nil
+	return id, err
 }
 
 // fill unpacks the layer's blob into dir while it arrives: the bytes pass once,

@@ -91,7 +91,7 @@ func (c *Client) once(ctx context.Context, s *session, r request) (*http.Respons
 		dog.end()
 		return nil, err
 	}
-	what := r.method + " " + redacted(u)
+	what := r.method + " " + u.Host + u.Path // the scheme is the session's to choose
 	client := http.Client{Transport: s, CheckRedirect: checkRedirect}
 	resp, err := client.Do(req)
 	if err != nil {
