@@ -2,6 +2,7 @@ package buildcontext
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"sync"
@@ -14,6 +15,7 @@ type node struct {
 	path  string // ends in a slash; "" for the context directory
 	hash  uint64 // of path, to go on from
 	place place
+	taken bool    // takes part itself
 	found []found // in byte order of their names
 }
 
@@ -53,7 +55,7 @@ type walker struct {
 // walk reads the tree and returns its root.
 func (w *walker) walk(ctx context.Context, workers int) (*node, error) {
 	w.more.L = &w.mu
-	root := &node{hash: fnvStart, place: w.selector.root()}
+	root := &node{hash: fnvStart, place: w.selector.root(), taken: true}
 	w.todo, w.pending = []*node{root}, 1
 	var wg sync.WaitGroup
 	for range workers {
@@ -123,7 +125,7 @@ func (r *dirWalker) read(n *node) error {
 		r.opened(path)
 	}
 	fd, err := openDir(r.root, path)
-	if isAbsent(err) && n.path != "" {
+	if isAbsent(err) && n.path != "" || errors.Is(err, unix.EACCES) && !n.taken {
 		return nil
 	} else if err != nil {
 		return unreadable(path, err)
@@ -224,7 +226,7 @@ func (r *dirWalker) visitDir(n *node, fd int, path string) error {
 	f := r.look(n, path, &st, c)
 	if kindOf(st.Mode) == unix.DT_DIR {
 		dir := f.Path + "/"
-		f.sub = &node{path: dir, hash: hashOn(n.hash, dir[len(n.path):]), place: in}
+		f.sub = &node{path: dir, hash: hashOn(n.hash, dir[len(n.path):]), place: in, taken: c.fate == taken}
 	}
 	n.found = append(n.found, f)
 	return nil
