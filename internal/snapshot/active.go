@@ -107,7 +107,7 @@ func (a *Active) commit(ctx context.Context) (string, error) {
 	if err := a.unmount(); err != nil {
 		return "", err
 	}
-	n := &normaliser{census: census{ctx: ctx, seen: map[inode]bool{}}, strip: mounted}
+	n := &normaliser{census: newCensus(ctx), strip: mounted}
 	if len(a.parent) > 0 {
 		n.below = func() (*os.File, error) { return a.s.view(ctx, a.parent) }
 	}

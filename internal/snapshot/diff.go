@@ -31,7 +31,7 @@ func (s *Snapshots) Diff(ctx context.Context, lower, upper Chain) (Chain, error)
 }
 
 func (s *Snapshots) diff(ctx context.Context, lower, upper Chain) (id string, err error) {
-	d := &differ{census: census{ctx: ctx, seen: map[inode]bool{}}}
+	d := &differ{census: newCensus(ctx)}
 	if d.lower, err = s.view(ctx, lower); err != nil {
 		return "", err
 	}
@@ -106,16 +106,8 @@ func (d *differ) dir(name string, merged bool) error {
 		return err
 	}
 	if merged {
-		below, err := readNames(d.lower, name)
-		if err != nil {
+		if err := d.whiteouts(name, names); err != nil {
 			return err
-		}
-		for _, base := range below {
-			if _, found := slices.BinarySearch(names, base); !found {
-				if err := d.whiteout(path.Join(name, base)); err != nil {
-					return err
-				}
-			}
 		}
 	}
 	for _, base := range names {
@@ -179,12 +171,26 @@ func (d *differ) subdir(name string, up *unix.Stat_t, merged, same bool) error {
 	return copyAttrs(fdPath(int(d.upper.Fd()), name), out)
 }
 
-// whiteout hides a name of lower.
-func (d *differ) whiteout(name string) error {
-	d.files++
-	d.marks = true
-	if err := unix.Mknod(filepath.Join(d.out, name), unix.S_IFCHR, 0); err != nil {
-		return &os.PathError{Op: "make whiteout", Path: name, Err: err}
+// whiteouts hides the names that lower's directory has and upper's has not.
+func (d *differ) whiteouts(dir string, names []string) error {
+	below, err := readNames(d.lower, dir)
+	if err != nil {
+		return err
+	}
+	out, err := os.Open(filepath.Join(d.out, dir))
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	defer d.within(out)()
+	for _, base := range below {
+		if _, found := slices.BinarySearch(names, base); found {
+			continue
+		}
+		if err := unix.Mknodat(int(out.Fd()), base, unix.S_IFCHR, 0); err != nil {
+			return &os.PathError{Op: "make whiteout", Path: path.Join(dir, base), Err: err}
+		}
+		d.count(&unix.Stat_t{Mode: unix.S_IFCHR})
 	}
 	return nil
 }

@@ -79,7 +79,7 @@ func (s *Snapshots) unpack(ctx context.Context, tmp string, diffID digest.Digest
 			return "", err
 		}
 	}
-	c := &census{ctx: ctx, opaque: overlayPrefix() + "opaque", seen: map[inode]bool{}}
+	c := newCensus(ctx)
 	if err := c.run(dir); err != nil {
 		return "", err
 	}

@@ -81,6 +81,7 @@ func (n *normaliser) dir(f *os.File, name string, hidden bool) (changed bool, er
 			return false, err
 		}
 	}
+	defer n.within(f)()
 	for _, base := range names {
 		removed, err := n.entry(f, base, path.Join(name, base), hidden)
 		if err != nil {

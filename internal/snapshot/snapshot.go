@@ -86,23 +86,9 @@ func (s *Snapshots) view(ctx context.Context, c Chain) (*os.File, error) {
 		bare = l.Marks
 	}
 	if bare {
-		empty, err := s.emptyDir()
-		if err != nil {
-			return nil, err
-		}
-		defer os.Remove(empty) // the mount keeps it
-		dirs = append([]string{empty}, dirs...)
+		dirs = append([]string{s.store.EmptyDir()}, dirs...)
 	}
 	return sys.MountOverlay(sys.Overlay{Lowers: dirs})
-}
-
-// emptyDir makes a directory as the root of an empty tree.
-func (s *Snapshots) emptyDir() (string, error) {
-	dir, err := s.store.TempDir("empty")
-	if err == nil {
-		err = os.Chmod(dir, 0o755)
-	}
-	return dir, err
 }
 
 // DiffID returns the digest and the size in bytes of the layer's tar. For a

@@ -227,7 +227,7 @@ func (s *Snapshots) knownBlobs(ctx context.Context, u usage) (map[digest.Digest]
 
 // measure adds up the files below a directory; one that is gone has none.
 func measure(ctx context.Context, dir string) (int64, error) {
-	c := &census{ctx: ctx, seen: map[inode]bool{}}
+	c := newCensus(ctx)
 	if err := c.run(dir); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, os.ErrInvalid) {
 		return 0, err
 	}

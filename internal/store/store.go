@@ -45,6 +45,7 @@ const (
 	buildsDir  = "builds"
 	locksDir   = "locks"
 	tmpDir     = "tmp"
+	emptyDir   = "empty"
 )
 
 // Open opens the store at root, making it (mode 0700) when there is none, and
@@ -75,6 +76,9 @@ func open(ctx context.Context, root string) (*Store, error) {
 		if err := os.Mkdir(filepath.Join(root, dir), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 			return nil, errors.Join(err, db.close())
 		}
+	}
+	if err := makeEmpty(filepath.Join(root, emptyDir)); err != nil {
+		return nil, errors.Join(err, db.close())
 	}
 	p, err := newProc(filepath.Join(root, tmpDir))
 	if err != nil {
@@ -116,6 +120,18 @@ func prepareRoot(root string) error {
 	return os.Chmod(root, 0o700)
 }
 
+// makeEmpty makes the directory that stands for an empty tree. Its mode is that
+// of a tree's root.
+func makeEmpty(dir string) error {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		if errors.Is(err, os.ErrExist) {
+			return nil
+		}
+		return err
+	}
+	return os.Chmod(dir, 0o755) // whatever the umask
+}
+
 // Close removes the process's temporary directory and ends its lease.
 func (s *Store) Close() error {
 	return errors.Join(s.Release(), s.db.close(), s.proc.close())
@@ -144,6 +160,10 @@ func (s *Store) TempDir(prefix string) (string, error) {
 
 // LayersDir is where layer directories are: LayersDir/<id>/fs.
 func (s *Store) LayersDir() string { return filepath.Join(s.root, layersDir) }
+
+// EmptyDir is a directory with nothing in it, which stands for an empty tree. It
+// is only mounted, read-only.
+func (s *Store) EmptyDir() string { return filepath.Join(s.root, emptyDir) }
 
 // CacheMountsDir is where the directories of cache mounts are.
 func (s *Store) CacheMountsDir() string { return filepath.Join(s.root, mountsDir) }
