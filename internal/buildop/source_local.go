@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -70,7 +71,7 @@ func (l *localSource) CacheMap(ctx context.Context) (*solve.CacheMap, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &solve.CacheMap{Digest: dgst, Pin: l.tree.Digest().String(), Unstored: true}, nil
+	return &solve.CacheMap{Digest: dgst, Pin: l.tree.Digest().String(), Local: l.tree, Unstored: true}, nil
 }
 
 // indexFile is where the digests of this directory's files are remembered: one
@@ -84,7 +85,11 @@ func (l *localSource) indexFile() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return filepath.Join(l.deps.Store.Root(), "contexts", digest.FromBytes(key).Encoded()[:32]), nil
+	dir := filepath.Join(l.deps.Store.Root(), "contexts")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("make the directory of context indexes: %w", err)
+	}
+	return filepath.Join(dir, digest.FromBytes(key).Encoded()[:32]), nil
 }
 
 // Run implements solve.Op.

@@ -112,6 +112,12 @@ func (im *Images) named(ctx context.Context, ref oci.Ref, platform oci.Platform)
 	}
 	if ref.Digest != "" {
 		img, err := im.store.ResolveRepoDigest(ctx, ref.Name(), ref.Digest, key)
+		if errors.Is(err, errdef.ErrNotFound) {
+			// An image that never had a manifest is pinned by its id.
+			if byID, ierr := im.store.Image(ctx, ref.Digest.String()); ierr == nil && byID.ID == ref.Digest {
+				return byID, nil
+			}
+		}
 		return img, im.unnamed(ref, err)
 	}
 	img, err := im.store.ResolveTag(ctx, ref, key)
