@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -245,7 +246,18 @@ func rlimitNumber(name string) (uint64, bool) {
 
 // buildPaths copies what is hidden and what is read-only.
 func (b *builder) buildPaths() error {
-	b.plan.Masked = b.spec.Linux.MaskedPaths
+	for _, p := range b.spec.Linux.MaskedPaths {
+		if !strings.Contains(p, "*") {
+			b.plan.Masked = append(b.plan.Masked, p)
+			continue
+		}
+		// One path a CPU: what is there is the same inside, sysfs is the machine's.
+		matches, err := filepath.Glob(p)
+		if err != nil {
+			return errdef.New(errdef.ErrInvalid, "mask %s: %w", p, err)
+		}
+		b.plan.Masked = append(b.plan.Masked, matches...)
+	}
 	b.plan.ReadOnly = append(b.plan.ReadOnly, b.spec.Linux.ReadonlyPaths...)
 	if b.spec.Root != nil {
 		b.plan.RootReadOnly = b.spec.Root.Readonly

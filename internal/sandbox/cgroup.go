@@ -20,5 +20,4 @@ func (c *cgroup) remove() error                  { return nil }
 func (c *cgroup) oomKilled() bool                { return false }
 func (c *cgroup) controllers() map[string]string { return nil }
 func (b *builder) buildCgroup() error            { return nil }
-func (b *builder) buildFilter() error            { return nil }
 func ReclaimCgroups(procID string) error         { return nil }

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -209,9 +210,8 @@ func (b *builder) filesystem(m specs.Mount, o mountOptions) error {
 			sm.Attrs |= unix.MOUNT_ATTR_NODEV
 		}
 	}
-	if m.Type != "tmpfs" && m.Source != "" && m.Source != m.Type {
-		sm.Options = append(sm.Options, stage.Sysctl{Name: "source", Value: m.Source})
-	}
+	// What mountinfo shows as the source, and the device of a real file system.
+	sm.Options = append(sm.Options, stage.Sysctl{Name: "source", Value: cmp.Or(m.Source, m.Type)})
 	// A sysfs shows a network namespace, and mounting it needs to own that.
 	if m.Type == "sysfs" && b.plan.InUserNS && b.cloneFlags&unix.CLONE_NEWNET == 0 {
 		f, err := b.hostTree("/sys", sm.Attrs)

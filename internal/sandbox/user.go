@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"dhow/internal/errdef"
+	"dhow/internal/sys"
 
 	"golang.org/x/sys/unix"
 )
@@ -49,18 +50,13 @@ func LookupUser(root *os.File, spec string) (User, error) {
 
 // readInRoot reads a small file of an image; one that is missing is empty.
 func readInRoot(root *os.File, path string) (string, error) {
-	how := unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY, // a FIFO must not hold us up
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	}
-	fd, err := unix.Openat2(int(root.Fd()), path, &how)
+	f, err := sys.OpenInRoot(root, path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY) // a FIFO must not hold us up
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return "", nil
 	}
 	if err != nil {
-		return "", fmt.Errorf("open %s in the image: %w", path, err)
+		return "", fmt.Errorf("read %s in the image: %w", path, err)
 	}
-	f := os.NewFile(uintptr(fd), path)
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
