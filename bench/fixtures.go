@@ -1,0 +1,230 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log"
+	"math/rand/v2"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+)
+
+// fixtures is what the rows work on: contexts, an image in a registry, base
+// image archives. Contents come from a seeded generator: the same every time.
+type fixtures struct {
+	work       string
+	archives   string // of the base image stand-ins
+	steps1     string // contexts
+	steps21    string
+	project    string
+	toolchain  string
+	big        string
+	huge       string
+	layerFiles string // the compressed layers of the big image, for gunzip
+	registry   string // HOST:PORT
+	server     *httptest.Server
+}
+
+func newFixtures(work string) (*fixtures, error) {
+	f := &fixtures{work: work, archives: filepath.Join(work, "archives"), huge: filepath.Join(work, "huge")}
+	blobs := filepath.Join(work, "registry")
+	if err := os.MkdirAll(blobs, 0o755); err != nil {
+		return nil, err
+	}
+	f.server = httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithBlobHandler(registry.NewDiskBlobHandler(blobs))))
+	f.registry = strings.TrimPrefix(f.server.URL, "http://")
+	for _, step := range []func() error{f.makeArchives, f.makeSteps, f.makeProject, f.makeToolchain, f.makeBig} {
+		if err := step(); err != nil {
+			f.close()
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+func (f *fixtures) close() { f.server.Close() }
+
+func (f *fixtures) makeArchives() error {
+	_, err := command{args: []string{"go", "run", "./scripts/baseimages", "-o", f.archives, "-only", "busybox", "-push", f.registry}}.run()
+	return err
+}
+
+func (f *fixtures) context(dir, dockerfile string) (string, error) {
+	dir = filepath.Join(f.work, dir)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	return dir, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o644)
+}
+
+func (f *fixtures) makeSteps() (err error) {
+	if f.steps1, err = f.context("steps1", "FROM busybox\nRUN true\n"); err != nil {
+		return err
+	}
+	text := "FROM busybox\n"
+	for i := range 21 {
+		text += fmt.Sprintf("RUN true %d\n", i)
+	}
+	f.steps21, err = f.context("steps21", text)
+	return err
+}
+
+// makeProject is a source tree with a Dockerfile of 13 steps.
+func (f *fixtures) makeProject() (err error) {
+	f.project, err = f.context("project", `FROM busybox AS deps
+WORKDIR /src
+COPY go.mod ./
+RUN echo deps > /deps
+FROM busybox AS build
+WORKDIR /src
+COPY --from=deps /deps /deps
+COPY . .
+RUN find . -type f | wc -l > /count
+RUN cp -r dir0 /out
+FROM busybox
+RUN mkdir /app
+WORKDIR /app
+COPY --from=build /out /app/out
+COPY --from=build /count /app/count
+RUN echo app:x:1000:1000::/:/bin/sh >> /etc/passwd
+CMD ["cat", "/app/count"]
+`)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(f.project, "go.mod"), []byte("module project\n"), 0o644); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(f.project, ".dockerignore"), []byte(".git\n"), 0o644); err != nil {
+		return err
+	}
+	if err := fill(f.project, 100, 100, 6<<10); err != nil {
+		return err
+	}
+	for _, args := range [][]string{{"init", "-q"}, {"add", "."}, {"-c", "user.name=bench", "-c", "user.email=bench@example.com", "commit", "-q", "-m", "fixture"}} {
+		if _, err := (command{args: append([]string{"git"}, args...), dir: f.project}).run(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *fixtures) makeToolchain() (err error) {
+	if f.toolchain, err = f.context("toolchain", "FROM scratch\nCOPY go /usr/local/go\n"); err != nil {
+		return err
+	}
+	root, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		return err
+	}
+	_, err = command{args: []string{"cp", "-a", strings.TrimSpace(string(root)), filepath.Join(f.toolchain, "go")}}.run()
+	return err
+}
+
+// makeBig has two layers of 480 MB together: the toolchain, and data of which
+// about half compresses away.
+func (f *fixtures) makeBig() (err error) {
+	if f.big, err = f.context("big", "FROM scratch\nCOPY one /one\nCOPY two /two\n"); err != nil {
+		return err
+	}
+	one, two := filepath.Join(f.big, "one"), filepath.Join(f.big, "two")
+	if _, err := (command{args: []string{"cp", "-a", filepath.Join(f.toolchain, "go"), one}}).run(); err != nil {
+		return err
+	}
+	if err := fill(two, 21, 100, 100<<10); err != nil {
+		return err
+	}
+	img := empty.Image
+	for i, dir := range []string{one, two} {
+		file := filepath.Join(f.work, fmt.Sprintf("layer%d.tar.gz", i))
+		if _, err := (command{args: []string{"sh", "-c", `tar --numeric-owner -C "$0" -cf - . | gzip -1 > "$1"`, dir, file}}).run(); err != nil {
+			return err
+		}
+		layer, err := tarball.LayerFromFile(file)
+		if err != nil {
+			return err
+		}
+		if img, err = mutate.AppendLayers(img, layer); err != nil {
+			return err
+		}
+		f.layerFiles += " " + file
+	}
+	return f.push(img, f.registry+"/bench/big:1")
+}
+
+func (f *fixtures) push(img v1.Image, to string) error {
+	img, err := mutate.ConfigFile(img, &v1.ConfigFile{Architecture: "amd64", OS: "linux", RootFS: rootFS(img), Config: v1.Config{Cmd: []string{"/nothing"}}})
+	if err != nil {
+		return err
+	}
+	ref, err := name.ParseReference(to, name.Insecure)
+	if err != nil {
+		return err
+	}
+	return remote.Write(ref, img)
+}
+
+func rootFS(img v1.Image) v1.RootFS {
+	config, err := img.ConfigFile()
+	if err != nil {
+		return v1.RootFS{Type: "layers"}
+	}
+	return config.RootFS
+}
+
+// touch changes both layers of the big image.
+func (f *fixtures) touch(nonce string) error {
+	for _, dir := range []string{"one", "two"} {
+		if err := os.WriteFile(filepath.Join(f.big, dir, "nonce"), []byte(nonce), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeHuge makes the context of 2 GB, once.
+func (f *fixtures) makeHuge() error {
+	if _, err := os.Stat(f.huge); err == nil {
+		return nil
+	}
+	if _, err := f.context("huge", "FROM scratch\nCOPY . /\n"); err != nil {
+		return err
+	}
+	return fill(f.huge, 20, 100, 1<<20)
+}
+
+// fill makes dirs × files files of the given size, half of whose bytes are
+// random and half are text.
+func fill(root string, dirs, files, size int) error {
+	source := rand.NewChaCha8([32]byte{7})
+	block := make([]byte, size)
+	for i := range block {
+		block[i] = "the quick brown fox jumps over the lazy dog\n"[i%44]
+	}
+	for d := range dirs {
+		dir := filepath.Join(root, fmt.Sprintf("dir%d", d))
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		for n := range files {
+			if _, err := source.Read(block[:size/2]); err != nil {
+				return err
+			}
+			if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("file%d.txt", n)), block, 0o644); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// rows is the table.
+func rows(fix *fixtures) []row {
+	return []row{
+		startRow(), stepRow(fix), cachedRow(fix), uncachedRow(fix), toolchainRow(fix), pullRow(fix), pushRow(fix), memoryRow(fix), versionRow(),
+	}
+}
+
+func startRow() row {
+	return row{
+		name: "run --rm --network none busybox true", goal: "≤ 20 ms, ≥ 7× docker", rounds: 21,
+		floor: &command{args: []string{"bwrap", "--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "/bin/true"}},
+		job: func(t *tool, round int) (job, bool) {
+			if t.run == nil {
+				return job{}, false
+			}
+			j := job{cmd: t.run("busybox", "true")}
+			if round == 0 {
+				j.before = t.base
+			}
+			return j, true
+		},
+	}
+}
+
+// stepRow takes a build of one step off a build of 21.
+func stepRow(fix *fixtures) row {
+	return row{
+		name: "one RUN step", goal: "≤ 12 ms", rounds: 7,
+		job: func(t *tool, round int) (job, bool) {
+			short := t.build(build{context: fix.steps1, tag: "bench/steps", noCache: true})
+			j := job{cmd: t.build(build{context: fix.steps21, tag: "bench/steps", noCache: true}), minus: &short, per: 20}
+			if round == 0 {
+				j.before = t.base
+			}
+			return j, true
+		},
+	}
+}
+
+func cachedRow(fix *fixtures) row {
+	return row{
+		name: "cached build, 13 steps, 10,000 files of 60 MB", goal: "≤ 40 ms, ≥ 10× buildx", rounds: 15,
+		floor: &command{args: []string{"git", "status", "--porcelain"}, dir: fix.project},
+		job: func(t *tool, round int) (job, bool) {
+			j := job{cmd: t.build(build{context: fix.project, tag: "bench/project"})}
+			if round == 0 {
+				j.before = t.base
+			}
+			return j, true
+		},
+	}
+}
+
+func uncachedRow(fix *fixtures) row {
+	return row{
+		name: "the same with --no-cache", goal: "≤ 1.6 s, ≥ 4× docker", rounds: 5,
+		job: func(t *tool, round int) (job, bool) {
+			j := job{cmd: t.build(build{context: fix.project, tag: "bench/project", noCache: true})}
+			if round == 0 {
+				j.before = t.base
+			}
+			return j, true
+		},
+	}
+}
+
+func toolchainRow(fix *fixtures) row {
+	to := filepath.Join(fix.work, "cp")
+	return row{
+		name: "COPY of a Go toolchain, no cache", goal: "≥ 5× docker", rounds: 3,
+		floor: &command{args: []string{"cp", "-a", filepath.Join(fix.toolchain, "go"), to}},
+		reset: func() error { return os.RemoveAll(to) },
+		job: func(t *tool, _ int) (job, bool) {
+			return job{before: t.fresh, cmd: t.build(build{context: fix.toolchain, tag: "bench/toolchain", noCache: true})}, true
+		},
+	}
+}
+
+func pullRow(fix *fixtures) row {
+	return row{
+		name: "pull and unpack of a 480 MB image (2 layers), loopback", goal: "≥ 3× docker", rounds: 3,
+		floor: &command{args: []string{"sh", "-c", "for l in " + fix.layerFiles + "; do gzip -dc $l > /dev/null & done; wait"}},
+		job: func(t *tool, _ int) (job, bool) {
+			if t.pull == nil {
+				return job{}, false
+			}
+			return job{before: t.fresh, cmd: t.pull(fix.registry + "/bench/big:1")}, true
+		},
+	}
+}
+
+// pushRow changes the content every time, so that nothing is there already.
+func pushRow(fix *fixtures) row {
+	return row{
+		name: "build + push of that image", goal: "≥ 3× docker", rounds: 3,
+		job: func(t *tool, round int) (job, bool) {
+			tag := fmt.Sprintf("%s/bench/push-%s:%d", fix.registry, t.name, round)
+			before := func() error {
+				if err := fix.touch(tag); err != nil {
+					return err
+				}
+				return t.fresh()
+			}
+			return job{before: before, cmd: t.build(build{context: fix.big, tag: tag, noCache: true, push: true})}, true
+		},
+	}
+}
+
+func memoryRow(fix *fixtures) row {
+	return row{
+		name: "peak memory, build of a 2 GB context", goal: "≤ 200 MB", rounds: 1, memory: true,
+		job: func(t *tool, round int) (job, bool) {
+			if err := fix.makeHuge(); err != nil {
+				return job{before: func() error { return err }}, true
+			}
+			return job{before: t.fresh, cmd: t.build(build{context: fix.huge, tag: "bench/huge", noCache: true})}, true
+		},
+	}
+}
+
+func versionRow() row {
+	return row{
+		name: "version", goal: "≤ 12 ms", rounds: 31,
+		floor: &command{args: []string{"true"}},
+		job: func(t *tool, _ int) (job, bool) {
+			return job{cmd: t.versionCmd}, len(t.versionCmd.args) > 0
+		},
+	}
+}
