@@ -78,7 +78,7 @@ func DockerfileFromReader(r io.Reader, dir string) (string, error) {
 func FromURL(ctx context.Context, address string, o PrepareOptions) (Prepared, error) {
 	u, err := url.Parse(address)
 	if err != nil {
-		return Prepared{}, errdef.New(errdef.ErrInvalid, "parse build context URL: %w", err)
+		return Prepared{}, errdef.New(errdef.ErrInvalid, "parse build context URL: %w", withoutURL(err))
 	}
 	if u.Scheme != "http" && u.Scheme != "https" {
 		return Prepared{}, errdef.New(errdef.ErrInvalid, "build context %s: got scheme %q, want http or https", u.Redacted(), u.Scheme)
@@ -114,6 +114,16 @@ func FromURL(ctx context.Context, address string, o PrepareOptions) (Prepared, e
 		return Prepared{}, body.explain(ctx, u, err)
 	}
 	return p, err
+}
+
+// withoutURL drops the part of an error that repeats the URL, maybe with a
+// password in it.
+func withoutURL(err error) error {
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		return ue.Err
+	}
+	return err
 }
 
 func checkStatus(u *url.URL, resp *http.Response) error {
@@ -154,10 +164,7 @@ func (w *watched) Read(b []byte) (int, error) {
 
 // explain returns why a transfer failed.
 func (w *watched) explain(ctx context.Context, u *url.URL, err error) error {
-	var ue *url.Error
-	if errors.As(err, &ue) { // its text has the URL with the password
-		err = ue.Err
-	}
+	err = withoutURL(err)
 	if cause := context.Cause(ctx); errors.Is(cause, errStalled) {
 		err = fmt.Errorf("%w for %s", cause, w.stall)
 	} else if ctx.Err() != nil {
