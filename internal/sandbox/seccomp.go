@@ -6,7 +6,6 @@ import (
 	"math"
 	"runtime"
 	"slices"
-	"sort"
 
 	"dhow/internal/errdef"
 
@@ -59,13 +58,9 @@ const (
 
 // buildFilter compiles the spec's seccomp profile into the plan.
 func (b *builder) buildFilter() error {
-	prog, err := compileFilter(b.spec.Linux.Seccomp)
-	if err != nil || prog == nil {
+	raw, err := compileFilter(b.spec.Linux.Seccomp)
+	if err != nil || raw == nil {
 		return err
-	}
-	raw, err := bpf.Assemble(prog)
-	if err != nil {
-		return errdef.New(errdef.ErrInvalid, "compile the seccomp profile: %w", err)
 	}
 	if len(raw) > unix.BPF_MAXINSNS {
 		return errdef.New(errdef.ErrInvalid, "compile the seccomp profile: got %d instructions, the kernel takes %d", len(raw), unix.BPF_MAXINSNS)
@@ -129,7 +124,7 @@ func nativeArch() specs.Arch {
 }
 
 // compileFilter makes the filter; nil for no profile.
-func compileFilter(p *specs.LinuxSeccomp) ([]bpf.Instruction, error) {
+func compileFilter(p *specs.LinuxSeccomp) ([]bpf.RawInstruction, error) {
 	if p == nil {
 		return nil, nil
 	}
@@ -157,18 +152,38 @@ func compileFilter(p *specs.LinuxSeccomp) ([]bpf.Instruction, error) {
 		}
 		abis[audit] = append(abis[audit], n)
 	}
-	prog := []bpf.Instruction{bpf.LoadAbsolute{Off: dataArch, Size: 4}}
-	for _, audit := range order {
-		body := append([]bpf.Instruction{bpf.LoadAbsolute{Off: dataNr, Size: 4}}, search(c.ranges(abis[audit]))...)
-		prog = append(prog,
-			bpf.JumpIf{Cond: bpf.JumpEqual, Val: audit, SkipTrue: 1},
-			bpf.Jump{Skip: uint32(len(body))})
-		prog = append(prog, body...)
+	// Written backwards: the jumps of BPF lead forward, to what is there then.
+	out := &program{code: make([]bpf.RawInstruction, 0, 1024)}
+	out.ret(unix.SECCOMP_RET_KILL_PROCESS)
+	for _, audit := range slices.Backward(order) {
+		end := out.len()
+		out.search(c.ranges(abis[audit]))
+		out.load(dataNr)
+		out.add(bpf.Jump{Skip: uint32(out.len() - end)})
+		out.add(bpf.JumpIf{Cond: bpf.JumpEqual, Val: audit, SkipTrue: 1})
 	}
-	return append(prog, ret(unix.SECCOMP_RET_KILL_PROCESS)), nil
+	out.load(dataArch)
+	slices.Reverse(out.code)
+	return out.code, out.err
 }
 
-func ret(action uint32) bpf.Instruction { return bpf.RetConstant{Val: action} }
+// program is BPF code in reverse order.
+type program struct {
+	code []bpf.RawInstruction
+	err  error
+}
+
+func (p *program) len() int { return len(p.code) }
+
+func (p *program) add(ins interface {
+	Assemble() (bpf.RawInstruction, error)
+}) {
+	raw, err := ins.Assemble()
+	p.code, p.err = append(p.code, raw), cmp.Or(p.err, err)
+}
+
+func (p *program) load(off uint32)   { p.add(bpf.LoadAbsolute{Off: off, Size: 4}) }
+func (p *program) ret(action uint32) { p.add(bpf.RetConstant{Val: action}) }
 
 // action is a seccomp return value.
 func action(a specs.LinuxSeccompAction, errno *uint) (uint32, error) {
@@ -208,15 +223,15 @@ type rule struct {
 
 type filterCompiler struct {
 	profile  *specs.LinuxSeccomp
-	fallback uint32           // the default action
-	rules    map[int32][]rule // by index into syscallTable
+	fallback uint32   // the default action
+	rules    [][]rule // by index into syscallTable
 }
 
 // readRules sorts the profile's rules by call. Rules that say what happens
 // anyway are left out, and so are names that no architecture knows. Several
 // conditions on one argument are alternatives, as runc takes them.
 func (c *filterCompiler) readRules() error {
-	c.rules = make(map[int32][]rule, 512)
+	c.rules = make([][]rule, len(syscallTable))
 	for _, s := range c.profile.Syscalls {
 		act, err := action(s.Action, s.ErrnoRet)
 		if err != nil {
@@ -244,8 +259,10 @@ func (c *filterCompiler) readRules() error {
 			i, ok := slices.BinarySearchFunc(syscallTable, name, func(e syscallNumbers, name string) int {
 				return cmp.Compare(e.name, name)
 			})
-			if ok {
-				c.rules[int32(i)] = append(c.rules[int32(i)], add...)
+			if ok && c.rules[i] == nil {
+				c.rules[i] = add
+			} else if ok {
+				c.rules[i] = slices.Concat(c.rules[i], add)
 			}
 		}
 	}
@@ -267,7 +284,7 @@ func (r numberRange) plain() bool { return len(r.rules) == 0 }
 // treated alike are one range.
 func (c *filterCompiler) ranges(abis []abi) []numberRange {
 	slices.Sort(abis) // x32 above amd64
-	var out []numberRange
+	out := make([]numberRange, 0, 256)
 	add := func(r numberRange) {
 		if n := len(out); n > 0 && out[n-1].plain() && r.plain() && out[n-1].fallback == r.fallback {
 			return
@@ -295,23 +312,13 @@ func (c *filterCompiler) ranges(abis []abi) []numberRange {
 
 // numbers adds the ranges of one ABI and returns the first number after them.
 func (c *filterCompiler) numbers(a abi, base uint32, add func(numberRange)) uint32 {
-	type call struct {
-		nr    uint32
-		index int32
-	}
-	calls := make([]call, 0, len(c.rules))
-	for i := range c.rules {
-		if nr := syscallTable[i].nr[a]; nr >= 0 {
-			calls = append(calls, call{base + uint32(nr), i})
-		}
-	}
-	sort.Slice(calls, func(i, j int) bool { return calls[i].nr < calls[j].nr })
 	next := base
-	for _, s := range calls {
-		if s.nr > next {
+	for _, s := range c.calls(a) {
+		nr := base + uint32(s.nr)
+		if nr > next {
 			add(numberRange{start: next, fallback: c.fallback})
 		}
-		r := numberRange{start: s.nr, fallback: c.fallback, rules: c.rules[s.index]}
+		r := numberRange{start: nr, fallback: c.fallback, rules: c.rules[s.index]}
 		for _, one := range r.rules {
 			if len(one.conds) == 0 { // nothing else matters then
 				r.rules, r.fallback = nil, one.action
@@ -319,7 +326,7 @@ func (c *filterCompiler) numbers(a abi, base uint32, add func(numberRange)) uint
 			}
 		}
 		add(r)
-		next = s.nr + 1
+		next = nr + 1
 	}
 	// A call that is newer than the profile is told to be missing, not
 	// forbidden: libraries then fall back to an older one, as they do with runc.
@@ -331,39 +338,66 @@ func (c *filterCompiler) numbers(a abi, base uint32, add func(numberRange)) uint
 	return next
 }
 
+// call is a system call that has rules.
+type call struct {
+	nr    int32
+	index int // into syscallTable
+}
+
+// calls lists the calls of one ABI that have rules, by number. All numbers but
+// ARM's private ones are small, so that they are put in place, not sorted.
+func (c *filterCompiler) calls(a abi) []call {
+	var place [1024]int16 // index + 1 by number
+	var large []call
+	n := 0
+	for i, rules := range c.rules {
+		nr := syscallTable[i].nr[a]
+		switch {
+		case rules == nil || nr < 0:
+		case int(nr) < len(place):
+			place[nr] = int16(i + 1)
+			n++
+		default:
+			large = append(large, call{nr, i})
+		}
+	}
+	out := make([]call, 0, n+len(large))
+	for nr, i := range place {
+		if i != 0 {
+			out = append(out, call{int32(nr), int(i) - 1})
+		}
+	}
+	slices.SortFunc(large, func(a, b call) int { return cmp.Compare(a.nr, b.nr) })
+	return append(out, large...)
+}
+
 // search is a binary search of the number in the accumulator.
-func search(ranges []numberRange) []bpf.Instruction {
+func (p *program) search(ranges []numberRange) {
 	if len(ranges) == 1 {
-		return ranges[0].code()
+		p.action(ranges[0])
+		return
 	}
 	mid := len(ranges) / 2
-	below, above := search(ranges[:mid]), search(ranges[mid:])
-	at := bpf.JumpIf{Cond: bpf.JumpGreaterOrEqual, Val: ranges[mid].start}
-	code := make([]bpf.Instruction, 0, len(below)+len(above)+2)
-	if len(below) <= math.MaxUint8 {
-		at.SkipTrue = uint8(len(below))
-		code = append(code, at)
-	} else { // a conditional jump reaches 255 instructions
-		at.SkipFalse = 1
-		code = append(code, at, bpf.Jump{Skip: uint32(len(below))})
+	p.search(ranges[mid:])
+	above := p.len()
+	p.search(ranges[:mid])
+	below := p.len() - above
+	if below <= math.MaxUint8 {
+		p.add(bpf.JumpIf{Cond: bpf.JumpGreaterOrEqual, Val: ranges[mid].start, SkipTrue: uint8(below)})
+		return
 	}
-	return append(append(code, below...), above...)
+	p.add(bpf.Jump{Skip: uint32(below)}) // a conditional jump reaches 255 instructions
+	p.add(bpf.JumpIf{Cond: bpf.JumpGreaterOrEqual, Val: ranges[mid].start, SkipFalse: 1})
 }
 
-// code compares the arguments with each rule in turn.
-func (r numberRange) code() []bpf.Instruction {
-	var code []bpf.Instruction
-	for _, one := range r.rules {
-		code = append(code, one.code()...)
+// action compares the arguments with each rule in turn.
+func (p *program) action(r numberRange) {
+	p.ret(r.fallback)
+	for _, one := range slices.Backward(r.rules) {
+		end := p.len()
+		p.ret(one.action)
+		for _, cond := range slices.Backward(one.conds) {
+			p.condition(cond, p.len()-end)
+		}
 	}
-	return append(code, ret(r.fallback))
-}
-
-// code returns the action, or falls through where a condition fails.
-func (r rule) code() []bpf.Instruction {
-	code := []bpf.Instruction{ret(r.action)}
-	for _, cond := range slices.Backward(r.conds) {
-		code = append(condition(cond, len(code)), code...)
-	}
-	return code
 }

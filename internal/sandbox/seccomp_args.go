@@ -1,17 +1,17 @@
 package sandbox
 
 import (
-	"math"
+	"slices"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/net/bpf"
 )
 
 // condition compares a 64-bit argument, which classic BPF can only do in
-// halves. It continues behind itself where the condition holds, and skips rest
-// instructions more where it does not. The halves of an argument of a 32-bit
+// halves. It leads to what was written last where the condition holds, and
+// skips rest instructions where it does not. The halves of an argument of a 32-bit
 // ABI need no care: the kernel extends those with zeros.
-func condition(arg specs.LinuxSeccompArg, rest int) []bpf.Instruction {
+func (p *program) condition(arg specs.LinuxSeccompArg, rest int) {
 	hi, lo := uint32(arg.Value>>32), uint32(arg.Value)
 	c := halves{index: uint32(arg.Index), rest: rest}
 	switch arg.Op {
@@ -42,9 +42,9 @@ func condition(arg specs.LinuxSeccompArg, rest int) []bpf.Instruction {
 		c.check(high, bpf.JumpEqual, uint32(arg.ValueTwo>>32), next, no)
 		c.check(low, bpf.JumpEqual, uint32(arg.ValueTwo), yes, no)
 	default: // fails always: a rule that is not understood grants nothing
-		c.code = append(c.code, bpf.Jump{Skip: uint32(rest)})
+		p.add(bpf.Jump{Skip: uint32(rest)})
 	}
-	return c.resolve()
+	c.write(p)
 }
 
 // half says which part of the argument to look at.
@@ -65,57 +65,58 @@ const (
 	no                  // it does not
 )
 
-// halves collects comparisons whose jumps are filled in at the end.
+// halves collects the comparisons of one condition.
 type halves struct {
 	index uint32
 	rest  int
 	mask  *uint64
-	code  []bpf.Instruction
-	jumps []pendingJump
+	tests []halfTest
 }
 
-type pendingJump struct {
-	at      int
-	yes, no outcome
+// halfTest compares half h of the argument with val.
+type halfTest struct {
+	h       half
+	test    bpf.JumpTest
+	val     uint32
+	ifTrue  outcome
+	ifFalse outcome
 }
 
-// check adds a comparison of half h with val.
 func (c *halves) check(h half, test bpf.JumpTest, val uint32, ifTrue, ifFalse outcome) {
-	if h != same {
-		// Little-endian: the low half comes first.
-		off, mask := dataArgs+8*c.index, uint64(math.MaxUint64)
-		if h == high {
-			off += 4
-		}
-		c.code = append(c.code, bpf.LoadAbsolute{Off: off, Size: 4})
-		if c.mask != nil {
-			if mask = *c.mask; h == high {
-				mask >>= 32
-			}
-			c.code = append(c.code, bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: uint32(mask)})
-		}
-	}
-	c.jumps = append(c.jumps, pendingJump{len(c.code), ifTrue, ifFalse})
-	c.code = append(c.code, bpf.JumpIf{Cond: test, Val: val})
+	c.tests = append(c.tests, halfTest{h, test, val, ifTrue, ifFalse})
 }
 
-// resolve fills the jumps in. A rule has six conditions of at most seven
-// instructions, so all distances fit into the eight bits there are.
-func (c *halves) resolve() []bpf.Instruction {
-	for _, j := range c.jumps {
+// write adds the comparisons, last one first. A rule has at most six
+// conditions of seven instructions, so that all distances fit into the eight
+// bits of a conditional jump.
+func (c *halves) write(p *program) {
+	end := p.len()
+	for _, t := range slices.Backward(c.tests) {
 		distance := func(o outcome) uint8 {
-			behind := len(c.code) - j.at - 1
 			switch o {
 			case yes:
-				return uint8(behind)
+				return uint8(p.len() - end)
 			case no:
-				return uint8(behind + c.rest)
+				return uint8(p.len() - end + c.rest)
 			}
 			return 0
 		}
-		jump := c.code[j.at].(bpf.JumpIf)
-		jump.SkipTrue, jump.SkipFalse = distance(j.yes), distance(j.no)
-		c.code[j.at] = jump
+		p.add(bpf.JumpIf{Cond: t.test, Val: t.val, SkipTrue: distance(t.ifTrue), SkipFalse: distance(t.ifFalse)})
+		if t.h != same {
+			c.load(p, t.h)
+		}
 	}
-	return c.code
+}
+
+// load brings a half of the argument into the accumulator. The machine is
+// little-endian: the low half comes first.
+func (c *halves) load(p *program, h half) {
+	off, shift := dataArgs+8*c.index, 0
+	if h == high {
+		off, shift = off+4, 32
+	}
+	if c.mask != nil {
+		p.add(bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: uint32(*c.mask >> shift)})
+	}
+	p.load(off)
 }
