@@ -33,13 +33,21 @@ type ExitError struct {
 	// Memory is the limit, in bytes, for which the kernel killed the step; 0
 	// when it was not killed for memory.
 	Memory int64
+	// Err is why the command could not even start; nil when it did.
+	Err error
 }
+
+// Unwrap returns Err.
+func (e *ExitError) Unwrap() error { return e.Err }
 
 // Error has the words of BuildKit, which people search for.
 func (e *ExitError) Error() string {
 	text := fmt.Sprintf("process %q did not complete successfully: exit code: %d", strings.Join(e.Args, " "), e.Code)
 	if e.Memory > 0 {
 		text += fmt.Sprintf(": killed for memory: the limit is %d MiB", e.Memory>>20)
+	}
+	if e.Err != nil {
+		text += ": " + e.Err.Error()
 	}
 	return text
 }
@@ -107,7 +115,7 @@ func (d *Deps) execPlatform(p *pb.Platform) (oci.Platform, error) {
 // Run implements solve.Op.
 func (e *execOp) Run(ctx context.Context, inputs []solve.Result, job solve.Job) (_ []solve.Result, err error) {
 	s := &step{execOp: e, job: job}
-	defer func() { err = errors.Join(err, s.release()) }()
+	defer func() { err = withCleanup(err, s.release()) }()
 	if err := s.prepare(ctx, inputs); err != nil {
 		return nil, err
 	}
@@ -121,4 +129,13 @@ func (e *execOp) Run(ctx context.Context, inputs []solve.Result, job solve.Job) 
 		return nil, err
 	}
 	return s.commit(ctx)
+}
+
+// withCleanup adds what went wrong while clearing up. An error alone stays as
+// it is: joined ones lose their advice.
+func withCleanup(err, cleanup error) error {
+	if cleanup == nil {
+		return err
+	}
+	return errors.Join(err, cleanup)
 }

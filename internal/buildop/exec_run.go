@@ -255,8 +255,7 @@ func (s *step) notStarted(ctx context.Context, err error) error {
 	if ctx.Err() != nil || !errors.As(err, &start) || start.ExitCode == 125 {
 		return err
 	}
-	fmt.Fprintf(s.job.Stderr(), "%s\n", start.Err) // the step's own output, as a shell would say it
-	return errors.Join(&ExitError{Args: s.op.Meta.Args, Code: start.ExitCode}, err)
+	return &ExitError{Args: s.op.Meta.Args, Code: start.ExitCode, Err: err}
 }
 
 // pipeTo returns the writing end of a pipe whose bytes go to w.

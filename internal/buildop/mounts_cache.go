@@ -141,7 +141,7 @@ func (s *step) holdCache(ctx context.Context, m cacheMount) (*cacheDir, error) {
 		return nil, err
 	}
 	if err := s.fillCache(ctx, dir, m); err != nil {
-		return nil, errors.Join(err, dir.lock.Unlock())
+		return nil, withCleanup(err, dir.lock.Unlock())
 	}
 	now := time.Now()
 	rec, err := st.CacheMount(ctx, m.key)
@@ -153,7 +153,7 @@ func (s *step) holdCache(ctx context.Context, m cacheMount) (*cacheDir, error) {
 		err = st.PutCacheMount(ctx, rec)
 	}
 	if err != nil {
-		return nil, errors.Join(err, dir.lock.Unlock())
+		return nil, withCleanup(err, dir.lock.Unlock())
 	}
 	return dir, nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 
@@ -67,7 +68,7 @@ func (s *step) searchSecrets(ctx context.Context) error {
 			return fmt.Errorf("search the layer for secrets: %w", err)
 		}
 		if len(found) > 0 {
-			return leaked(t.dest, found)
+			return s.leaked(t.dest, found)
 		}
 	}
 	return nil
@@ -76,14 +77,21 @@ func (s *step) searchSecrets(ctx context.Context) error {
 // maxLeaks bounds how many places an error names.
 const maxLeaks = 5
 
-func leaked(dest string, found []layer.Finding) error {
+// mask stands for a secret in messages.
+const mask = "*****"
+
+func (s *step) leaked(dest string, found []layer.Finding) error {
 	var where []string
 	for i, f := range found {
 		if i == maxLeaks {
 			where = append(where, fmt.Sprintf("and %d more", len(found)-maxLeaks))
 			break
 		}
-		where = append(where, fmt.Sprintf("secret %s in %s/%s (%s)", f.ID, strings.TrimSuffix(dest, "/"), strings.TrimPrefix(f.Path, "/"), f.Form))
+		name := path.Join(dest, f.Path)
+		for _, n := range s.seen {
+			name = strings.ReplaceAll(name, string(n.Value), mask) // a name may be what holds it
+		}
+		where = append(where, fmt.Sprintf("secret %s in %s (%s)", f.ID, name, f.Form))
 	}
 	err := errdef.New(errdef.ErrDenied, "the step left a secret in its layer, nothing was kept: %s", strings.Join(where, ", "))
 	return errdef.WithHint(err, "remove it in the same RUN; if it may be public, build with --allow secret-in-layer=%s", found[0].ID)

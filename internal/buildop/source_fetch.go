@@ -113,7 +113,7 @@ func (h *httpSource) store(ctx context.Context, body io.Reader) (_ digest.Digest
 	if err != nil {
 		return "", err
 	}
-	defer func() { err = errors.Join(err, w.Close()) }()
+	defer func() { err = withCleanup(err, w.Close()) }()
 	n, err := io.Copy(w, &errReader{ctx, io.LimitReader(body, maxHTTPFile+1)})
 	if err != nil {
 		return "", err

@@ -64,7 +64,7 @@ func (g *gitSource) fetch(ctx context.Context) (_ *gitRepo, err error) {
 	}
 	run, err := g.newRun(ctx)
 	if err != nil {
-		return nil, errors.Join(err, lock.Unlock())
+		return nil, withCleanup(err, lock.Unlock())
 	}
 	r := &gitRepo{gitRun: run, lock: lock}
 	defer func() {
@@ -172,7 +172,7 @@ func (g *gitSource) Run(ctx context.Context, _ []solve.Result, _ solve.Job) ([]s
 		id, err = active.Commit(ctx)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("check out %s: %w", redact(g.remote), err), active.Discard())
+		return nil, withCleanup(fmt.Errorf("check out %s: %w", redact(g.remote), err), active.Discard())
 	}
 	return []solve.Result{{Chain: active.Parent().Append(id)}}, nil
 }

@@ -3,7 +3,6 @@ package buildop
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"mime"
@@ -232,7 +231,7 @@ func (h *httpSource) Run(ctx context.Context, _ []solve.Result, _ solve.Job) ([]
 		id, err = active.Commit(ctx)
 	}
 	if err != nil {
-		return nil, errors.Join(err, active.Discard())
+		return nil, withCleanup(err, active.Discard())
 	}
 	return []solve.Result{{Chain: active.Parent().Append(id)}}, nil
 }

@@ -225,7 +225,7 @@ func (l *layoutSource) copyBlob(ctx context.Context, desc ocispecs.Descriptor) (
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, w.Close()) }()
+	defer func() { err = withCleanup(err, w.Close()) }()
 	if _, err := src.Seek(w.Offset(), io.SeekStart); err != nil {
 		return err
 	}

@@ -1,0 +1,493 @@
+package buildop
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"dhow/internal/errdef"
+	"dhow/internal/llb"
+	"dhow/internal/session"
+	"dhow/internal/snapshot"
+	"dhow/internal/solve"
+	"dhow/internal/store"
+	"dhow/internal/sys"
+
+	"github.com/moby/buildkit/solver/pb"
+	"golang.org/x/sys/unix"
+)
+
+// bench runs steps in a root file system of busybox.
+type bench struct {
+	t    *testing.T
+	deps *Deps
+	base snapshot.Chain
+}
+
+func newBench(t *testing.T, sess session.Options, o Options) *bench {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	st, err := store.Open(context.Background(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := st.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	s, err := session.New(sess)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{t: t, deps: &Deps{Store: st, Snapshots: snapshot.New(st), Session: s, Options: o}}
+	b.base = b.tree(nil, func(dir string) {
+		busybox, err := os.ReadFile("/bin/busybox")
+		if err != nil {
+			t.Skip("busybox is not installed (package busybox-static)")
+		}
+		put(t, dir, "bin/busybox", string(busybox), 0o755)
+		for _, name := range strings.Fields("sh cat echo ls id env mkdir touch rm ln chmod stat sleep true false dd head tail mount grep wc pwd hostname test tr kill base64 cut readlink sort ip") {
+			if err := os.Symlink("busybox", filepath.Join(dir, "bin", name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		put(t, dir, "etc/passwd", "root:x:0:0:root:/root:/bin/sh\nworker:x:1000:1000::/home/worker:/bin/sh\n", 0o644)
+		put(t, dir, "etc/group", "root:x:0:\nworker:x:1000:\nextra:x:2000:worker\n", 0o644)
+		for _, d := range []string{"proc", "sys", "dev"} {
+			if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		old := time.Unix(1_000_000_000, 0)
+		if err := os.Chtimes(filepath.Join(dir, "etc"), old, old); err != nil {
+			t.Fatal(err)
+		}
+	})
+	return b
+}
+
+func put(t *testing.T, dir, name, data string, mode os.FileMode) {
+	t.Helper()
+	p := filepath.Join(dir, name)
+	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(p, []byte(data), mode); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(p, mode); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tree adds a layer to a chain.
+func (b *bench) tree(parent snapshot.Chain, fill func(dir string)) snapshot.Chain {
+	b.t.Helper()
+	a, err := b.deps.Snapshots.Begin(context.Background(), parent)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	fill(a.Upper())
+	id, err := a.Commit(context.Background())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return parent.Append(id)
+}
+
+// files makes a tree of files with their contents.
+func (b *bench) files(files map[string]string) solve.Result {
+	return solve.Result{Chain: b.tree(nil, func(dir string) {
+		for name, data := range files {
+			put(b.t, dir, name, data, 0o644)
+		}
+	})}
+}
+
+// op is RUN with a shell script.
+func (b *bench) op(script string, change ...func(*pb.ExecOp)) *pb.ExecOp {
+	op := &pb.ExecOp{
+		Meta:   &pb.Meta{Args: []string{"/bin/sh", "-c", script}, Cwd: "/", RemoveMountStubsRecursive: true},
+		Mounts: []*pb.Mount{{Dest: "/", Input: 0, Output: 0}},
+	}
+	for _, f := range change {
+		f(op)
+	}
+	return op
+}
+
+func mounts(list ...*pb.Mount) func(*pb.ExecOp) {
+	return func(op *pb.ExecOp) { op.Mounts = append(op.Mounts, list...) }
+}
+
+func vertex(op *pb.ExecOp, inputs int) *llb.Vertex {
+	return &llb.Vertex{Op: &pb.Op{Op: &pb.Op_Exec{Exec: op}}, Inputs: make([]llb.Edge, inputs), Meta: &pb.OpMetadata{}, Name: "RUN"}
+}
+
+func (b *bench) run(op *pb.ExecOp, inputs ...solve.Result) ([]solve.Result, *testJob, error) {
+	return b.runContext(context.Background(), op, inputs...)
+}
+
+func (b *bench) runContext(ctx context.Context, op *pb.ExecOp, inputs ...solve.Result) ([]solve.Result, *testJob, error) {
+	b.t.Helper()
+	inputs = append([]solve.Result{{Chain: b.base}}, inputs...)
+	e, err := newExecOp(b.deps, vertex(op, len(inputs)), op)
+	job := &testJob{}
+	if err != nil {
+		return nil, job, err
+	}
+	out, err := e.Run(ctx, inputs, job)
+	return out, job, err
+}
+
+// ok runs a step that must succeed.
+func (b *bench) ok(op *pb.ExecOp, inputs ...solve.Result) ([]solve.Result, *testJob) {
+	b.t.Helper()
+	out, job, err := b.run(op, inputs...)
+	if err != nil {
+		b.t.Fatalf("%v\n%s%s", err, job.out.String(), job.err.String())
+	}
+	return out, job
+}
+
+// prints runs a step and compares its output.
+func (b *bench) prints(want string, op *pb.ExecOp, inputs ...solve.Result) {
+	b.t.Helper()
+	_, job := b.ok(op, inputs...)
+	equal(b.t, job.out.String(), want)
+}
+
+// layer lists what the last layer of a chain holds: mode and path.
+func (b *bench) layer(c snapshot.Chain) []string {
+	b.t.Helper()
+	if len(c) == len(b.base) {
+		return nil
+	}
+	top := b.deps.Snapshots.Dir(c[len(c)-1])
+	var out []string
+	err := filepath.WalkDir(top, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || p == top {
+			return err
+		}
+		rel, _ := filepath.Rel(top, p)
+		out = append(out, rel)
+		return nil
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return out
+}
+
+// read reads a file of a tree.
+func (b *bench) read(c snapshot.Chain, name string) string {
+	b.t.Helper()
+	root, err := b.deps.Snapshots.View(context.Background(), c)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer root.Close()
+	f, err := sys.OpenInRoot(root, name, unix.O_RDONLY)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(f)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return string(data)
+}
+
+// testJob remembers what a step says.
+type testJob struct {
+	mu       sync.Mutex
+	out, err bytes.Buffer
+	warnings []string
+	masked   []string
+	statuses []string
+}
+
+type lockedWriter struct {
+	mu *sync.Mutex
+	w  io.Writer
+}
+
+func (l lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
+}
+
+func (j *testJob) Stdout() io.Writer { return lockedWriter{&j.mu, &j.out} }
+func (j *testJob) Stderr() io.Writer { return lockedWriter{&j.mu, &j.err} }
+func (j *testJob) Status(id string, _, _ int64, _ time.Time, done bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.statuses = append(j.statuses, fmt.Sprint(id, " ", done))
+}
+func (j *testJob) Warn(format string, args ...any) {
+	j.warnings = append(j.warnings, fmt.Sprintf(format, args...))
+}
+func (j *testJob) Mask(values [][]byte) {
+	for _, v := range values {
+		j.masked = append(j.masked, string(v))
+	}
+}
+
+func TestStep(t *testing.T) {
+	b := newBench(t, session.Options{}, Options{})
+	b.ok(b.op("true")) // what is opened once for all steps
+	before := openFiles(t)
+	out, job := b.ok(b.op("echo out; echo err >&2; echo data > /file; mkdir -p /new/dir"))
+	equal(t, job.out.String(), "out\n")
+	equal(t, job.err.String(), "err\n")
+	// /etc is in the base without hosts and resolv.conf: nothing of them is left.
+	equal(t, b.layer(out[0].Chain), []string{"file", "new", "new/dir"})
+	equal(t, b.read(out[0].Chain, "/file"), "data\n")
+	out, _ = b.ok(b.op("true"))
+	equal(t, out[0].Chain, b.base)
+	b.ok(b.op("umask | grep 0022"))
+	if after := openFiles(t); after > before {
+		t.Errorf("got %d open files after the steps, want %d", after, before)
+	}
+	equal(t, mountCount(t), 0)
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	list, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, e := range list {
+		name, _ := os.Readlink("/proc/self/fd/" + e.Name())
+		if !strings.Contains(name, "/dhow.db") { // the database opens as many as are busy
+			n++
+		}
+	}
+	return n
+}
+
+// mountCount is how many mounts of the tests' directories exist.
+func mountCount(t *testing.T) int {
+	t.Helper()
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(data), t.TempDir())
+}
+
+func TestStepExitCodes(t *testing.T) {
+	b := newBench(t, session.Options{}, Options{})
+	_, _, err := b.run(b.op("echo last words; exit 7"))
+	var exit *ExitError
+	if !errors.As(err, &exit) || exit.Code != 7 {
+		t.Fatalf("got %v, want an ExitError with code 7", err)
+	}
+	equal(t, exit.Error(), `process "/bin/sh -c echo last words; exit 7" did not complete successfully: exit code: 7`)
+	b.ok(b.op("exit 7", func(op *pb.ExecOp) { op.Meta.ValidExitCodes = []int32{3, 7} }))
+	if _, _, err := b.run(b.op("exit 0", func(op *pb.ExecOp) { op.Meta.ValidExitCodes = []int32{7} })); !errors.As(err, &exit) || exit.Code != 0 {
+		t.Errorf("a code that is not allowed: got %v", err)
+	}
+	_, _, err = b.run(b.op("", func(op *pb.ExecOp) { op.Meta.Args = []string{"/no/such/program"} }))
+	if !errors.As(err, &exit) || exit.Code != 127 {
+		t.Errorf("missing program: got %v, want code 127", err)
+	}
+	_, _, err = b.run(b.op("sh -c 'kill -9 $$'; exit $?"))
+	if !errors.As(err, &exit) || exit.Code != 137 {
+		t.Errorf("killed: got %v, want code 137", err)
+	}
+}
+
+func TestStepEnvironment(t *testing.T) {
+	t.Setenv("DHOW_TEST_SECRET", "from the host")
+	b := newBench(t, session.Options{Secrets: []session.SecretSource{{ID: "s", Env: "DHOW_TEST_SECRET"}}}, Options{})
+	b.prints("/root /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n", b.op("echo $HOME $PATH"))
+	b.prints("/home/worker 1000 1000\n", b.op("echo $HOME $(id -u) $(id -g)", func(op *pb.ExecOp) { op.Meta.User = "worker" }))
+	b.prints("/home/worker\n", b.op("echo $HOME", func(op *pb.ExecOp) { op.Meta.User = "1000" }))
+	b.prints("/mine /bin\n", b.op("echo $HOME $PATH", func(op *pb.ExecOp) { op.Meta.Env = []string{"HOME=/mine", "PATH=/bin"} }))
+	b.prints("2\n", b.op("echo $A", func(op *pb.ExecOp) { op.Meta.Env = []string{"A=1", "A=2"} }))
+	b.prints("p p n\n", b.op("echo $HTTP_PROXY $http_proxy $no_proxy", func(op *pb.ExecOp) {
+		op.Meta.ProxyEnv = &pb.ProxyEnv{HttpProxy: "p", NoProxy: "n"}
+	}))
+	secret := func(env ...*pb.SecretEnv) func(*pb.ExecOp) {
+		return func(op *pb.ExecOp) { op.Secretenv = env }
+	}
+	_, job := b.ok(b.op("echo $S", secret(&pb.SecretEnv{ID: "s", Name: "S"})))
+	equal(t, job.out.String(), "from the host\n")
+	equal(t, job.masked, []string{"from the host"})
+	b.prints("[]\n", b.op("echo [$M]", secret(&pb.SecretEnv{ID: "missing", Name: "M", Optional: true})))
+	if _, _, err := b.run(b.op("true", secret(&pb.SecretEnv{ID: "missing", Name: "M"}))); err == nil || err.Error() != "secret missing: not found" {
+		t.Errorf("got %v", err)
+	}
+	if _, _, err := b.run(b.op("true", func(op *pb.ExecOp) { op.Meta.User = "nobody-here" })); !errors.Is(err, errdef.ErrNotFound) {
+		t.Errorf("unknown user: got %v, want ErrNotFound", err)
+	}
+}
+
+func TestStepDirectory(t *testing.T) {
+	b := newBench(t, session.Options{}, Options{})
+	out, job := b.ok(b.op("pwd; touch here", func(op *pb.ExecOp) { op.Meta.Cwd = "/work/sub"; op.Meta.User = "worker" }))
+	equal(t, job.out.String(), "/work/sub\n")
+	equal(t, b.layer(out[0].Chain), []string{"work", "work/sub", "work/sub/here"})
+	b.prints("/src/a\n", b.op("pwd", func(op *pb.ExecOp) {
+		op.Meta.Cwd = "/src/a"
+		op.Mounts = append(op.Mounts, &pb.Mount{Dest: "/src", Input: 1, Output: -1, Readonly: true})
+	}), b.files(map[string]string{"a/f": "x"}))
+}
+
+func TestStepNetworkFiles(t *testing.T) {
+	b := newBench(t, session.Options{}, Options{})
+	_, job := b.ok(b.op("hostname; cat /etc/hosts", func(op *pb.ExecOp) {
+		op.Meta.ExtraHosts = []*pb.HostIP{{Host: "db", IP: "10.1.2.3"}}
+	}))
+	if got := job.out.String(); !strings.HasPrefix(got, "buildkitsandbox\n") || !strings.Contains(got, "127.0.0.1") || !strings.Contains(got, "10.1.2.3\tdb") {
+		t.Errorf("got %q", got)
+	}
+	b.prints("mine\n", b.op("hostname", func(op *pb.ExecOp) { op.Meta.Hostname = "mine" }))
+	if _, _, err := b.run(b.op("echo x > /etc/hosts")); err == nil {
+		t.Error("/etc/hosts can be written")
+	}
+	// The step's own file survives below the mount.
+	out, _ := b.ok(b.op("rm -f /etc/hosts; touch /etc/mine"))
+	equal(t, b.layer(out[0].Chain), []string{"etc", "etc/mine"})
+	b.prints("1\n", b.op("grep -c : /proc/net/dev", func(op *pb.ExecOp) { op.Network = pb.NetMode_NONE }))
+	_, _, err := b.run(b.op("true", func(op *pb.ExecOp) { op.Network = pb.NetMode_HOST }))
+	if !errors.Is(err, errdef.ErrDenied) || err.Error() != "network.host is not allowed" {
+		t.Errorf("got %v", err)
+	}
+	b.deps.Allow = []string{"network.host", "security.insecure"}
+	b.ok(b.op("true", func(op *pb.ExecOp) { op.Network = pb.NetMode_HOST }))
+	caps := func(op *pb.ExecOp) string {
+		_, job := b.ok(op)
+		return job.out.String()
+	}
+	const show = "grep ^CapEff: /proc/self/status"
+	confined := caps(b.op(show))
+	if all := caps(b.op(show, func(op *pb.ExecOp) { op.Security = pb.SecurityMode_INSECURE })); all <= confined {
+		t.Errorf("insecure: got %q, want more than %q", all, confined)
+	}
+}
+
+// A dangling link at a mount point, as /etc/resolv.conf often is, is followed,
+// and what was made for it goes away again.
+func TestStepStubs(t *testing.T) {
+	b := newBench(t, session.Options{}, Options{})
+	b.base = b.tree(b.base, func(dir string) {
+		if err := os.MkdirAll(filepath.Join(dir, "etc"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink("/run/resolve/stub.conf", filepath.Join(dir, "etc/resolv.conf")); err != nil {
+			t.Fatal(err)
+		}
+	})
+	secret := &pb.Mount{Dest: "/a/b/secret", Input: -1, Output: -1, MountType: pb.MountType_TMPFS}
+	out, _ := b.ok(b.op("test -f /etc/resolv.conf && test -d /a/b/secret && touch /file", mounts(secret)))
+	equal(t, b.layer(out[0].Chain), []string{"file"})
+	// What the step puts into a directory that was made for a mount stays.
+	out, _ = b.ok(b.op("touch /a/b/kept", mounts(secret)))
+	equal(t, b.layer(out[0].Chain), []string{"a", "a/b", "a/b/kept"})
+	// A step that turns the way to a stub into a link loses nothing elsewhere.
+	out, _ = b.ok(b.op("mkdir -p /other/run/resolve && touch /other/run/resolve/stub.conf && mv /run /gone; ln -s other/run /run", func(op *pb.ExecOp) {
+		op.Meta.Args[2] = "busybox mkdir -p /other/resolve; touch /other/resolve/stub.conf; busybox mv /a /gone; ln -s other /a"
+		op.Mounts = append(op.Mounts, &pb.Mount{Dest: "/a/resolve", Input: -1, Output: -1, MountType: pb.MountType_TMPFS})
+	}))
+	if got := b.layer(out[0].Chain); !slices.Contains(got, "other/resolve/stub.conf") {
+		t.Errorf("got %q, want other/resolve/stub.conf kept", got)
+	}
+}
+
+func TestStepLimits(t *testing.T) {
+	b := newBench(t, session.Options{}, Options{MemoryBytes: 32 << 20})
+	_, job, err := b.run(b.op("dd if=/dev/zero of=/dev/null bs=200M count=1"))
+	var exit *ExitError
+	if !errors.As(err, &exit) {
+		t.Fatalf("got %v\n%s%s", err, job.err.String(), job.warnings)
+	}
+	if len(job.warnings) > 0 {
+		t.Skipf("this machine cannot limit memory: %s", job.warnings)
+	}
+	if exit.Code != 137 || exit.Memory != 32<<20 || !strings.Contains(err.Error(), "killed for memory: the limit is 32 MiB") || errdef.Hint(err) == "" {
+		t.Errorf("got %v (hint %q)", err, errdef.Hint(err))
+	}
+	b.ok(b.op("true"))
+}
+
+func TestLimits(t *testing.T) {
+	d := &Deps{Options: Options{MemoryBytes: 64 << 20, NanoCPUs: 1_500_000_000}}
+	r := d.limits(nil).apply(nil)
+	if *r.Memory.Limit != 64<<20 || *r.Memory.Swap != 64<<20 || *r.CPU.Quota != 150_000 || *r.CPU.Period != 100_000 {
+		t.Errorf("got %+v %+v", r.Memory, r.CPU)
+	}
+	r = d.limits(&pb.LinuxResources{Memory: 1 << 20, MemorySwap: -1, CpuShares: 5, CpusetCpus: "0"}).apply(nil)
+	if *r.Memory.Limit != 1<<20 || *r.Memory.Swap != -1 || *r.CPU.Shares != 5 || r.CPU.Cpus != "0" || *r.CPU.Quota != 150_000 {
+		t.Errorf("got %+v %+v", r.Memory, r.CPU)
+	}
+	if r := (&Deps{}).limits(nil).apply(nil); r != nil {
+		t.Errorf("no limits: got %+v", r)
+	}
+}
+
+func TestStepCancel(t *testing.T) {
+	b := newBench(t, session.Options{}, Options{})
+	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	_, _, err := b.runContext(ctx, b.op("(sleep 60; echo late) & sleep 60"))
+	if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > 10*time.Second {
+		t.Errorf("got %v after %s", err, time.Since(began))
+	}
+}
+
+func TestStepUlimit(t *testing.T) {
+	b := newBench(t, session.Options{}, Options{})
+	b.prints("123\n", b.op("ulimit -n", func(op *pb.ExecOp) { op.Meta.Ulimit = []*pb.Ulimit{{Name: "nofile", Soft: 123, Hard: 123}} }))
+}
+
+func TestStepRefusals(t *testing.T) {
+	d := &Deps{}
+	for name, tt := range map[string]struct {
+		change func(*pb.ExecOp, *pb.Op)
+		kind   error
+	}{
+		"device":     {func(op *pb.ExecOp, _ *pb.Op) { op.CdiDevices = []*pb.CDIDevice{{Name: "vendor.com/gpu=0"}} }, errdef.ErrUnsupported},
+		"insecure":   {func(op *pb.ExecOp, _ *pb.Op) { op.Security = pb.SecurityMode_INSECURE }, errdef.ErrDenied},
+		"network":    {func(op *pb.ExecOp, _ *pb.Op) { op.Network = 9 }, errdef.ErrInvalid},
+		"windows":    {func(_ *pb.ExecOp, o *pb.Op) { o.Platform = &pb.Platform{OS: "windows", Architecture: "amd64"} }, errdef.ErrUnsupported},
+		"tmpfs as /": {func(op *pb.ExecOp, _ *pb.Op) { op.Mounts[0].MountType = pb.MountType_TMPFS }, errdef.ErrInvalid},
+		"content key": {func(op *pb.ExecOp, _ *pb.Op) {
+			op.Mounts = append(op.Mounts, &pb.Mount{Dest: "/x", Selector: "/y", Output: 1, ContentCache: pb.MountContentCache_ON})
+		}, errdef.ErrInvalid},
+	} {
+		op := (&bench{}).op("true")
+		v := vertex(op, 1)
+		tt.change(op, v.Op)
+		e, err := newExecOp(d, v, op)
+		if err == nil {
+			_, err = e.CacheMap(context.Background())
+		}
+		if !errors.Is(err, tt.kind) {
+			t.Errorf("%s: got %v, want %v", name, err, tt.kind)
+		}
+	}
+	op := (&bench{}).op("true", func(op *pb.ExecOp) { op.CdiDevices = []*pb.CDIDevice{{Name: "x", Optional: true}} })
+	if _, err := newExecOp(d, vertex(op, 1), op); err != nil {
+		t.Errorf("an optional device: %v", err)
+	}
+}
