@@ -1,5 +1,24 @@
 package sandbox
 
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/user"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	"dhow/internal/errdef"
+	"dhow/internal/sandbox/stage"
+
+	"golang.org/x/sys/unix"
+)
+
 // UserNS says how the program stands towards user namespaces.
 type UserNS struct {
 	// Entered is true in a process that EnterUserNS re-executed.
@@ -11,6 +30,10 @@ type UserNS struct {
 	Warning string
 }
 
+// userNSVar marks the program inside, and what it starts: the user's id, the
+// pid of the process outside, and with a single-id map the reason for that.
+const userNSVar = "DHOW_USERNS"
+
 // EnterUserNS makes an ordinary user root of a user namespace of its own. It
 // returns at once for uid 0 and in the re-executed program; otherwise it
 // re-executes the program with the same arguments inside new user and mount
@@ -18,5 +41,219 @@ type UserNS struct {
 // signals in and the exit code out. Call it first in main, before any other
 // goroutine or file matters.
 //
+//	dhow (uid 1000)
+//	  | clone(NEWUSER|NEWNS) --> stage, waits
+//	  | newuidmap, newgidmap     :
+//	  | "maps are written" ----> exec dhow (uid 0 inside, dies with its parent)
+//	  v
+//	exec stage: signals in, exit code out
+//
 // An error says why this machine lets an ordinary user have no namespace.
-func EnterUserNS() (UserNS, error) { panic("not written yet") }
+func EnterUserNS() (UserNS, error) {
+	if mark, ok := os.LookupEnv(userNSVar); ok {
+		return parseMark(mark)
+	}
+	if os.Geteuid() == 0 {
+		return UserNS{}, nil
+	}
+	maps, reason := findIDMaps()
+	mark := fmt.Sprintf("%d %d %s", os.Geteuid(), os.Getpid(), reason)
+	// The thread that forks is the one that executes: the child's death signal
+	// is tied to it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	child, err := startInside(mark, maps)
+	if err != nil {
+		return UserNS{}, err
+	}
+	err = stage.EnterShadow("/proc/self/exe", child.Pid)
+	child.Kill()
+	return UserNS{}, fmt.Errorf("stand outside the user namespace: %w", err)
+}
+
+// parseMark reads userNSVar. In the very process that was re-executed it also
+// ties its life to the one outside, which the kernel forgets to do at the
+// execution that raises capabilities (commit_creds clears the death signal).
+func parseMark(mark string) (UserNS, error) {
+	var uid, outside int
+	if n, err := fmt.Sscanf(mark, "%d %d", &uid, &outside); n != 2 {
+		return UserNS{}, errdef.New(errdef.ErrInvalid, "read %s=%q: %w", userNSVar, mark, err)
+	}
+	if os.Getenv(stage.PIDVar) == strconv.Itoa(os.Getpid()) {
+		if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+			return UserNS{}, fmt.Errorf("enter a user namespace: %w", err)
+		}
+		if os.Getppid() != outside {
+			return UserNS{}, errdef.New(errdef.ErrUnavailable, "enter a user namespace: the process outside has ended")
+		}
+	}
+	ns := UserNS{Entered: true, HostUID: uid}
+	if reason := strings.SplitN(mark, " ", 3)[2]; reason != "" {
+		ns.Warning = "only your own user id exists inside: images with files of other users, and steps that change user, " +
+			"will fail, because " + reason + "; install newuidmap (package uidmap) and give the user a range in /etc/subuid and /etc/subgid"
+	}
+	return ns, nil
+}
+
+// startInside starts the program in new namespaces and writes its id maps.
+func startInside(mark string, maps idMaps) (*os.Process, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("enter a user namespace: %w", err)
+	}
+	sock, theirs := os.NewFile(uintptr(pair[0]), "userns"), os.NewFile(uintptr(pair[1]), "stage")
+	defer sock.Close()
+	defer theirs.Close()
+	exe, err := ownPath()
+	if err != nil {
+		return nil, err
+	}
+	plan, err := planFile(&stage.Plan{
+		Path: exe,
+		Args: os.Args,
+		Env:  append(os.Environ(), userNSVar+"="+mark),
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer plan.Close()
+	child, err := os.StartProcess("/proc/self/exe", []string{"dhow"}, &os.ProcAttr{
+		Env:   []string{stage.RoleVar + "=" + stage.RoleUserNS},
+		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr, theirs, plan},
+		Sys:   &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS},
+	})
+	if err != nil {
+		return nil, noUserNS(err)
+	}
+	if err := maps.write(child.Pid); err != nil {
+		child.Kill()
+		child.Wait()
+		return nil, noUserNS(err)
+	}
+	if _, err := sock.Write([]byte{1}); err != nil {
+		child.Kill()
+		child.Wait()
+		return nil, fmt.Errorf("enter a user namespace: %w", err)
+	}
+	return child, nil
+}
+
+// ownPath is where our binary is in the file system. Executing it from there,
+// in the new mount namespace, is what lets Start clone its mount later.
+func ownPath() (string, error) {
+	path, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("find the program: %w", err)
+	}
+	var here, running unix.Stat_t
+	if unix.Stat(path, &here) != nil || unix.Stat("/proc/self/exe", &running) != nil ||
+		here.Dev != running.Dev || here.Ino != running.Ino {
+		return "/proc/self/exe", nil // replaced or removed meanwhile
+	}
+	return path, nil
+}
+
+// noUserNS explains why there is no user namespace to have.
+func noUserNS(err error) error {
+	err = errdef.New(errdef.ErrDenied, "enter a user namespace: %w", err)
+	for _, s := range []struct{ file, bad, hint string }{
+		{"/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1 allows it"},
+		{"/proc/sys/user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=10000 allows it"},
+		{"/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "an AppArmor profile with \"userns,\" for dhow, or sysctl kernel.apparmor_restrict_unprivileged_userns=0, allows it"},
+	} {
+		if v, e := os.ReadFile(s.file); e == nil && strings.TrimSpace(string(v)) == s.bad {
+			return errdef.WithHint(err, "this machine forbids user namespaces to ordinary users: %s", s.hint)
+		}
+	}
+	return errdef.WithHint(err, "run dhow as root, or on a machine that lets ordinary users make user namespaces")
+}
+
+// idRange is a run of ids outside.
+type idRange struct{ start, count uint64 }
+
+// idMaps is what to map into the namespace: the user itself as 0 and, unless
+// empty, the ranges from 1 on.
+type idMaps struct {
+	uid, gid         int
+	uids, gids       []idRange
+	uidTool, gidTool string
+}
+
+// findIDMaps finds the user's subordinate ids and the tools that may map them.
+// Where something lacks, reason says what, and a single id is mapped.
+func findIDMaps() (m idMaps, reason string) {
+	m = idMaps{uid: os.Geteuid(), gid: os.Getegid()}
+	name := ""
+	if u, err := user.LookupId(strconv.Itoa(m.uid)); err == nil {
+		name = u.Username
+	}
+	var err1, err2 error
+	m.uidTool, err1 = exec.LookPath("newuidmap")
+	m.gidTool, err2 = exec.LookPath("newgidmap")
+	if err1 != nil || err2 != nil {
+		return m.single(), "newuidmap and newgidmap are not installed"
+	}
+	if m.uids = subordinate("/etc/subuid", name, m.uid); len(m.uids) == 0 {
+		return m.single(), "/etc/subuid has no range for the user"
+	}
+	if m.gids = subordinate("/etc/subgid", name, m.uid); len(m.gids) == 0 {
+		return m.single(), "/etc/subgid has no range for the user"
+	}
+	return m, ""
+}
+
+func (m idMaps) single() idMaps { return idMaps{uid: m.uid, gid: m.gid} }
+
+// subordinate reads the ranges of a user, named or by number (subuid(5)).
+func subordinate(file, name string, uid int) []idRange {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil
+	}
+	var out []idRange
+	for line := range strings.Lines(string(data)) {
+		f := strings.Split(strings.TrimSpace(line), ":")
+		if len(f) != 3 || f[0] != strconv.Itoa(uid) && (name == "" || f[0] != name) {
+			continue
+		}
+		start, err1 := strconv.ParseUint(f[1], 10, 32)
+		count, err2 := strconv.ParseUint(f[2], 10, 32)
+		if err1 == nil && err2 == nil && count > 0 {
+			out = append(out, idRange{start, count})
+		}
+	}
+	return out
+}
+
+// write gives the process its maps.
+func (m idMaps) write(pid int) error {
+	dir := fmt.Sprintf("/proc/%d/", pid)
+	if m.uids == nil {
+		// Without a helper a process may map only its own ids, and only once it
+		// has given up setgroups(2) (user_namespaces(7)).
+		return cmp.Or(
+			os.WriteFile(dir+"setgroups", []byte("deny"), 0),
+			os.WriteFile(dir+"uid_map", fmt.Appendf(nil, "0 %d 1\n", m.uid), 0),
+			os.WriteFile(dir+"gid_map", fmt.Appendf(nil, "0 %d 1\n", m.gid), 0))
+	}
+	var wg sync.WaitGroup
+	var errs [2]error
+	wg.Go(func() { errs[0] = runMapTool(m.uidTool, pid, m.uid, m.uids) })
+	wg.Go(func() { errs[1] = runMapTool(m.gidTool, pid, m.gid, m.gids) })
+	wg.Wait()
+	return errors.Join(errs[:]...)
+}
+
+// runMapTool runs newuidmap or newgidmap, which are privileged.
+func runMapTool(tool string, pid, id int, ranges []idRange) error {
+	args := []string{strconv.Itoa(pid), "0", strconv.Itoa(id), "1"}
+	inside := uint64(1)
+	for _, r := range ranges {
+		args = append(args, strconv.FormatUint(inside, 10), strconv.FormatUint(r.start, 10), strconv.FormatUint(r.count, 10))
+		inside += r.count
+	}
+	if out, err := exec.Command(tool, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", tool, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}

@@ -2,6 +2,10 @@ package stage
 
 import "syscall"
 
+// PIDVar tells a program that userNSRole executed its own pid, by which it
+// knows itself from programs that it starts in turn.
+const PIDVar = "DHOW_STAGE_PID"
+
 // userNSRole waits in a new user namespace until the parent has written the id
 // maps, and then becomes the plan's program. That execution is what turns the
 // now mapped root into one with capabilities (user_namespaces(7)).
@@ -14,13 +18,12 @@ func userNSRole() {
 	if n, err := syscall.Read(SyncFD, b[:]); err != nil || n == 0 {
 		syscall.Exit(exitFailed) // the parent gave up, and says why itself
 	}
-	prctl(prSetDeathSig, uintptr(p.DeathSignal), 0)
-	if parentGone() {
-		syscall.Exit(exitFailed)
-	}
 	syscall.CloseOnExec(SyncFD)
 	syscall.CloseOnExec(PlanFD)
-	report(fail("start "+p.Path+" in a user namespace", errnoOf(syscall.Exec(p.Path, p.Args, p.Env))))
+	env := append(p.Env, PIDVar+"="+itoa(uint64(syscall.Getpid())))
+	err := syscall.Exec(p.Path, p.Args, env)
+	text := "dhow: execute " + p.Path + " in a user namespace: " + err.Error() + "\n"
+	syscall.Write(2, []byte(text)) // nobody listens on the socket any more
 }
 
 // EnterShadow turns the calling process, which must have locked its thread,
