@@ -124,17 +124,8 @@ func directories(n int) string {
 
 // summaryLine tells where the time went.
 func summaryLine(res *engine.BuildResult) string {
-	ran, cached := 0, 0
-	for _, s := range res.Steps {
-		switch {
-		case s.Kind == "source":
-		case s.State == engine.StateRan:
-			ran++
-		default:
-			cached++
-		}
-	}
-	line := fmt.Sprintf("%d %s: %d cached, %d ran; %s", ran+cached, plural(ran+cached, "step"), cached, ran, seconds(res.Took))
+	all, cached, ran := engine.Count(res.Steps)
+	line := fmt.Sprintf("%d %s: %d cached, %d ran; %s", all, plural(all, "step"), cached, ran, seconds(res.Took))
 	if path, total := engine.CriticalPath(res.Steps); ran > 0 && len(path) > 0 {
 		names := make([]string, 0, len(path))
 		for _, i := range path {

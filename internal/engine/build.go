@@ -32,7 +32,7 @@ type BuildResult struct {
 	Exports  []export.Result
 	Answer   map[string][]byte // of the frontend, when BuildRequest.Call asked for one
 	Steps    []StepRecord
-	Context  *buildcontext.Totals // of the directory that the build read most of; nil without one
+	Context  *buildcontext.Totals // of the build context; nil when it is no directory or was not needed
 	Warnings []string
 	Took     time.Duration
 	IO       IO
@@ -83,9 +83,11 @@ func (e *Engine) Build(ctx context.Context, r BuildRequest) (*BuildResult, error
 	if err != nil {
 		return nil, err
 	}
-	if err := b.begin(ctx); err != nil {
+	release, err := b.begin(ctx)
+	if err != nil {
 		return nil, err
 	}
+	defer release()
 	res, err := b.run(ctx)
 	if err != nil {
 		err = b.explainFailure(err)
@@ -200,9 +202,22 @@ func (b *building) explainFailure(err error) error {
 	return err
 }
 
-func (b *building) begin(ctx context.Context) error {
-	if err := os.MkdirAll(b.logDir, 0o700); err != nil {
-		return fmt.Errorf("make the log directory: %w", err)
+// begin records the build as running, which it is as long as it holds its lock.
+func (b *building) begin(ctx context.Context) (release func(), err error) {
+	lock, err := b.engine.Store.Lock(ctx, buildLock(b.id))
+	if err != nil {
+		return nil, err
 	}
-	return b.engine.Store.PutBuild(ctx, b.record("running"))
+	release = func() { _ = lock.Unlock() } // closing a lock file loses nothing
+	if err := os.MkdirAll(b.logDir, 0o700); err != nil {
+		release()
+		return nil, fmt.Errorf("make the log directory: %w", err)
+	}
+	if err := b.engine.Store.PutBuild(ctx, b.record(statusRunning)); err != nil {
+		release()
+		return nil, err
+	}
+	return release, nil
 }
+
+func buildLock(id string) string { return "build " + id }

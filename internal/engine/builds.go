@@ -31,15 +31,27 @@ func (e *Engine) Builds(ctx context.Context, limit int) ([]BuildInfo, error) {
 	}
 	infos := make([]BuildInfo, len(recs))
 	for i, r := range recs {
-		if infos[i], err = buildInfo(r); err != nil {
+		if infos[i], err = e.buildInfo(r); err != nil {
 			return nil, err
 		}
 	}
 	return infos, nil
 }
 
-func buildInfo(r store.BuildRecord) (BuildInfo, error) {
+func (e *Engine) buildInfo(r store.BuildRecord) (BuildInfo, error) {
 	b := BuildInfo{ID: r.ID, Name: r.Name, Status: r.Status, Started: r.Started, Finished: r.Finished}
+	if b.Status == statusRunning {
+		lock, free, err := e.Store.TryLock(buildLock(b.ID))
+		if err != nil {
+			return b, err
+		}
+		if free {
+			b.Status = statusKilled
+			if err := lock.Unlock(); err != nil {
+				return b, err
+			}
+		}
+	}
 	if len(r.Summary) > 0 {
 		if err := json.Unmarshal(r.Summary, &b.Summary); err != nil {
 			return b, fmt.Errorf("read build %s: %w", r.ID, err)
@@ -54,7 +66,7 @@ func (e *Engine) BuildSteps(ctx context.Context, id string) (BuildInfo, []StepRe
 	if err != nil {
 		return BuildInfo{}, nil, err
 	}
-	info, err := buildInfo(rec)
+	info, err := e.buildInfo(rec)
 	if err != nil {
 		return info, nil, err
 	}

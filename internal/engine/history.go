@@ -40,11 +40,20 @@ type Summary struct {
 	Written int64         `json:"written"` // bytes
 }
 
+// What became of a build.
+const (
+	statusRunning  = "running"
+	statusDone     = "done"
+	statusFailed   = "failed"
+	statusCanceled = "canceled"
+	statusKilled   = "killed" // recorded as running, but nobody holds its lock
+)
+
 func newBuildID() string { return strings.ToLower(rand.Text()[:12]) }
 
 func (b *building) record(status string) store.BuildRecord {
-	rec := store.BuildRecord{ID: b.id, Target: b.prepared.target, Name: displayName(b.request.Context), Started: b.started, Status: status}
-	if status != "running" {
+	rec := store.BuildRecord{ID: b.id, Target: b.prepared.target, Name: displayName(b.prepared.name), Started: b.started, Status: status}
+	if status != statusRunning {
 		rec.Finished = time.Now()
 	}
 	return rec
@@ -59,7 +68,12 @@ func (b *building) finish(ctx context.Context, res *BuildResult, failure error) 
 	steps, trees, dockerfile := recordSteps(b.solver.Steps(), failure)
 	res.Steps, res.Took, res.IO = steps, time.Since(b.started), usageNow().since(b.before)
 	res.Warnings = b.progress.stepWarnings()
-	res.Context = largest(trees)
+	for _, step := range steps {
+		if t := trees[step.Tree]; t != nil && step.Source == "local://context" {
+			totals := t.Totals()
+			res.Context = &totals
+		}
+	}
 	if before, err := b.lastSteps(ctx); err != nil {
 		return err
 	} else if before != nil {
@@ -68,12 +82,12 @@ func (b *building) finish(ctx context.Context, res *BuildResult, failure error) 
 		}}
 		h.explain(steps)
 	}
-	status := "done"
+	status := statusDone
 	switch {
 	case errors.Is(failure, context.Canceled):
-		status = "canceled"
+		status = statusCanceled
 	case failure != nil:
-		status = "failed"
+		status = statusFailed
 	}
 	rec := b.record(status)
 	if err := encodeRecord(&rec, res, b.request.Tags, failure); err != nil {
@@ -112,15 +126,8 @@ func (b *building) trim(ctx context.Context) error {
 }
 
 func encodeRecord(rec *store.BuildRecord, res *BuildResult, tags []string, failure error) error {
-	sum := Summary{Steps: len(res.Steps), Took: res.Took, Tags: tags, Read: res.IO.Read, Written: res.IO.Written}
-	for _, s := range res.Steps {
-		switch s.State {
-		case StateCached, StateShared:
-			sum.Cached++
-		case StateRan:
-			sum.Ran++
-		}
-	}
+	sum := Summary{Took: res.Took, Tags: tags, Read: res.IO.Read, Written: res.IO.Written}
+	sum.Steps, sum.Cached, sum.Ran = Count(res.Steps)
 	if failure != nil {
 		sum.Error = failure.Error()
 	}
@@ -134,6 +141,23 @@ func encodeRecord(rec *store.BuildRecord, res *BuildResult, tags []string, failu
 	}
 	rec.Detail = compress(detail)
 	return nil
+}
+
+// Count tells how many steps there are, sources left out, and how many of them
+// were taken from the cache and how many ran.
+func Count(steps []StepRecord) (all, cached, ran int) {
+	for _, s := range steps {
+		switch {
+		case s.Kind == "source" || s.State == "":
+			continue
+		case s.State == StateCached || s.State == StateShared:
+			cached++
+		default:
+			ran++
+		}
+		all++
+	}
+	return all, cached, ran
 }
 
 func compress(b []byte) []byte {
@@ -249,16 +273,6 @@ func describe(r *StepRecord, v *llb.Vertex) {
 	default:
 		r.Kind = "other"
 	}
-}
-
-func largest(trees map[string]*buildcontext.Tree) *buildcontext.Totals {
-	var best *buildcontext.Totals
-	for _, t := range trees {
-		if tot := t.Totals(); best == nil || tot.Files > best.Files {
-			best = &tot
-		}
-	}
-	return best
 }
 
 // memoTree is the kind of memo that holds directory manifests.

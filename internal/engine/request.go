@@ -234,9 +234,10 @@ func splitLayout(s string) (dir, suffix string) {
 }
 
 // displayName is what a build is called in lists: the last part of its context.
-func displayName(context string) string {
-	if u, err := url.Parse(context); err == nil && u.Scheme != "" && u.Host != "" {
+func displayName(name string) string {
+	name, _, _ = strings.Cut(name, "\x00")
+	if u, err := url.Parse(name); err == nil && u.Scheme != "" && u.Host != "" {
 		return filepath.Base(u.Path)
 	}
-	return filepath.Base(context)
+	return filepath.Base(name)
 }
