@@ -134,7 +134,12 @@ func unreadable(path string, err error) error {
 	err = fmt.Errorf("read build context: %s: %w", path, err)
 	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
 		return errdef.WithHint(errdef.As(errdef.ErrDenied, err),
-			"if the build does not need it, add a line %q to %s", "/"+path, IgnoreFileName)
+			"if the build does not need it, add the line /%s to %s", escapePattern(path), IgnoreFileName)
 	}
 	return err
+}
+
+// escapePattern makes a pattern that matches path and nothing else.
+func escapePattern(path string) string {
+	return strings.NewReplacer(`*`, `\*`, `?`, `\?`, `[`, `\[`, `]`, `\]`, `\`, `\\`).Replace(path)
 }

@@ -98,7 +98,7 @@ type fate uint8
 
 const (
 	taken   fate = iota
-	ignored      // by Exclude
+	ignored      // by Exclude, asked for or not
 	unasked      // not in Include
 )
 
@@ -145,10 +145,10 @@ func (s *selector) choice(inc, exc verdict) choice {
 		c.rule = s.exclude.source[exc.by]
 	}
 	switch {
-	case !inc.matched:
-		c.fate = unasked
 	case exc.matched:
 		c.fate = ignored
+	case !inc.matched:
+		c.fate = unasked
 	}
 	return c
 }

@@ -346,7 +346,7 @@ func (r *reader) read(ctx context.Context, e *Entry, ctime *int64) (steady bool,
 		return false, err
 	}
 	if !isDir {
-		if e.Digest, err = r.sum(ctx, fd); err != nil {
+		if e.Digest, err = r.sum(ctx, fd, before.Size); err != nil {
 			return false, err
 		}
 	}
@@ -362,10 +362,12 @@ func (r *reader) read(ctx context.Context, e *Entry, ctime *int64) (steady bool,
 	return stampOf(&before) == stampOf(&after), nil
 }
 
-// sum hashes the file open at fd.
-func (r *reader) sum(ctx context.Context, fd int) (sum [sha256.Size]byte, err error) {
+// sum hashes the file open at fd. It stops at size, which spares the read that
+// only finds the end: a file that is longer has changed since size was taken.
+// Where size is zero it reads on, for file systems that do not know it.
+func (r *reader) sum(ctx context.Context, fd int, size int64) (sum [sha256.Size]byte, err error) {
 	r.hash.Reset()
-	for {
+	for done := int64(0); done < size || size == 0; {
 		n, err := unix.Read(fd, r.buf)
 		if errors.Is(err, unix.EINTR) {
 			continue
@@ -374,12 +376,14 @@ func (r *reader) sum(ctx context.Context, fd int) (sum [sha256.Size]byte, err er
 			return sum, err
 		}
 		if n == 0 {
-			r.hash.Sum(sum[:0])
-			return sum, nil
+			break
 		}
 		r.hash.Write(r.buf[:n])
+		done += int64(n)
 		if err := ctx.Err(); err != nil {
 			return sum, err
 		}
 	}
+	r.hash.Sum(sum[:0])
+	return sum, nil
 }

@@ -64,6 +64,22 @@ type Totals struct {
 	HashedBytes int64 `json:"-"` // and how many bytes that was
 }
 
+// String is the line a build's summary shows.
+func (n Totals) String() string {
+	text := fmt.Sprintf("%s, %s used", count(n.Files, "file", "files"), humanSize(n.Bytes))
+	if n.IgnoredFiles+n.PrunedDirs == 0 {
+		return text
+	}
+	var out []string
+	if n.IgnoredFiles > 0 {
+		out = append(out, count(n.IgnoredFiles, "file", "files"))
+	}
+	if n.PrunedDirs > 0 {
+		out = append(out, count(n.PrunedDirs, "directory", "directories"))
+	}
+	return text + "; " + strings.Join(out, " and ") + " ignored"
+}
+
 // Tree is the result of a scan: the entries that take part, in tree order, and
 // the open context directory. It is immutable and safe for concurrent use. A
 // Tree that is dropped without Close is closed by the garbage collector.

@@ -145,3 +145,18 @@ func TestComparePaths(t *testing.T) {
 		}
 	}
 }
+
+func TestTotalsString(t *testing.T) {
+	for _, test := range []struct {
+		n    Totals
+		want string
+	}{
+		{Totals{}, "0 files, 0 B used"},
+		{Totals{Files: 1, Bytes: 5, IgnoredFiles: 2}, "1 file, 5 B used; 2 files ignored"},
+		{Totals{Files: 10_000, Bytes: 60_000_000, IgnoredFiles: 1, PrunedDirs: 3}, "10000 files, 60 MB used; 1 file and 3 directories ignored"},
+	} {
+		if got := test.n.String(); got != test.want {
+			t.Errorf("got %q, want %q", got, test.want)
+		}
+	}
+}
