@@ -36,7 +36,8 @@ type Options struct {
 	PlainHTTP func(host string) bool
 	// Credentials is asked once for each repository that is spoken to, with the
 	// domain as references have it ("docker.io"). An empty user is anonymous; the
-	// user "<token>" says that the secret is an identity token.
+	// user "<token>" says that the secret is an identity token. When it fails the
+	// client is anonymous, and the error is told if that is refused.
 	Credentials func(ctx context.Context, domain string) (user, secret string, err error)
 	// UserAgent is sent with each request; "" is "dhow".
 	UserAgent string

@@ -624,6 +624,30 @@ type errReader struct{ err error }
 
 func (r errReader) Read([]byte) (int, error) { return 0, r.err }
 
+// TestNoCredentials: a credential helper that fails does not keep public images
+// away, and is named where a login was needed.
+func TestNoCredentials(t *testing.T) {
+	locked := errors.New("keychain is locked")
+	_, host := serve(t, func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if strings.Contains(r.URL.Path, "/private/") {
+				w.WriteHeader(http.StatusForbidden)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	})
+	c := quick(Options{Credentials: func(context.Context, string) (string, string, error) { return "", "", locked }})
+	b, desc := randomBlob(10)
+	if err := c.Push(context.Background(), mustRef(t, host+"/public"), desc, opener(b)); err != nil {
+		t.Errorf("public: %v", err)
+	}
+	_, err := c.Resolve(context.Background(), mustRef(t, host+"/private/a"))
+	if !errors.Is(err, errdef.ErrDenied) || !errors.Is(err, locked) {
+		t.Errorf("private: got %v, want ErrDenied and the reason", err)
+	}
+}
+
 func TestCheckPushDenied(t *testing.T) {
 	_, host := serve(t, func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

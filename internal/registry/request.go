@@ -104,7 +104,7 @@ func (c *Client) once(ctx context.Context, s *session, r request) (*http.Respons
 		return resp, nil
 	}
 	defer resp.Body.Close()
-	return nil, statusKind(resp.StatusCode, retryAfter(resp.Header.Get("Retry-After"), time.Now()), wrap(what, answer(resp)))
+	return nil, statusKind(resp.StatusCode, retryAfter(resp.Header.Get("Retry-After"), time.Now()), s.auth.explain(resp.StatusCode, wrap(what, answer(resp))))
 }
 
 func newRequest(ctx context.Context, dog *watchdog, u *url.URL, r request) (*http.Request, error) {

@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"sync"
@@ -25,6 +26,7 @@ type sessionKey struct {
 type session struct {
 	key    sessionKey
 	domain string // whose credentials are used
+	auth   *authenticator
 
 	gate chan struct{} // holds one token: who has it may shake hands
 
@@ -44,7 +46,7 @@ func (c *Client) session(ctx context.Context, domain, path, actions, source stri
 	c.mu.Lock()
 	s := c.sessions[key]
 	if s == nil {
-		s = &session{key: key, domain: domain, gate: make(chan struct{}, 1)}
+		s = &session{key: key, domain: domain, gate: make(chan struct{}, 1), auth: &authenticator{domain: domain, ask: c.o.Credentials}}
 		c.sessions[key] = s
 	}
 	c.mu.Unlock()
@@ -76,7 +78,7 @@ func (c *Client) handshake(ctx context.Context, s *session) error {
 	}
 	hctx, dog := watch(ctx, c.o.Stall)
 	defer dog.end()
-	next, err := transport.NewWithContext(hctx, reg, &authenticator{domain: s.domain, ask: c.o.Credentials}, c.t, scopes)
+	next, err := transport.NewWithContext(hctx, reg, s.auth, c.t, scopes)
 	if err != nil {
 		return c.handshakeError(s, dog.cause(err))
 	}
@@ -98,7 +100,7 @@ func (c *Client) handshakeError(s *session, err error) error {
 	var answer *transport.Error
 	switch {
 	case errors.As(err, &answer):
-		return statusKind(answer.StatusCode, 0, wrap("registry "+s.key.host, answer))
+		return statusKind(answer.StatusCode, 0, s.auth.explain(answer.StatusCode, wrap("registry "+s.key.host, answer)))
 	case errors.Is(err, http.ErrSchemeMismatch):
 		return errdef.WithHint(errdef.New(errdef.ErrUnavailable, "registry %s: %w", s.key.host, err),
 			"it speaks plain http, which is used for loopback addresses and hosts named as insecure only")
@@ -111,21 +113,26 @@ func (s *session) RoundTrip(r *http.Request) (*http.Response, error) {
 	return s.ready().RoundTrip(r)
 }
 
-// authenticator asks for credentials once and remembers the answer.
+// authenticator asks for credentials once and remembers the answer. Where they
+// cannot be had it is anonymous, which public images do not need more than; the
+// reason is told when that was not enough.
 type authenticator struct {
 	domain string
 	ask    func(ctx context.Context, domain string) (user, secret string, err error)
 
 	mu    sync.Mutex
 	known *authn.AuthConfig // guarded by mu
+	err   error             // guarded by mu
 }
 
 var _ authn.ContextAuthenticator = (*authenticator)(nil)
 
+// Authorization implements authn.Authenticator.
 func (a *authenticator) Authorization() (*authn.AuthConfig, error) {
 	return a.AuthorizationContext(context.Background())
 }
 
+// AuthorizationContext implements authn.ContextAuthenticator.
 func (a *authenticator) AuthorizationContext(ctx context.Context) (*authn.AuthConfig, error) {
 	a.mu.Lock()
 	known := a.known
@@ -134,21 +141,33 @@ func (a *authenticator) AuthorizationContext(ctx context.Context) (*authn.AuthCo
 		return known, nil
 	}
 	cfg := &authn.AuthConfig{}
+	var err error
 	if a.ask != nil {
-		user, secret, err := a.ask(ctx, a.domain)
-		if err != nil {
-			return nil, errdef.New(errdef.ErrDenied, "credentials for %s: %w", a.domain, err)
-		}
-		if user == "<token>" {
+		var user, secret string
+		user, secret, err = a.ask(ctx, a.domain)
+		switch {
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		case user == "<token>":
 			cfg.IdentityToken = secret
-		} else {
+		default:
 			cfg.Username, cfg.Password = user, secret
 		}
 	}
 	a.mu.Lock()
-	a.known = cfg
+	a.known, a.err = cfg, err
 	a.mu.Unlock()
 	return cfg, nil
+}
+
+// explain adds why there were no credentials to a refusal.
+func (a *authenticator) explain(status int, err error) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.err == nil || status != http.StatusUnauthorized && status != http.StatusForbidden {
+		return err
+	}
+	return fmt.Errorf("%w (no credentials for %s: %w)", err, a.domain, a.err)
 }
 
 // guard refuses to send anything in the clear to a host that has not been
