@@ -52,6 +52,7 @@ func (a *ahead) run(w io.Writer) {
 func (a *ahead) flush() error {
 	select {
 	case a.full <- a.cur:
+		a.cur = nil // the writer's now, also if none is free before the end
 	case <-a.done:
 		return a.err
 	case <-a.stop:

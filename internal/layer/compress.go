@@ -15,8 +15,9 @@ import (
 // DefaultLevel lets Compress choose.
 const DefaultLevel = -1
 
-// What DefaultLevel stands for. On a Go toolchain's tree (270 MB), gzip at 6
-// gives a layer 2 % smaller than at 5 for half again the time.
+// What DefaultLevel stands for. On a Go toolchain's tree (245 MB), against gzip at
+// 5, level 3 takes two thirds of the time for 6 % more bytes, level 7 takes 1.65
+// times the time for 3 % fewer.
 const (
 	defaultGzip = 5
 	defaultZstd = 3
