@@ -173,7 +173,7 @@ func (b *bench) prints(want string, op *pb.ExecOp, inputs ...solve.Result) {
 // layer lists what the last layer of a chain holds: mode and path.
 func (b *bench) layer(c snapshot.Chain) []string {
 	b.t.Helper()
-	if len(c) == len(b.base) {
+	if c.String() == b.base.String() {
 		return nil
 	}
 	top := b.deps.Snapshots.Dir(c[len(c)-1])

@@ -22,13 +22,13 @@ const (
 	maxHTTPFile = 64 << 30         // bytes of one file; a server that never ends fills no disk
 	httpStall   = 60 * time.Second // without a byte, a download is given up and tried again
 	httpTries   = 4
-	httpBackoff = 500 * time.Millisecond // before the second try; doubled each time
+	httpBackoff = 500 * time.Millisecond
 )
 
 // download asks the server, and stores the file unless the known one still is
 // what the server has. Answers that may be better next time are asked for again.
 func (h *httpSource) download(ctx context.Context, known *httpFile) (*httpFile, error) {
-	wait := httpBackoff
+	wait := h.backoff
 	for try := 1; ; try++ {
 		f, err := h.once(ctx, known)
 		if err == nil || try == httpTries || ctx.Err() != nil || !errors.Is(err, errdef.ErrUnavailable) {

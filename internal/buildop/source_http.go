@@ -34,6 +34,7 @@ type httpSource struct {
 	grant
 	authSecret string // id of a secret with the Authorization header; "" for the usual ones
 	header     http.Header
+	backoff    time.Duration // before the second try; doubled each time
 	fetched    *httpFile
 }
 
@@ -54,7 +55,7 @@ func newHTTPSource(d *Deps, rawURL string, attrs map[string]string) (*httpSource
 		return nil, errdef.New(errdef.ErrInvalid, "URL %q is malformed", rawURL)
 	}
 	u.Fragment = ""
-	h := &httpSource{deps: d, url: u.String(), grant: grant{mode: 0o600}, header: http.Header{}}
+	h := &httpSource{deps: d, url: u.String(), grant: grant{mode: 0o600}, header: http.Header{}, backoff: httpBackoff}
 	for key, val := range attrs {
 		if err := h.attr(key, val); err != nil {
 			return nil, fmt.Errorf("URL %s: %s: %w", redact(rawURL), key, err)
