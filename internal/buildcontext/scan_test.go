@@ -80,20 +80,22 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// TestScanSeesEveryChange changes a file in every way that keeps its name and
-// size, and wants the second scan to say what a scan without an index says.
-func TestScanSeesEveryChange(t *testing.T) {
-	t.Parallel()
+// change is something done to a context between two scans.
+type change struct {
+	do     func(t *testing.T, dir string)
+	hashed int // files read by the second scan
+}
+
+// everyChange changes a file in every way that keeps its name, and most keep
+// its size.
+func everyChange() map[string]change {
 	replace := func(t *testing.T, path, body string) {
 		t.Helper()
 		must(t, os.WriteFile(path+".new", []byte(body), 0o644))
 		must(t, os.Rename(path+".new", path))
 	}
 	var st unix.Stat_t
-	changes := map[string]struct {
-		do     func(t *testing.T, dir string)
-		hashed int // by the second scan
-	}{
+	return map[string]change{
 		"nothing": {func(*testing.T, string) {}, 0},
 		"touch": {func(t *testing.T, dir string) {
 			must(t, os.Chtimes(filepath.Join(dir, "f"), time.Now(), time.Now()))
@@ -135,6 +137,13 @@ func TestScanSeesEveryChange(t *testing.T) {
 			setXattr(t, filepath.Join(dir, "d"), "user.x", "2")
 		}, 0},
 	}
+}
+
+// TestScanSeesEveryChange wants the scan after a change to say what a scan
+// without an index says.
+func TestScanSeesEveryChange(t *testing.T) {
+	t.Parallel()
+	changes := everyChange()
 	dirs, index := map[string]string{}, map[string]string{}
 	for name := range changes {
 		dirs[name] = files(t, map[string]string{"f": "content", "g": "gontent", "d/h": "hontent", "k": "k"})
