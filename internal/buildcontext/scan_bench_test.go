@@ -12,10 +12,9 @@ import (
 // benchPatterns are what an ordinary .dockerignore holds.
 var benchPatterns = []string{"node_modules", "**/*.pyc", "**/__pycache__", ".git", "dist", "*.md", "!README.md", "**/.DS_Store", "tmp/**", "secrets"}
 
-// bigContext makes files files of size bytes in directories of 50.
-func bigContext(b *testing.B, files, size int) string {
+// bigContext makes files files of size bytes in directories of 50 below dir.
+func bigContext(b *testing.B, dir string, files, size int) {
 	b.Helper()
-	dir := b.TempDir()
 	body := make([]byte, size)
 	for i := range files {
 		sub := filepath.Join(dir, fmt.Sprintf("pkg%03d/part%d", i/200, i/50%4))
@@ -29,7 +28,6 @@ func bigContext(b *testing.B, files, size int) string {
 			b.Fatal(err)
 		}
 	}
-	return dir
 }
 
 func benchScan(b *testing.B, dir string, f Filter, o ScanOptions) *Tree {
@@ -44,7 +42,8 @@ func benchScan(b *testing.B, dir string, f Filter, o ScanOptions) *Tree {
 
 // BenchmarkScanUnchanged is the fully cached build: 10,000 files of 60 MB.
 func BenchmarkScanUnchanged(b *testing.B) {
-	dir := bigContext(b, 10_000, 6000)
+	dir := b.TempDir()
+	bigContext(b, dir, 10_000, 6000)
 	o := ScanOptions{IndexFile: filepath.Join(b.TempDir(), "index")}
 	time.Sleep(racyMargin + 100*time.Millisecond)
 	benchScan(b, dir, Filter{}, o)
@@ -66,7 +65,8 @@ func BenchmarkScanUnchanged(b *testing.B) {
 
 // BenchmarkScanFirst reads everything.
 func BenchmarkScanFirst(b *testing.B) {
-	dir := bigContext(b, 10_000, 6000)
+	dir := b.TempDir()
+	bigContext(b, dir, 10_000, 6000)
 	for b.Loop() {
 		benchScan(b, dir, Filter{}, ScanOptions{})
 	}
@@ -74,13 +74,9 @@ func BenchmarkScanFirst(b *testing.B) {
 
 // BenchmarkScanIgnored has 500,000 files that no exception reaches.
 func BenchmarkScanIgnored(b *testing.B) {
-	dir := bigContext(b, 500_000, 0)
-	if err := os.MkdirAll(filepath.Join(dir, "src"), 0o755); err != nil {
-		b.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "src/main.go"), nil, 0o644); err != nil {
-		b.Fatal(err)
-	}
+	dir := b.TempDir()
+	bigContext(b, filepath.Join(dir, "node_modules"), 500_000, 0)
+	addFiles(b, dir, map[string]string{"src/main.go": "package main\n"})
 	for b.Loop() {
 		tree := benchScan(b, dir, Filter{Exclude: []string{"*", "!src/**"}}, ScanOptions{})
 		if len(tree.Entries()) != 2 {
