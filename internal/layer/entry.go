@@ -34,7 +34,10 @@ func xattrs(hdr *tar.Header) []xattr {
 }
 
 // owner is the entry's owner. ErrInvalid where it is none that Linux knows.
-func owner(hdr *tar.Header) (uid, gid int, err error) {
+func (a *applier) owner(hdr *tar.Header) (uid, gid int, err error) {
+	if o := a.o.Owner; o != nil {
+		return int(o.UID), int(o.GID), nil
+	}
 	// 2³²-1 means "leave it" to chown(2).
 	if hdr.Uid < 0 || hdr.Gid < 0 || uint64(hdr.Uid) >= math.MaxUint32 || uint64(hdr.Gid) >= math.MaxUint32 {
 		return 0, 0, errdef.New(errdef.ErrInvalid, "owner %d:%d", hdr.Uid, hdr.Gid)
@@ -73,7 +76,7 @@ func mtimes(hdr *tar.Header) [2]unix.Timespec {
 // file makes a regular file. Calls are made only for what creating it has not
 // done: most files cost openat, write, utimensat and close.
 func (a *applier) file(ctx context.Context, at int, base string, hdr *tar.Header, content io.Reader) error {
-	uid, gid, err := owner(hdr)
+	uid, gid, err := a.owner(hdr)
 	if err != nil {
 		return err
 	}
@@ -232,7 +235,7 @@ func pwriteAll(fd int, b []byte, off int64) error {
 
 // dir makes a directory, or gives an existing one the entry's metadata.
 func (a *applier) dir(at int, name, base string, hdr *tar.Header) error {
-	uid, gid, err := owner(hdr)
+	uid, gid, err := a.owner(hdr)
 	if err != nil {
 		return err
 	}
@@ -296,7 +299,7 @@ func isWhiteout(st *unix.Stat_t) bool {
 
 // root gives the layer's own directory the metadata of its entry.
 func (a *applier) root(hdr *tar.Header) error {
-	uid, gid, err := owner(hdr)
+	uid, gid, err := a.owner(hdr)
 	if err != nil {
 		return err
 	}
@@ -346,7 +349,7 @@ func (a *applier) settleDir(m *dirMeta) error {
 }
 
 func (a *applier) symlink(at int, base string, hdr *tar.Header) error {
-	uid, gid, err := owner(hdr)
+	uid, gid, err := a.owner(hdr)
 	if err != nil {
 		return err
 	}
@@ -480,7 +483,7 @@ func same(aAt int, a string, bAt int, b string) bool {
 
 // node makes a device or a fifo.
 func (a *applier) node(at int, base string, hdr *tar.Header) error {
-	uid, gid, err := owner(hdr)
+	uid, gid, err := a.owner(hdr)
 	if err != nil {
 		return err
 	}

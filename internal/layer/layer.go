@@ -24,8 +24,13 @@ type ApplyOptions struct {
 	// Archive says that the tar is no layer: names that begin with ".wh." are
 	// names.
 	Archive bool
-	Limits  Limits
+	// Owner, when not nil, owns everything instead of those that the tar says.
+	Owner  *Owner
+	Limits Limits
 }
+
+// Owner is a user and a group by number.
+type Owner struct{ UID, GID uint32 }
 
 // ApplyResult tells what Apply wrote, and what a layer alone could not settle.
 type ApplyResult struct {
@@ -58,7 +63,13 @@ type WriteOptions struct {
 	Epoch *time.Time
 }
 
-// WriteResult tells what Write wrote.
+// Tree is a directory that WriteArchive puts below a name.
+type Tree struct {
+	Dir    string
+	Prefix string // one element, or "" for the archive's root
+}
+
+// WriteResult tells what Write or WriteArchive wrote.
 type WriteResult struct {
 	Files int64 // entries, of any type
 	Bytes int64 // contents of regular files

@@ -24,13 +24,24 @@ import (
 // begins with ".wh.", which a tar layer cannot hold; ErrUnsupported for an overlay
 // made with redirects or metadata copies.
 func Write(ctx context.Context, w io.Writer, dir string, o WriteOptions) (WriteResult, error) {
-	root, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return WriteResult{}, fmt.Errorf("write layer: open %s: %w", dir, err)
+	return write(ctx, w, o, false, Tree{Dir: dir})
+}
+
+// WriteArchive writes directories that are no layers, such as mounted trees, in
+// the same form as one tar. Names that begin with ".wh." are names. Each prefix
+// gets an entry of its own, of the time that the epoch says or else 1970.
+func WriteArchive(ctx context.Context, w io.Writer, o WriteOptions, trees ...Tree) (WriteResult, error) {
+	return write(ctx, w, o, true, trees...)
+}
+
+func write(ctx context.Context, w io.Writer, o WriteOptions, archive bool, trees ...Tree) (WriteResult, error) {
+	wr := &writer{out: newAhead(ctx.Done(), w), epoch: o.Epoch, archive: archive}
+	var err error
+	for _, t := range trees {
+		if err = wr.tree(t); err != nil {
+			break
+		}
 	}
-	defer unix.Close(root)
-	wr := &writer{out: newAhead(ctx.Done(), w), epoch: o.Epoch, links: map[inode]string{}}
-	err = wr.dir(root, "")
 	if err == nil {
 		err = wr.out.zeros(2 * blockSize) // the end marker
 	}
@@ -46,13 +57,35 @@ func Write(ctx context.Context, w io.Writer, dir string, o WriteOptions) (WriteR
 	return wr.res, nil
 }
 
+// tree writes one directory below its prefix.
+func (w *writer) tree(t Tree) error {
+	root, err := unix.Open(t.Dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", t.Dir, err)
+	}
+	defer unix.Close(root)
+	w.links = map[inode]string{} // links between trees would not survive taking one out
+	if t.Prefix == "" {
+		return w.dir(root, "")
+	}
+	h := &header{name: t.Prefix + "/", kind: typeDir, mode: 0o755}
+	if w.epoch != nil {
+		h.mtime = w.epoch.Unix()
+	}
+	if err := w.put(h); err != nil {
+		return err
+	}
+	return w.dir(root, h.name)
+}
+
 // writer is one Write at work.
 type writer struct {
-	out   *ahead
-	epoch *time.Time
-	links map[inode]string // first name of files that have several
-	res   WriteResult
-	block []byte
+	out     *ahead
+	epoch   *time.Time
+	archive bool
+	links   map[inode]string // first name of files that have several
+	res     WriteResult
+	block   []byte
 }
 
 type inode struct{ dev, ino uint64 }
@@ -79,10 +112,10 @@ func (w *writer) entry(at int, prefix, base string) error {
 	if err := unix.Fstatat(at, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("%q: %w", name, err)
 	}
-	if isWhiteout(&st) {
+	if isWhiteout(&st) && !w.archive {
 		return w.put(&header{name: prefix + whiteoutPrefix + base, kind: typeFile})
 	}
-	if strings.HasPrefix(base, whiteoutPrefix) {
+	if strings.HasPrefix(base, whiteoutPrefix) && !w.archive {
 		err := errdef.New(errdef.ErrInvalid, "%q: names that begin with %q mean removed files in an image's layers", name, whiteoutPrefix)
 		return errdef.WithHint(err, "rename or remove the file in the step that makes it")
 	}
@@ -163,7 +196,7 @@ func (w *writer) subdir(at int, base string, h *header) error {
 	if err := w.put(h); err != nil {
 		return err
 	}
-	if opaque {
+	if opaque && !w.archive {
 		if err := w.put(&header{name: h.name + whiteoutOpaque, kind: typeFile}); err != nil {
 			return err
 		}
