@@ -80,7 +80,8 @@ func (im *Images) open(ctx context.Context, p part, fetch fetcher, rep *reporter
 	}
 	body, err := fetch(ctx, p.desc, 0)
 	if err != nil {
-		return nil, errors.Join(err, w.Close())
+		w.Close() // nothing was written
+		return nil, err
 	}
 	return &incoming{Reader: io.TeeReader(downloading(body, p, 0, rep), w), closers: []io.Closer{body, w}, w: w}, nil
 }

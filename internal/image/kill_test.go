@@ -84,7 +84,7 @@ func TestKill(t *testing.T) {
 	}
 }
 
-// killedPull starts a pull and kills it within 60 ms; true when it was done by
+// killedPull starts a pull and kills it within 150 ms; true when it was done by
 // then.
 func killedPull(t *testing.T, root, name string) bool {
 	t.Helper()
@@ -99,7 +99,7 @@ func killedPull(t *testing.T, root, name string) bool {
 		t.Fatal(err)
 	}
 	bufio.NewReader(out).ReadString('\n') // the store is open
-	time.Sleep(time.Duration(rand.Int64N(int64(60 * time.Millisecond))))
+	time.Sleep(time.Duration(rand.Int64N(int64(150 * time.Millisecond))))
 	cmd.Process.Kill()
 	return cmd.Wait() == nil
 }

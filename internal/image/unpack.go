@@ -10,6 +10,7 @@ import (
 	"dhow/internal/errdef"
 	"dhow/internal/layer"
 	"dhow/internal/snapshot"
+	"dhow/internal/sys"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
@@ -39,14 +40,19 @@ var errNeedsBelow = errors.New("the layer depends on those below it")
 // depend on what is below them are put aside and finished in order, when that
 // is there: to wait for it with a layer's lock held could make two processes
 // wait for each other.
-func (im *Images) unpackAll(ctx context.Context, parts []part, fetch fetcher, rep *reporter) (snapshot.Chain, error) {
-	chain, err := im.present(ctx, parts, rep)
+func (im *Images) unpackAll(ctx context.Context, parts []part, fetch fetcher, rep *reporter) (chain snapshot.Chain, err error) {
+	chain, err = im.present(ctx, parts, rep)
 	if err != nil {
 		return nil, err
 	}
 	missing := parts[len(chain):]
 	ids := make([]string, len(missing))
 	aside := make([]unpacked, len(missing))
+	defer func() {
+		if left := discard(aside); err == nil {
+			err = left
+		}
+	}()
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallelLayers)
 	for _, p := range missing {
@@ -146,6 +152,17 @@ func (im *Images) putAside(dir string, result layer.ApplyResult, size int64) (un
 	return u, os.Rename(dir, u.dir)
 }
 
+// discard removes what is left of layers that were put aside.
+func discard(aside []unpacked) error {
+	var errs []error
+	for _, u := range aside {
+		if u.dir != "" {
+			errs = append(errs, sys.RemoveAll(filepath.Dir(u.dir)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // settle hands a layer that was put aside back, with the chain it lies on.
 func (im *Images) settle(ctx context.Context, p part, chain snapshot.Chain, u unpacked) (string, error) {
 	id, err := im.snaps.Ingest(ctx, p.diffID, chain, func(dir string) (layer.ApplyResult, error) {
@@ -187,26 +204,19 @@ func worthDraining(ctx context.Context, err error) bool {
 }
 
 // apply unpacks the stream and checks the digest of what was in it. It returns
-// the size of the tar in bytes.
+// the size of the tar in bytes. Fetching and decompressing go on ahead of it, on
+// the goroutine that layer.Decompress has.
 func apply(ctx context.Context, dir string, src io.Reader, p part) (result layer.ApplyResult, size int64, err error) {
-	packed := newReadAhead(src)
-	defer packed.Close()
-	plain, _, err := layer.Decompress(packed)
+	plain, _, err := layer.Decompress(src)
 	if err != nil {
 		return result, 0, err
 	}
 	defer plain.Close()
 	m := &measure{r: plain, digester: digest.SHA256.Digester()}
-	ahead := newReadAhead(m)
-	result, err = layer.Apply(ctx, dir, ahead, layer.ApplyOptions{Limits: layerLimits()})
-	if err == nil {
-		_, err = io.Copy(io.Discard, ahead)
+	if result, err = layer.Apply(ctx, dir, m, layer.ApplyOptions{Limits: layerLimits()}); err != nil {
+		return result, 0, err
 	}
-	ahead.Close()
-	if err == nil {
-		_, err = io.Copy(io.Discard, packed)
-	}
-	if err != nil {
+	if _, err := io.Copy(io.Discard, m); err != nil {
 		return result, 0, err
 	}
 	if got := m.digester.Digest(); got != p.diffID {
