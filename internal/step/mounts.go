@@ -1,4 +1,4 @@
-package buildop
+package step
 
 import (
 	"cmp"
@@ -19,10 +19,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// step is one run of an execOp and what it holds open. release gives all of it
+// step is one run of an Op and what it holds open. release gives all of it
 // back, last first.
 type step struct {
-	*execOp
+	*Op
 	job    solve.Job
 	root   *os.File // the writable root file system
 	mounts []stepMount
@@ -113,7 +113,7 @@ func (s *step) target(m *pb.Mount) string {
 // away; the input never changes.
 func (s *step) bind(ctx context.Context, m *pb.Mount, inputs []solve.Result) error {
 	isRoot := m.Dest == pb.RootMount
-	chain, err := s.deps.materialise(ctx, input(inputs, m.Input))
+	chain, err := s.deps.Trees.Materialise(ctx, input(inputs, m.Input))
 	if err != nil {
 		return err
 	}
@@ -200,4 +200,12 @@ func (s *step) commit(ctx context.Context) ([]solve.Result, error) {
 		results[t.output] = solve.Result{Chain: chain}
 	}
 	return results, nil
+}
+
+// input returns the input of that index; scratch for pb.Empty.
+func input(inputs []solve.Result, i int64) solve.Result {
+	if i < 0 {
+		return solve.Result{}
+	}
+	return inputs[i]
 }

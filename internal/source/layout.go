@@ -1,4 +1,4 @@
-package buildop
+package source
 
 import (
 	"context"
@@ -209,7 +209,7 @@ func (l *layoutSource) Run(ctx context.Context, _ []solve.Result, job solve.Job)
 	return []solve.Result{{Chain: limitChain(chain, l.layers)}}, nil
 }
 
-func (l *layoutSource) copyBlob(ctx context.Context, desc ocispecs.Descriptor) (err error) {
+func (l *layoutSource) copyBlob(ctx context.Context, desc ocispecs.Descriptor) error {
 	if err := oci.ValidDescriptor(desc); err != nil {
 		return err
 	}
@@ -225,7 +225,7 @@ func (l *layoutSource) copyBlob(ctx context.Context, desc ocispecs.Descriptor) (
 	if err != nil {
 		return err
 	}
-	defer func() { err = withCleanup(err, w.Close()) }()
+	defer w.Close() // what was not committed is not used
 	if _, err := src.Seek(w.Offset(), io.SeekStart); err != nil {
 		return err
 	}

@@ -1,4 +1,4 @@
-package buildop
+package source
 
 import (
 	"context"
@@ -152,7 +152,7 @@ func (g *gitSource) CacheMap(ctx context.Context) (*solve.CacheMap, error) {
 	if g.keepGitDir {
 		body.Commit, body.Ref = pin.Object, pin.Ref
 	}
-	dgst, err := opDigest("git", body)
+	dgst, err := keyOf("git", body)
 	if err != nil {
 		return nil, err
 	}

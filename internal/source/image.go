@@ -1,4 +1,4 @@
-package buildop
+package source
 
 import (
 	"context"
@@ -104,7 +104,7 @@ func imageCacheMap(r *image.Resolved, limit int) (*solve.CacheMap, error) {
 	if limit > 0 && limit < len(ids) {
 		ids = ids[:limit]
 	}
-	dgst, err := opDigest("image", ids)
+	dgst, err := keyOf("image", ids)
 	if err != nil {
 		return nil, err
 	}

@@ -1,4 +1,4 @@
-package buildop
+package step
 
 import (
 	"cmp"
@@ -20,6 +20,7 @@ import (
 	"dhow/internal/sys"
 
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
 
@@ -78,7 +79,6 @@ func (s *step) cacheMounts(ctx context.Context, mounts []*pb.Mount, inputs []sol
 			if dir, err = s.holdCache(ctx, m); err != nil {
 				return fmt.Errorf("mount %s: %w", m.Dest, err)
 			}
-			s.onRelease(dir.lock.Unlock)
 			held[m.key] = dir
 		}
 		if err := s.mountCache(m, dir); err != nil {
@@ -98,18 +98,18 @@ func (s *step) cacheMount(ctx context.Context, m *pb.Mount, inputs []solve.Resul
 	if m.Input >= 0 {
 		in := input(inputs, m.Input)
 		sel := path.Join("/", m.Selector)
-		content, err := s.deps.content(selector{Path: sel, Follow: true})(ctx, in)
+		content, err := s.deps.Trees.Content(ctx, in, []string{sel})
 		if err != nil {
 			return out, err
 		}
-		chain, err := s.deps.materialise(ctx, in)
+		chain, err := s.deps.Trees.Materialise(ctx, in)
 		if err != nil {
 			return out, err
 		}
 		out.base = &baseTree{chain: chain, selector: sel}
 		parts = append(parts, sel, content.String())
 	}
-	out.key = cacheID(parts...)
+	out.key = cacheKey(parts)
 	return out, nil
 }
 
@@ -140,8 +140,9 @@ func (s *step) holdCache(ctx context.Context, m cacheMount) (*cacheDir, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.onRelease(dir.lock.Unlock)
 	if err := s.fillCache(ctx, dir, m); err != nil {
-		return nil, withCleanup(err, dir.lock.Unlock())
+		return nil, err
 	}
 	now := time.Now()
 	rec, err := st.CacheMount(ctx, m.key)
@@ -153,7 +154,7 @@ func (s *step) holdCache(ctx context.Context, m cacheMount) (*cacheDir, error) {
 		err = st.PutCacheMount(ctx, rec)
 	}
 	if err != nil {
-		return nil, withCleanup(err, dir.lock.Unlock())
+		return nil, err
 	}
 	return dir, nil
 }
@@ -204,7 +205,7 @@ func (s *step) fillCache(ctx context.Context, dir *cacheDir, m cacheMount) error
 		if err := os.Chmod(made, 0o755); err != nil { // whatever the umask
 			return err
 		}
-	} else if err := s.deps.copyOut(ctx, m.base.chain, m.base.selector, made); err != nil {
+	} else if err := s.deps.Trees.CopyOut(ctx, m.base.chain, m.base.selector, made); err != nil {
 		return err
 	}
 	err = unix.Renameat2(unix.AT_FDCWD, made, unix.AT_FDCWD, dir.path, unix.RENAME_NOREPLACE)
@@ -214,27 +215,11 @@ func (s *step) fillCache(ctx context.Context, dir *cacheDir, m cacheMount) error
 	return nil
 }
 
-// copyOut copies what is at a path of a tree to the directory dest, which does
-// not exist yet. Nothing is shared with the tree: steps will write to it.
-func (d *Deps) copyOut(ctx context.Context, tree snapshot.Chain, from, dest string) error {
-	t, err := d.openTarget(ctx, nil)
-	if err != nil {
-		return err
+// cacheKey names a cache's directories on disk; ids come from Dockerfiles.
+func cacheKey(parts []string) string {
+	h := digest.SHA256.Digester()
+	for _, p := range parts {
+		fmt.Fprintf(h.Hash(), "%d:%s", len(p), p) // a hash never fails to take bytes
 	}
-	defer t.discard()
-	const name = "copy"
-	c, err := newCopier(t, &pb.FileActionCopy{Src: from, Dest: "/" + name, FollowSymlink: true, Mode: -1, Timestamp: -1}, nil)
-	if err != nil {
-		return err
-	}
-	c.literal = false // no hard links to files of a layer
-	src, err := d.openChain(tree)
-	if err != nil {
-		return err
-	}
-	defer src.close()
-	if err := c.one(ctx, src, from, "/"+name); err != nil {
-		return err
-	}
-	return os.Rename(filepath.Join(t.active.Upper(), name), dest)
+	return h.Digest().Encoded()[:32]
 }

@@ -1,4 +1,4 @@
-package buildop
+package step
 
 import (
 	"bytes"

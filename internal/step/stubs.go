@@ -1,7 +1,8 @@
-package buildop
+package step
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path"
 	"strings"
@@ -82,12 +83,12 @@ func (st *stubs) one(m stepMount) error {
 // resolveIn returns the absolute path inside root that p leads to, all links
 // followed, whether or not it exists. Nobody else changes the tree meanwhile.
 func resolveIn(root *os.File, p string) (string, error) {
-	top := procPath(int(root.Fd()), "")
+	top := fmt.Sprintf("/proc/self/fd/%d", root.Fd())
 	full, err := securejoin.SecureJoin(top, p)
 	if err != nil {
 		return "", err
 	}
-	return path.Join("/", strings.TrimPrefix(full, path.Clean(top))), nil
+	return path.Join("/", strings.TrimPrefix(full, top)), nil
 }
 
 func lstatIn(root *os.File, p string) (unix.Stat_t, bool, error) {
@@ -99,7 +100,12 @@ func lstatIn(root *os.File, p string) (unix.Stat_t, bool, error) {
 		return unix.Stat_t{}, false, err
 	}
 	defer dir.Close()
-	return lstatAt(int(dir.Fd()), path.Base(p))
+	var st unix.Stat_t
+	err = unix.Fstatat(int(dir.Fd()), path.Base(p), &st, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) {
+		return st, false, nil
+	}
+	return st, err == nil, err
 }
 
 func openDirIn(root *os.File, p string) (*os.File, error) {

@@ -1,4 +1,4 @@
-package buildop
+package step
 
 import (
 	"context"
@@ -24,7 +24,7 @@ func TestExecKey(t *testing.T) {
 		t.Helper()
 		v := vertex(op, 2)
 		v.Op.Platform = p
-		e, err := newExecOp(&Deps{Options: Options{Allow: []string{"network.host", "security.insecure"}}}, v, op)
+		e, err := New(&Deps{Allow: []string{"network.host", "security.insecure"}}, v, op)
 		if err != nil {
 			t.Fatal(err)
 		}

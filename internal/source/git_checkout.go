@@ -1,4 +1,4 @@
-package buildop
+package source
 
 import (
 	"context"
@@ -30,7 +30,9 @@ type gitRepo struct {
 }
 
 func (r *gitRepo) close() {
-	r.gitRun.close()
+	if r.gitRun != nil {
+		r.gitRun.close()
+	}
 	_ = r.lock.Unlock() // it ends with the process anyway
 }
 
@@ -62,16 +64,15 @@ func (g *gitSource) fetch(ctx context.Context) (_ *gitRepo, err error) {
 	if err != nil {
 		return nil, err
 	}
-	run, err := g.newRun(ctx)
-	if err != nil {
-		return nil, withCleanup(err, lock.Unlock())
-	}
-	r := &gitRepo{gitRun: run, lock: lock}
+	r := &gitRepo{lock: lock}
 	defer func() {
 		if err != nil {
 			r.close()
 		}
 	}()
+	if r.gitRun, err = g.newRun(ctx); err != nil {
+		return nil, err
+	}
 	if err := g.openBare(ctx, r, len(pin.Object) == 64); err != nil {
 		return nil, err
 	}
@@ -167,12 +168,13 @@ func (g *gitSource) Run(ctx context.Context, _ []solve.Result, _ solve.Job) ([]s
 	if err != nil {
 		return nil, err
 	}
-	id := ""
-	if err = g.checkout(ctx, repo, active.Upper()); err == nil {
-		id, err = active.Commit(ctx)
+	defer active.Discard() // does nothing after Commit, and otherwise ends with the process
+	if err := g.checkout(ctx, repo, active.Upper()); err != nil {
+		return nil, fmt.Errorf("check out %s: %w", redact(g.remote), err)
 	}
+	id, err := active.Commit(ctx)
 	if err != nil {
-		return nil, withCleanup(fmt.Errorf("check out %s: %w", redact(g.remote), err), active.Discard())
+		return nil, err
 	}
 	return []solve.Result{{Chain: active.Parent().Append(id)}}, nil
 }

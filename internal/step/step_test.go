@@ -1,4 +1,4 @@
-package buildop
+package step
 
 import (
 	"bytes"
@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -23,7 +24,9 @@ import (
 	"dhow/internal/store"
 	"dhow/internal/sys"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,7 +37,7 @@ type bench struct {
 	base snapshot.Chain
 }
 
-func newBench(t *testing.T, sess session.Options, o Options) *bench {
+func newBench(t *testing.T, sess session.Options, o Deps) *bench {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
@@ -52,7 +55,9 @@ func newBench(t *testing.T, sess session.Options, o Options) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bench{t: t, deps: &Deps{Store: st, Snapshots: snapshot.New(st), Session: s, Options: o}}
+	o.Store, o.Snapshots, o.Session = st, snapshot.New(st), s
+	o.Trees = plainTrees{&o}
+	b := &bench{t: t, deps: &o}
 	b.base = b.tree(nil, func(dir string) {
 		busybox, err := os.ReadFile("/bin/busybox")
 		if err != nil {
@@ -77,6 +82,75 @@ func newBench(t *testing.T, sess session.Options, o Options) *bench {
 		}
 	})
 	return b
+}
+
+func equal[T any](t testing.TB, got, want T) {
+	t.Helper()
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("got +, want -:\n%s", d)
+	}
+}
+
+// plainTrees is step.Trees by cp and a walk: buildop's own are tested there.
+type plainTrees struct{ *Deps }
+
+// Content implements Trees.
+func (p plainTrees) Content(ctx context.Context, in solve.Result, paths []string) (digest.Digest, error) {
+	root, err := p.Snapshots.View(ctx, in.Chain)
+	if err != nil {
+		return "", err
+	}
+	defer root.Close()
+	h := digest.SHA256.Digester()
+	top := fmt.Sprintf("/proc/self/fd/%d", root.Fd())
+	for _, path := range paths {
+		err := filepath.WalkDir(filepath.Join(top, path), func(path string, _ fs.DirEntry, err error) error {
+			var st unix.Stat_t
+			if err == nil {
+				err = unix.Lstat(path, &st)
+			}
+			data, _ := os.ReadFile(path)
+			fmt.Fprintf(h.Hash(), "%q %o %d %d %q\n", path[len(top):], st.Mode, st.Uid, st.Gid, data)
+			return err
+		})
+		if err != nil {
+			return "", err
+		}
+	}
+	return h.Digest(), nil
+}
+
+// Materialise implements Trees.
+func (p plainTrees) Materialise(ctx context.Context, in solve.Result) (snapshot.Chain, error) {
+	if in.Local == nil {
+		return in.Chain, nil
+	}
+	a, err := p.Snapshots.Begin(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer a.Discard()
+	for _, e := range in.Local.Entries() {
+		data, err := os.ReadFile(filepath.Join(in.Local.Dir(), e.Path))
+		if err != nil {
+			return nil, err
+		}
+		if err := os.WriteFile(filepath.Join(a.Upper(), e.Path), data, 0o644); err != nil {
+			return nil, err
+		}
+	}
+	id, err := a.Commit(ctx)
+	return a.Parent().Append(id), err
+}
+
+// CopyOut implements Trees.
+func (p plainTrees) CopyOut(ctx context.Context, tree snapshot.Chain, path, dest string) error {
+	root, err := p.Snapshots.View(ctx, tree)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return exec.CommandContext(ctx, "cp", "-a", fmt.Sprintf("/proc/%d/fd/%d%s", os.Getpid(), root.Fd(), path), dest).Run()
 }
 
 func put(t *testing.T, dir, name, data string, mode os.FileMode) {
@@ -144,7 +218,7 @@ func (b *bench) run(op *pb.ExecOp, inputs ...solve.Result) ([]solve.Result, *tes
 func (b *bench) runContext(ctx context.Context, op *pb.ExecOp, inputs ...solve.Result) ([]solve.Result, *testJob, error) {
 	b.t.Helper()
 	inputs = append([]solve.Result{{Chain: b.base}}, inputs...)
-	e, err := newExecOp(b.deps, vertex(op, len(inputs)), op)
+	e, err := New(b.deps, vertex(op, len(inputs)), op)
 	job := &testJob{}
 	if err != nil {
 		return nil, job, err
@@ -249,7 +323,7 @@ func (j *testJob) Mask(values [][]byte) {
 }
 
 func TestStep(t *testing.T) {
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{}, Deps{})
 	b.ok(b.op("true")) // what is opened once for all steps
 	before := openFiles(t)
 	out, job := b.ok(b.op("echo out; echo err >&2; echo data > /file; mkdir -p /new/dir"))
@@ -294,7 +368,7 @@ func mountCount(t *testing.T) int {
 }
 
 func TestStepExitCodes(t *testing.T) {
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{}, Deps{})
 	_, _, err := b.run(b.op("echo last words; exit 7"))
 	var exit *ExitError
 	if !errors.As(err, &exit) || exit.Code != 7 {
@@ -317,7 +391,7 @@ func TestStepExitCodes(t *testing.T) {
 
 func TestStepEnvironment(t *testing.T) {
 	t.Setenv("DHOW_TEST_SECRET", "from the host")
-	b := newBench(t, session.Options{Secrets: []session.SecretSource{{ID: "s", Env: "DHOW_TEST_SECRET"}}}, Options{})
+	b := newBench(t, session.Options{Secrets: []session.SecretSource{{ID: "s", Env: "DHOW_TEST_SECRET"}}}, Deps{})
 	b.prints("/root /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n", b.op("echo $HOME $PATH"))
 	b.prints("/home/worker 1000 1000\n", b.op("echo $HOME $(id -u) $(id -g)", func(op *pb.ExecOp) { op.Meta.User = "worker" }))
 	b.prints("/home/worker\n", b.op("echo $HOME", func(op *pb.ExecOp) { op.Meta.User = "1000" }))
@@ -342,10 +416,10 @@ func TestStepEnvironment(t *testing.T) {
 }
 
 func TestStepDirectory(t *testing.T) {
-	b := newBench(t, session.Options{}, Options{})
-	out, job := b.ok(b.op("pwd; touch here", func(op *pb.ExecOp) { op.Meta.Cwd = "/work/sub"; op.Meta.User = "worker" }))
-	equal(t, job.out.String(), "/work/sub\n")
-	equal(t, b.layer(out[0].Chain), []string{"work", "work/sub", "work/sub/here"})
+	b := newBench(t, session.Options{}, Deps{})
+	out, job := b.ok(b.op("pwd; touch here", func(op *pb.ExecOp) { op.Meta.Cwd = "/made/sub"; op.Meta.User = "worker" }))
+	equal(t, job.out.String(), "/made/sub\n")
+	equal(t, b.layer(out[0].Chain), []string{"made", "made/sub", "made/sub/here"})
 	b.prints("/src/a\n", b.op("pwd", func(op *pb.ExecOp) {
 		op.Meta.Cwd = "/src/a"
 		op.Mounts = append(op.Mounts, &pb.Mount{Dest: "/src", Input: 1, Output: -1, Readonly: true})
@@ -353,7 +427,7 @@ func TestStepDirectory(t *testing.T) {
 }
 
 func TestStepNetworkFiles(t *testing.T) {
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{}, Deps{})
 	_, job := b.ok(b.op("hostname; cat /etc/hosts", func(op *pb.ExecOp) {
 		op.Meta.ExtraHosts = []*pb.HostIP{{Host: "db", IP: "10.1.2.3"}}
 	}))
@@ -388,7 +462,7 @@ func TestStepNetworkFiles(t *testing.T) {
 // A dangling link at a mount point, as /etc/resolv.conf often is, is followed,
 // and what was made for it goes away again.
 func TestStepStubs(t *testing.T) {
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{}, Deps{})
 	b.base = b.tree(b.base, func(dir string) {
 		if err := os.MkdirAll(filepath.Join(dir, "etc"), 0o755); err != nil {
 			t.Fatal(err)
@@ -414,7 +488,7 @@ func TestStepStubs(t *testing.T) {
 }
 
 func TestStepLimits(t *testing.T) {
-	b := newBench(t, session.Options{}, Options{MemoryBytes: 32 << 20})
+	b := newBench(t, session.Options{}, Deps{MemoryBytes: 32 << 20})
 	_, job, err := b.run(b.op("dd if=/dev/zero of=/dev/null bs=200M count=1"))
 	var exit *ExitError
 	if !errors.As(err, &exit) {
@@ -430,7 +504,7 @@ func TestStepLimits(t *testing.T) {
 }
 
 func TestLimits(t *testing.T) {
-	d := &Deps{Options: Options{MemoryBytes: 64 << 20, NanoCPUs: 1_500_000_000}}
+	d := &Deps{MemoryBytes: 64 << 20, NanoCPUs: 1_500_000_000}
 	r := d.limits(nil).apply(nil)
 	if *r.Memory.Limit != 64<<20 || *r.Memory.Swap != 64<<20 || *r.CPU.Quota != 150_000 || *r.CPU.Period != 100_000 {
 		t.Errorf("got %+v %+v", r.Memory, r.CPU)
@@ -445,7 +519,7 @@ func TestLimits(t *testing.T) {
 }
 
 func TestStepCancel(t *testing.T) {
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{}, Deps{})
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
 	began := time.Now()
@@ -456,7 +530,7 @@ func TestStepCancel(t *testing.T) {
 }
 
 func TestStepUlimit(t *testing.T) {
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{}, Deps{})
 	b.prints("123\n", b.op("ulimit -n", func(op *pb.ExecOp) { op.Meta.Ulimit = []*pb.Ulimit{{Name: "nofile", Soft: 123, Hard: 123}} }))
 }
 
@@ -478,7 +552,7 @@ func TestStepRefusals(t *testing.T) {
 		op := (&bench{}).op("true")
 		v := vertex(op, 1)
 		tt.change(op, v.Op)
-		e, err := newExecOp(d, v, op)
+		e, err := New(d, v, op)
 		if err == nil {
 			_, err = e.CacheMap(context.Background())
 		}
@@ -487,7 +561,7 @@ func TestStepRefusals(t *testing.T) {
 		}
 	}
 	op := (&bench{}).op("true", func(op *pb.ExecOp) { op.CdiDevices = []*pb.CDIDevice{{Name: "x", Optional: true}} })
-	if _, err := newExecOp(d, vertex(op, 1), op); err != nil {
+	if _, err := New(d, vertex(op, 1), op); err != nil {
 		t.Errorf("an optional device: %v", err)
 	}
 }

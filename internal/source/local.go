@@ -1,4 +1,4 @@
-package buildop
+package source
 
 import (
 	"context"
@@ -67,7 +67,7 @@ func (l *localSource) CacheMap(ctx context.Context) (*solve.CacheMap, error) {
 		}
 		l.tree = tree
 	}
-	dgst, err := opDigest("local", l.tree.Digest().String())
+	dgst, err := keyOf("local", l.tree.Digest().String())
 	if err != nil {
 		return nil, err
 	}

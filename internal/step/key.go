@@ -1,4 +1,4 @@
-package buildop
+package step
 
 import (
 	"context"
@@ -12,21 +12,19 @@ import (
 	"dhow/internal/solve"
 
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
 )
 
+// keyVersion changes when steps do something else than before with equal keys.
+const keyVersion = "dhow.step.1"
+
 // CacheMap implements solve.Op.
-func (e *execOp) CacheMap(context.Context) (*solve.CacheMap, error) {
+func (e *Op) CacheMap(context.Context) (*solve.CacheMap, error) {
 	raw, err := keyForm(e.op).MarshalVT()
 	if err != nil {
 		return nil, fmt.Errorf("encode the step: %w", err)
 	}
-	dgst, err := opDigest("exec", struct {
-		Platform string
-		Step     []byte
-	}{oci.FormatPlatform(e.platform), raw})
-	if err != nil {
-		return nil, err
-	}
+	dgst := digest.FromString(keyVersion + " " + oci.FormatPlatform(e.platform) + "\n" + string(raw))
 	deps, err := mountDeps(e.op.Mounts, e.ins)
 	if err != nil {
 		return nil, err
@@ -34,11 +32,9 @@ func (e *execOp) CacheMap(context.Context) (*solve.CacheMap, error) {
 	cm := &solve.CacheMap{Digest: dgst, Deps: make([]solve.Dep, e.ins)}
 	for i, dep := range deps {
 		if dep.content {
-			sels := make([]selector, len(dep.selectors))
-			for n, p := range dep.selectors {
-				sels[n] = selector{Path: p, Follow: true}
+			cm.Deps[i].Content = func(ctx context.Context, in solve.Result) (digest.Digest, error) {
+				return e.deps.Trees.Content(ctx, in, dep.selectors)
 			}
-			cm.Deps[i].Content = e.deps.content(sels...)
 		}
 	}
 	return cm, nil

@@ -1,4 +1,4 @@
-package buildop
+package source
 
 import (
 	"context"
@@ -108,12 +108,12 @@ func (r *fedReader) Read(p []byte) (int, error) {
 }
 
 // store keeps the body as a blob.
-func (h *httpSource) store(ctx context.Context, body io.Reader) (_ digest.Digest, err error) {
+func (h *httpSource) store(ctx context.Context, body io.Reader) (digest.Digest, error) {
 	w, err := h.deps.Store.NewBlob(ctx, ocispecs.Descriptor{})
 	if err != nil {
 		return "", err
 	}
-	defer func() { err = withCleanup(err, w.Close()) }()
+	defer w.Close() // what was not committed is not used
 	n, err := io.Copy(w, &errReader{ctx, io.LimitReader(body, maxHTTPFile+1)})
 	if err != nil {
 		return "", err

@@ -1,4 +1,4 @@
-package buildop
+package source
 
 import (
 	"context"
@@ -27,11 +27,12 @@ import (
 
 // httpSource is one file of the web: ADD with a URL.
 type httpSource struct {
-	deps     *Deps
-	url      string
-	checksum digest.Digest // "" when any content will do
-	filename string        // "" to take the server's or the URL's
-	grant
+	deps       *Deps
+	url        string
+	checksum   digest.Digest // "" when any content will do
+	filename   string        // "" to take the server's or the URL's
+	uid, gid   uint32
+	mode       uint32 // permission bits
 	authSecret string // id of a secret with the Authorization header; "" for the usual ones
 	header     http.Header
 	backoff    time.Duration // before the second try; doubled each time
@@ -55,7 +56,7 @@ func newHTTPSource(d *Deps, rawURL string, attrs map[string]string) (*httpSource
 		return nil, errdef.New(errdef.ErrInvalid, "URL %q is malformed", rawURL)
 	}
 	u.Fragment = ""
-	h := &httpSource{deps: d, url: u.String(), grant: grant{mode: 0o600}, header: http.Header{}, backoff: httpBackoff}
+	h := &httpSource{deps: d, url: u.String(), mode: 0o600, header: http.Header{}, backoff: httpBackoff}
 	for key, val := range attrs {
 		if err := h.attr(key, val); err != nil {
 			return nil, fmt.Errorf("URL %s: %s: %w", redact(rawURL), key, err)
@@ -114,7 +115,7 @@ func (h *httpSource) CacheMap(ctx context.Context) (*solve.CacheMap, error) {
 	if err != nil {
 		return nil, err
 	}
-	dgst, err := opDigest("http", struct {
+	dgst, err := keyOf("http", struct {
 		Filename       string
 		Mode, UID, GID uint32
 		Content        digest.Digest
@@ -223,16 +224,17 @@ func (h *httpSource) Run(ctx context.Context, _ []solve.Result, _ solve.Job) ([]
 	if err != nil {
 		return nil, err
 	}
+	defer active.Discard() // does nothing after Commit, and otherwise ends with the process
 	name := h.name(nil)
 	if h.checksum == "" {
 		name = f.Filename
 	}
-	id := ""
-	if err = h.write(active.Upper(), name, f); err == nil {
-		id, err = active.Commit(ctx)
+	if err := h.write(active.Upper(), name, f); err != nil {
+		return nil, err
 	}
+	id, err := active.Commit(ctx)
 	if err != nil {
-		return nil, withCleanup(err, active.Discard())
+		return nil, err
 	}
 	return []solve.Result{{Chain: active.Parent().Append(id)}}, nil
 }

@@ -1,4 +1,4 @@
-package buildop
+package source
 
 import (
 	"bytes"
@@ -15,6 +15,7 @@ import (
 	"syscall"
 
 	"dhow/internal/errdef"
+	"dhow/internal/session"
 	"dhow/internal/sys"
 
 	"golang.org/x/sys/unix"
@@ -26,7 +27,7 @@ import (
 type gitRun struct {
 	dir   string // for sockets and known hosts; of the process, removed by close
 	env   []string
-	agent *agentServer
+	agent *session.AgentSocket
 	local bool // the one fetch from the bare repository next to it
 }
 
@@ -125,7 +126,7 @@ func (g *gitSource) ssh(r *gitRun) error {
 		return nil // a repository that needs no key may be reached without
 	}
 	sock := filepath.Join(r.dir, "agent")
-	agent, err := serveAgent(g.deps.Session, id, sock)
+	agent, err := g.deps.Session.ListenSSH(id, sock)
 	if err != nil {
 		return fmt.Errorf("serve the ssh agent %s: %w", id, err)
 	}

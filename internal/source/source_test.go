@@ -1,10 +1,11 @@
-package buildop
+package source
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/http/cgi"
 	"net/http/httptest"
@@ -17,19 +18,115 @@ import (
 	"time"
 
 	"dhow/internal/errdef"
+	"dhow/internal/image"
 	"dhow/internal/llb"
 	"dhow/internal/session"
+	"dhow/internal/snapshot"
 	"dhow/internal/solve"
+	"dhow/internal/store"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/moby/buildkit/client/llb/sourceresolver"
 	"github.com/moby/buildkit/solver/pb"
 	"golang.org/x/sys/unix"
 )
 
+// bench brings sources into a store of its own.
+type bench struct {
+	t    *testing.T
+	deps *Deps
+}
+
+func newBench(t *testing.T, sess session.Options) *bench {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	st, err := store.Open(context.Background(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := st.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	s, err := session.New(sess)
+	if err != nil {
+		t.Fatal(err)
+	}
+	snaps := snapshot.New(st)
+	return &bench{t: t, deps: &Deps{Store: st, Snapshots: snaps, Session: s, Images: image.New(st, snaps, nil)}}
+}
+
+func equal[T any](t testing.TB, got, want T) {
+	t.Helper()
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("got +, want -:\n%s", d)
+	}
+}
+
+func put(t *testing.T, dir, name, data string, mode os.FileMode) {
+	t.Helper()
+	p := filepath.Join(dir, name)
+	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(p, []byte(data), mode); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// layer is the directory of a result's one layer.
+func (b *bench) layer(res solve.Result) string {
+	b.t.Helper()
+	if len(res.Chain) != 1 {
+		b.t.Fatalf("got a chain of %d layers, want 1", len(res.Chain))
+	}
+	return b.deps.Snapshots.Dir(res.Chain[0])
+}
+
+// names lists what the one layer of a source's result holds.
+func (b *bench) names(res solve.Result) []string {
+	b.t.Helper()
+	var out []string
+	top := b.layer(res)
+	err := filepath.WalkDir(top, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || p == top {
+			return err
+		}
+		rel, _ := filepath.Rel(top, p)
+		out = append(out, rel)
+		return nil
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return out
+}
+
+func (b *bench) read(res solve.Result, name string) string {
+	b.t.Helper()
+	data, err := os.ReadFile(filepath.Join(b.layer(res), name))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return string(data)
+}
+
+// noJob hears nothing.
+type noJob struct{}
+
+func (noJob) Stdout() io.Writer                            { return io.Discard }
+func (noJob) Stderr() io.Writer                            { return io.Discard }
+func (noJob) Status(string, int64, int64, time.Time, bool) {}
+func (noJob) Warn(string, ...any)                          {}
+func (noJob) Mask([][]byte)                                {}
+
 // source makes the operation of a source.
 func (b *bench) source(id string, attrs map[string]string) (solve.Op, error) {
 	op := &pb.SourceOp{Identifier: id, Attrs: attrs}
-	return newSourceOp(b.deps, &llb.Vertex{Op: &pb.Op{Op: &pb.Op_Source{Source: op}}, Meta: &pb.OpMetadata{}}, op)
+	return New(b.deps, &llb.Vertex{Op: &pb.Op{Op: &pb.Op_Source{Source: op}}, Meta: &pb.OpMetadata{}}, op)
 }
 
 // bring pins and runs a source.
@@ -45,7 +142,7 @@ func (b *bench) bring(id string, attrs map[string]string) (*solve.CacheMap, solv
 	if err != nil {
 		return nil, solve.Result{}, err
 	}
-	out, err := op.Run(context.Background(), nil, &testJob{})
+	out, err := op.Run(context.Background(), nil, noJob{})
 	if err != nil {
 		return cm, solve.Result{}, err
 	}
@@ -65,19 +162,10 @@ func (b *bench) mustBring(id string, attrs map[string]string) (*solve.CacheMap, 
 func (b *bench) stat(res solve.Result, name string) unix.Stat_t {
 	b.t.Helper()
 	var st unix.Stat_t
-	if err := unix.Lstat(filepath.Join(b.deps.Snapshots.Dir(res.Chain[len(res.Chain)-1]), name), &st); err != nil {
+	if err := unix.Lstat(filepath.Join(b.layer(res), name), &st); err != nil {
 		b.t.Fatal(err)
 	}
 	return st
-}
-
-// names lists what the one layer of a source's result holds.
-func (b *bench) names(res solve.Result) []string {
-	b.t.Helper()
-	if len(res.Chain) != 1 {
-		b.t.Fatalf("got a chain of %d layers, want 1", len(res.Chain))
-	}
-	return b.layer(res.Chain)
 }
 
 const helloSum = "sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
@@ -111,12 +199,12 @@ func TestHTTPSource(t *testing.T) {
 	}))
 	defer srv.Close()
 	t.Setenv("TOKEN", "token\n")
-	b := newBench(t, session.Options{Secrets: []session.SecretSource{{ID: "HTTP_AUTH_TOKEN_127.0.0.1", Env: "TOKEN"}}}, Options{})
+	b := newBench(t, session.Options{Secrets: []session.SecretSource{{ID: "HTTP_AUTH_TOKEN_127.0.0.1", Env: "TOKEN"}}})
 
 	cm, res := b.mustBring(srv.URL+"/hello", nil)
 	equal(t, cm.Pin, helloSum)
 	equal(t, b.names(res), []string{"hello"})
-	equal(t, b.read(res.Chain, "hello"), "hello")
+	equal(t, b.read(res, "hello"), "hello")
 	st := b.stat(res, "hello")
 	if st.Mode&0o7777 != 0o600 || st.Mtim.Sec != modified.Unix() {
 		t.Errorf("got mode %o and time %d", st.Mode, st.Mtim.Sec)
@@ -135,7 +223,7 @@ func TestHTTPSource(t *testing.T) {
 	if cm, err = op.CacheMap(context.Background()); err != nil || cm.Pin != helloSum || requests.Load() != before {
 		t.Errorf("got %v, %v, %d requests", cm, err, requests.Load()-before)
 	}
-	out, err := op.Run(context.Background(), nil, &testJob{})
+	out, err := op.Run(context.Background(), nil, noJob{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,11 +266,11 @@ func TestHTTPSourceFaults(t *testing.T) {
 		}
 	}))
 	defer srv.Close()
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{})
 	for _, name := range []string{"flaky", "cut"} {
 		tries.Store(0)
 		_, res := b.mustBring(srv.URL+"/"+name, nil)
-		equal(t, b.read(res.Chain, name), "hello")
+		equal(t, b.read(res, name), "hello")
 	}
 	srv.Close()
 	if _, _, err := b.bring("http://user:hunter2@"+strings.TrimPrefix(srv.URL, "http://")+"/x", nil); !errors.Is(err, errdef.ErrUnavailable) || strings.Contains(err.Error(), "hunter2") {
@@ -208,7 +296,7 @@ func TestLocalSource(t *testing.T) {
 	dir := t.TempDir()
 	put(t, dir, "a", "a", 0o644)
 	put(t, dir, "skip/b", "b", 0o644)
-	b := newBench(t, session.Options{Dirs: map[string]string{"context": dir}}, Options{})
+	b := newBench(t, session.Options{Dirs: map[string]string{"context": dir}})
 	attrs := map[string]string{pb.AttrExcludePatterns: `["skip"]`, pb.AttrLocalSessionID: "id"}
 	cm, res := b.mustBring("local://context", attrs)
 	if !cm.Unstored || res.Local == nil || len(res.Local.Entries()) != 1 {
@@ -253,8 +341,8 @@ func gitServer(t *testing.T) (dir, url string) {
 	}
 	dir = t.TempDir()
 	h := &cgi.Handler{
-		Path: filepath.Join(strings.TrimSpace(string(path)), "git-http-backend"),
-		Env:  []string{"GIT_PROJECT_ROOT=" + dir, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*"},
+		Path:   filepath.Join(strings.TrimSpace(string(path)), "git-http-backend"),
+		Env:    []string{"GIT_PROJECT_ROOT=" + dir, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*"},
 		Stderr: io.Discard,
 	}
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -322,7 +410,7 @@ func (b *bench) bringGit(url, name, fragment string, attrs map[string]string) (*
 
 func TestGitSource(t *testing.T) {
 	dir, url := gitServer(t)
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{})
 	repo := newRepository(t, filepath.Join(dir, "r"))
 	first := repo.commit(map[string]string{"f": "one", "sub/g": "g"})
 	repo.git("tag", "-a", "-m", "t", "v1")
@@ -340,7 +428,7 @@ func TestGitSource(t *testing.T) {
 		"": "two", "main": "two", "refs/heads/old": "one", "old": "one", "v1": "one", "refs/tags/v1": "one", first: "one", second: "two",
 	} {
 		cm, res := must(fragment, nil)
-		equal(t, b.read(res.Chain, "f"), want)
+		equal(t, b.read(res, "f"), want)
 		equal(t, b.names(res), []string{"f", "sub", "sub/g"})
 		if want := map[string]string{"one": first, "two": second}[want]; cm.Pin != want {
 			t.Errorf("%s: got the pin %s, want %s", fragment, cm.Pin, want)
@@ -380,14 +468,14 @@ func TestGitSource(t *testing.T) {
 	third := repo.commit(map[string]string{"f": "three"})
 	cm, res := must("main", nil)
 	equal(t, cm.Pin, third)
-	equal(t, b.read(res.Chain, "f"), "three")
+	equal(t, b.read(res, "f"), "three")
 	_, res = must("", map[string]string{pb.AttrGitFetchByCommit: "true", pb.AttrGitChecksum: third})
-	equal(t, b.read(res.Chain, "f"), "three")
+	equal(t, b.read(res, "f"), "three")
 }
 
 func TestGitKeepDir(t *testing.T) {
 	dir, url := gitServer(t)
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{})
 	repo := newRepository(t, filepath.Join(dir, "r"))
 	id := repo.commit(map[string]string{"f": "one"})
 	repo.git("tag", "-a", "-m", "t", "v1")
@@ -397,7 +485,7 @@ func TestGitKeepDir(t *testing.T) {
 			t.Fatalf("%s: %v", fragment, err)
 		}
 		out := t.TempDir()
-		if err := b.deps.copyOut(context.Background(), res.Chain, "/", filepath.Join(out, "x")); err != nil {
+		if err := exec.Command("cp", "-a", b.layer(res), filepath.Join(out, "x")).Run(); err != nil {
 			t.Fatal(err)
 		}
 		r := &gitRepository{t, filepath.Join(out, "x")}
@@ -411,7 +499,7 @@ func TestGitKeepDir(t *testing.T) {
 
 func TestGitSubmodules(t *testing.T) {
 	dir, url := gitServer(t)
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{})
 	newRepository(t, filepath.Join(dir, "lib")).commit(map[string]string{"l": "lib"})
 	repo := newRepository(t, filepath.Join(dir, "r"))
 	repo.commit(map[string]string{"f": "one"})
@@ -432,7 +520,7 @@ func TestGitSubmodules(t *testing.T) {
 // TestGitHostile fetches repositories that try to get out.
 func TestGitHostile(t *testing.T) {
 	dir, url := gitServer(t)
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{})
 	newRepository(t, filepath.Join(dir, "host")).commit(map[string]string{"private": "of this machine"})
 
 	local := newRepository(t, filepath.Join(dir, "local"))
@@ -478,7 +566,7 @@ func TestGitHostile(t *testing.T) {
 func TestGitAuth(t *testing.T) {
 	dir, url := gitServer(t)
 	newRepository(t, filepath.Join(dir, "private")).commit(map[string]string{"f": "x"})
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{})
 	if _, _, err := b.bringGit(url, "private", "", nil); !errors.Is(err, errdef.ErrDenied) || !strings.Contains(errdef.Hint(err), "GIT_AUTH_TOKEN") {
 		t.Errorf("without a token: got %v (hint %q)", err, errdef.Hint(err))
 	}
@@ -498,7 +586,7 @@ func TestGitAuth(t *testing.T) {
 
 func TestGitMetadata(t *testing.T) {
 	dir, url := gitServer(t)
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{})
 	repo := newRepository(t, filepath.Join(dir, "r"))
 	id := repo.commit(map[string]string{"f": "x"})
 	repo.git("tag", "-a", "-m", "the tag", "v1")
@@ -515,7 +603,7 @@ func TestGitMetadata(t *testing.T) {
 // TestGitUmask: the user's umask must not be seen in the image.
 func TestGitUmask(t *testing.T) {
 	dir, url := gitServer(t)
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{})
 	newRepository(t, filepath.Join(dir, "r")).commit(map[string]string{"d/f": "x"})
 	old := unix.Umask(0o077)
 	defer unix.Umask(old)

@@ -1,4 +1,4 @@
-package buildop
+package step
 
 import (
 	"context"
@@ -55,7 +55,7 @@ func listKeys() int {
 }
 
 func TestBindMounts(t *testing.T) {
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{}, Deps{})
 	in := b.files(map[string]string{"a/f": "data", "top": "t"})
 	ro := &pb.Mount{Dest: "/m", Input: 1, Output: -1, Readonly: true}
 	b.prints("datat", b.op("cat /m/a/f /m/top", mounts(ro)), in)
@@ -94,7 +94,7 @@ func TestBindMounts(t *testing.T) {
 
 // A link in an input leads to a place in the input, not on this machine.
 func TestBindMountLinks(t *testing.T) {
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{}, Deps{})
 	in := solve.Result{Chain: b.tree(nil, func(dir string) {
 		put(t, dir, "etc/hostname", "inside", 0o644)
 		if err := os.Symlink("/etc", filepath.Join(dir, "abs")); err != nil {
@@ -110,7 +110,7 @@ func TestBindMountLinks(t *testing.T) {
 }
 
 func TestBindMountOfContext(t *testing.T) {
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{}, Deps{})
 	dir := t.TempDir()
 	put(t, dir, "main.c", "source", 0o644)
 	put(t, dir, "secret/key", "ignored", 0o644)
@@ -128,14 +128,14 @@ func TestBindMountOfContext(t *testing.T) {
 }
 
 func TestReadOnlyRoot(t *testing.T) {
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{}, Deps{})
 	op := b.op("touch /x 2>/dev/null && echo writable; touch /t/x && echo fine", mounts(&pb.Mount{Dest: "/t", Input: -1, Output: -1, MountType: pb.MountType_TMPFS}))
 	op.Mounts[0].Readonly, op.Mounts[0].Output = true, -1
 	b.prints("fine\n", op)
 }
 
 func TestTmpfsMount(t *testing.T) {
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{}, Deps{})
 	out, job := b.ok(b.op("grep ' /t ' /proc/mounts; dd if=/dev/zero of=/t/big bs=1M count=3 2>/dev/null || echo full; touch /t/x",
 		mounts(&pb.Mount{Dest: "/t", Input: -1, Output: -1, MountType: pb.MountType_TMPFS, TmpfsOpt: &pb.TmpfsOpt{Size: 2 << 20}})))
 	if got := job.out.String(); !strings.Contains(got, "tmpfs") || !strings.Contains(got, "size=2048k") || !strings.HasSuffix(got, "full\n") {
@@ -152,7 +152,7 @@ func secretMount(o *pb.SecretOpt) *pb.Mount {
 func TestSecretMount(t *testing.T) {
 	dir := t.TempDir()
 	put(t, dir, "s", "open sesame\n", 0o600)
-	b := newBench(t, session.Options{Secrets: []session.SecretSource{{ID: "s", File: filepath.Join(dir, "s")}}}, Options{})
+	b := newBench(t, session.Options{Secrets: []session.SecretSource{{ID: "s", File: filepath.Join(dir, "s")}}}, Deps{})
 	out, job := b.ok(b.op("cat /run/secrets/s; stat -c '%a %u %g' /run/secrets/s; grep ' /run/secrets/s ' /proc/mounts",
 		mounts(secretMount(&pb.SecretOpt{ID: "s", Mode: 0o440, Uid: 5, Gid: 6}))))
 	got := job.out.String()
@@ -177,7 +177,7 @@ func TestSecretInLayer(t *testing.T) {
 	const value = "correct horse battery staple"
 	t.Setenv("DHOW_SECRET", value)
 	t.Setenv("DHOW_SHORT", "abc")
-	b := newBench(t, session.Options{Secrets: []session.SecretSource{{ID: "s", Env: "DHOW_SECRET"}, {ID: "short", Env: "DHOW_SHORT"}}}, Options{})
+	b := newBench(t, session.Options{Secrets: []session.SecretSource{{ID: "s", Env: "DHOW_SECRET"}, {ID: "short", Env: "DHOW_SHORT"}}}, Deps{})
 	m := secretMount(&pb.SecretOpt{ID: "s", Mode: 0o400})
 	for name, script := range map[string]string{
 		"copied":    "cp /run/secrets/s /kept 2>/dev/null || cat /run/secrets/s > /kept",
@@ -219,7 +219,7 @@ func cacheMountOf(id string, sharing pb.CacheSharingOpt) *pb.Mount {
 }
 
 func TestCacheMount(t *testing.T) {
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{}, Deps{})
 	shared := mounts(cacheMountOf("/id", pb.CacheSharingOpt_SHARED))
 	out, _ := b.ok(b.op("echo kept > /c/f; stat -c %a /c | grep 755", shared))
 	equal(t, out[0].Chain, b.base)
@@ -255,7 +255,7 @@ func TestCacheMount(t *testing.T) {
 // A step plants links in its cache; a later one that mounts a part of the
 // cache must not be led out of it.
 func TestCacheMountLinks(t *testing.T) {
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{}, Deps{})
 	outside := t.TempDir()
 	put(t, outside, "f", "outside", 0o644)
 	b.ok(b.op("ln -s "+outside+" /c/abs; ln -s ../../../../../.."+outside+" /c/up; ln -s /proc/1/root/"+outside+" /c/proc", mounts(cacheMountOf("x", pb.CacheSharingOpt_SHARED))))
@@ -273,7 +273,7 @@ func TestCacheMountLinks(t *testing.T) {
 }
 
 func TestCacheMountBase(t *testing.T) {
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{}, Deps{})
 	in := solve.Result{Chain: b.tree(nil, func(dir string) {
 		put(t, dir, "cache/f", "from the base", 0o640)
 		if err := os.Chown(filepath.Join(dir, "cache"), 1000, 2000); err != nil {
@@ -300,7 +300,7 @@ func TestCacheMountBase(t *testing.T) {
 
 // TestCacheSharing runs two steps at once on one cache.
 func TestCacheSharing(t *testing.T) {
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{}, Deps{})
 	for name, tt := range map[string]struct {
 		sharing pb.CacheSharingOpt
 		script  string
@@ -339,14 +339,14 @@ func TestCacheSharing(t *testing.T) {
 
 // A step that waits for a locked cache can be cancelled, and says that it waits.
 func TestCacheWait(t *testing.T) {
-	b := newBench(t, session.Options{}, Options{})
+	b := newBench(t, session.Options{}, Deps{})
 	ctx, cancel := context.WithCancel(context.Background())
 	held := make(chan error)
 	go func() {
 		_, _, err := b.runContext(ctx, b.op("touch /c/held; sleep 30", mounts(cacheMountOf("w", pb.CacheSharingOpt_LOCKED))))
 		held <- err
 	}()
-	flag := filepath.Join(b.deps.Store.CacheMountsDir(), cacheID("w"), "0", "held")
+	flag := filepath.Join(b.deps.Store.CacheMountsDir(), cacheKey([]string{"w"}), "0", "held")
 	for range 500 {
 		if _, err := os.Stat(flag); err == nil {
 			break
@@ -392,7 +392,7 @@ func TestSSHMount(t *testing.T) {
 	}
 	put(t, dir, "key", string(pem.EncodeToMemory(block)), 0o600)
 
-	b := newBench(t, session.Options{SSH: []session.SSHSource{{ID: "default", Paths: []string{sock}}, {ID: "file", Paths: []string{key}}}}, Options{})
+	b := newBench(t, session.Options{SSH: []session.SSHSource{{ID: "default", Paths: []string{sock}}, {ID: "file", Paths: []string{key}}}}, Deps{})
 	if exe, err := elf.Open("/proc/self/exe"); err == nil && exe.SectionByType(elf.SHT_DYNAMIC) != nil {
 		t.Skip("this test program is linked dynamically and cannot run in the step's root (CGO_ENABLED=1)")
 	}
