@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"dhow/internal/errdef"
@@ -30,7 +31,11 @@ type db struct {
 	path   string
 	conns  chan *sqlite.Conn // capacity maxConns; nil entries are still to be opened
 	writer chan struct{}     // capacity 1, taken by the one who writes
+	closed chan struct{}
+	once   sync.Once // closes
 }
+
+var errClosed = errors.New("database: the store is closed")
 
 // openDB opens the database, bringing its schema up to date.
 func openDB(ctx context.Context, root string) (*db, error) {
@@ -38,6 +43,7 @@ func openDB(ctx context.Context, root string) (*db, error) {
 		path:   filepath.Join(root, dbName),
 		conns:  make(chan *sqlite.Conn, maxConns),
 		writer: make(chan struct{}, 1),
+		closed: make(chan struct{}),
 	}
 	for range maxConns {
 		d.conns <- nil
@@ -120,15 +126,18 @@ func (d *db) connect() (*sqlite.Conn, error) {
 	return c, nil
 }
 
-// close closes all connections; nobody may use them any more.
-func (d *db) close() error {
-	var errs []error
-	for range maxConns {
-		if c := <-d.conns; c != nil {
-			errs = append(errs, c.Close())
+// close waits for those at work and closes all connections. A second call does
+// nothing.
+func (d *db) close() (err error) {
+	d.once.Do(func() {
+		close(d.closed)
+		for range maxConns {
+			if c := <-d.conns; c != nil {
+				err = errors.Join(err, c.Close())
+			}
 		}
-	}
-	return errors.Join(errs...)
+	})
+	return err
 }
 
 // read runs f with a connection. What f sees with several statements may stem
@@ -137,6 +146,8 @@ func (d *db) read(ctx context.Context, f func(*sqlite.Conn) error) (err error) {
 	var c *sqlite.Conn
 	select {
 	case c = <-d.conns:
+	case <-d.closed:
+		return errClosed
 	case <-ctx.Done():
 		return fmt.Errorf("database: %w", context.Cause(ctx))
 	}

@@ -132,7 +132,8 @@ func makeEmpty(dir string) error {
 	return os.Chmod(dir, 0o755) // whatever the umask
 }
 
-// Close removes the process's temporary directory and ends its lease.
+// Close removes the process's temporary directory and ends its lease. A second
+// call does nothing.
 func (s *Store) Close() error {
 	return errors.Join(s.Release(), s.db.close(), s.proc.close())
 }
