@@ -197,9 +197,10 @@ func (a *app) command() *cobra.Command {
 
 // unknownCommand suggests what the user may have meant.
 func unknownCommand(cmd *cobra.Command, name string) error {
+	cmd.SuggestionsMinimumDistance = 2 // two letters wrong
 	err := errdef.New(errdef.ErrInvalid, "%q is not a dhow command", name)
 	if near := cmd.SuggestionsFor(name); len(near) > 0 {
-		return errdef.WithHint(err, "did you mean: dhow %s?", strings.Join(near, ", dhow "))
+		return errdef.WithHint(err, "did you mean: %s %s?", cmd.CommandPath(), strings.Join(near, ", "))
 	}
 	return errdef.WithHint(err, "see dhow --help")
 }
