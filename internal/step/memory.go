@@ -31,6 +31,7 @@ func memoryFile(data []byte, g grant) (*os.File, error) {
 		return nil, &os.PathError{Op: "create in memory", Path: memoryName, Err: err}
 	}
 	f := os.NewFile(uintptr(fd), memoryName)
+	defer f.Close() // a file in memory has nothing to flush
 	_, err = f.Write(data)
 	if err == nil {
 		err = f.Chown(int(g.uid), int(g.gid))
@@ -38,13 +39,10 @@ func memoryFile(data []byte, g grant) (*os.File, error) {
 	if err == nil {
 		err = unix.Fchmod(fd, g.mode)
 	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
 	if err != nil {
 		return nil, fmt.Errorf("write in memory: %w", err)
 	}
-	return sys.CloneTree(root, memoryName, sys.CloneOptions{ReadOnly: true, NoDev: true, NoSuid: true, NoExec: g.mode&0o111 == 0})
+	return sys.ClonePart(root, f, sys.CloneOptions{ReadOnly: true, NoDev: true, NoSuid: true, NoExec: g.mode&0o111 == 0})
 }
 
 // give mounts data as a file at the path dest of the step.

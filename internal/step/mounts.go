@@ -158,7 +158,7 @@ func (s *step) attach(m *pb.Mount, tree *os.File) error {
 		return fmt.Errorf("mount %s: source %q: %w", m.Dest, sel, err)
 	}
 	defer at.Close()
-	part, err := sys.CloneTree(at, "", sys.CloneOptions{ReadOnly: m.Readonly, NoDev: true})
+	part, err := sys.ClonePart(tree, at, sys.CloneOptions{ReadOnly: m.Readonly, NoDev: true})
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", m.Dest, err)
 	}

@@ -39,7 +39,12 @@ func (s *step) agentSocket(m *pb.Mount) error {
 	if err := unix.Chmod(at, o.Mode&0o777); err != nil {
 		return fmt.Errorf("mount %s: %w", m.Dest, err)
 	}
-	f, err := sys.CloneTree(root, memoryName, sys.CloneOptions{NoDev: true, NoSuid: true, NoExec: true})
+	sock, err := sys.OpenInRoot(root, memoryName, unix.O_PATH)
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", m.Dest, err)
+	}
+	defer sock.Close()
+	f, err := sys.ClonePart(root, sock, sys.CloneOptions{NoDev: true, NoSuid: true, NoExec: true})
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", m.Dest, err)
 	}

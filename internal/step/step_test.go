@@ -32,12 +32,12 @@ import (
 
 // bench runs steps in a root file system of busybox.
 type bench struct {
-	t    *testing.T
+	t    testing.TB
 	deps *Deps
 	base snapshot.Chain
 }
 
-func newBench(t *testing.T, sess session.Options, o Deps) *bench {
+func newBench(t testing.TB, sess session.Options, o Deps) *bench {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
@@ -153,7 +153,7 @@ func (p plainTrees) CopyOut(ctx context.Context, tree snapshot.Chain, path, dest
 	return exec.CommandContext(ctx, "cp", "-a", fmt.Sprintf("/proc/%d/fd/%d%s", os.Getpid(), root.Fd(), path), dest).Run()
 }
 
-func put(t *testing.T, dir, name, data string, mode os.FileMode) {
+func put(t testing.TB, dir, name, data string, mode os.FileMode) {
 	t.Helper()
 	p := filepath.Join(dir, name)
 	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
