@@ -43,7 +43,7 @@ func newCopier(t *target, op *pb.FileActionCopy, own *owner) (*copier, error) {
 		return nil, err
 	}
 	c.literal = own == nil && c.at == nil && c.chmod == nil
-	c.links.first = map[inode]*firstLink{}
+	c.links.first = map[inode]linkName{}
 	return c, nil
 }
 
@@ -129,6 +129,11 @@ func (c *copier) run(ctx context.Context, src dir) error {
 			return err
 		}
 	}
+	for _, p := range c.op.RequiredPaths {
+		if err := required(src, p); err != nil {
+			return err
+		}
+	}
 	matches := []string{cleanPath(c.op.Src)}
 	if c.op.AllowWildcard {
 		var err error
@@ -152,6 +157,20 @@ func (c *copier) run(ctx context.Context, src dir) error {
 		if err := c.one(ctx, src, m, dest); err != nil {
 			return fmt.Errorf("copy %s to %s: %w", m, dest, err)
 		}
+	}
+	return nil
+}
+
+// required refuses a source without the path. Where the content of the source
+// is part of the key this was found out before.
+func required(src dir, name string) error {
+	p, err := resolve(src, name, true)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	if !p.found() {
+		return missing(src, name)
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"dhow/internal/llb"
 	"dhow/internal/snapshot"
 	"dhow/internal/solve"
+	"dhow/internal/sys"
 
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
@@ -61,8 +62,7 @@ func newFileOp(d *Deps, v *llb.Vertex, op *pb.FileOp) (solve.Op, error) {
 // CacheMap implements solve.Op. An input that is only copied from counts with
 // what the copies read; the path it was read at then does not matter.
 func (f *fileOp) CacheMap(context.Context) (*solve.CacheMap, error) {
-	selectors := make([][]selector, f.ins)
-	whole := make([]bool, f.ins)
+	reads := f.reads()
 	body := struct {
 		Actions [][]byte
 		Epoch   int64 `json:",omitempty"` // Unix seconds
@@ -71,18 +71,9 @@ func (f *fileOp) CacheMap(context.Context) (*solve.CacheMap, error) {
 		body.Epoch = f.deps.Epoch.Unix()
 	}
 	for _, a := range f.op.Actions {
-		if a.Input >= 0 && int(a.Input) < f.ins {
-			whole[a.Input] = true
-		}
-		for _, n := range ownerNames(actionOwner(a)) {
-			if n.in.Input >= 0 && int(n.in.Input) < f.ins {
-				selectors[n.in.Input] = append(selectors[n.in.Input], selector{Path: n.file, Follow: true, Optional: true})
-			}
-		}
-		a := a.CloneVT()
-		if c := a.GetCopy(); c != nil && a.SecondaryInput >= 0 && int(a.SecondaryInput) < f.ins {
-			selectors[a.SecondaryInput] = append(selectors[a.SecondaryInput], copySelector(c))
-			c.Src = ""
+		if c := a.GetCopy(); c != nil && f.isInput(a.SecondaryInput) && reads[a.SecondaryInput] != nil {
+			a = a.CloneVT()
+			a.GetCopy().Src = ""
 		}
 		raw, err := a.MarshalVT()
 		if err != nil {
@@ -95,12 +86,36 @@ func (f *fileOp) CacheMap(context.Context) (*solve.CacheMap, error) {
 		return nil, err
 	}
 	cm := &solve.CacheMap{Digest: dgst, Deps: make([]solve.Dep, f.ins)}
-	for i, list := range selectors {
-		if !whole[i] && len(list) > 0 {
+	for i, list := range reads {
+		if list != nil {
 			cm.Deps[i].Content = f.deps.content(list...)
 		}
 	}
 	return cm, nil
+}
+
+func (f *fileOp) isInput(i int64) bool { return i >= 0 && int(i) < f.ins }
+
+// reads returns for each input what the actions read of it; nil for one that an
+// action changes, which takes part in the key as a whole.
+func (f *fileOp) reads() [][]selector {
+	out := make([][]selector, f.ins)
+	for _, a := range f.op.Actions {
+		for _, o := range ownerNames(actionOwner(a)) {
+			if f.isInput(o.in.Input) {
+				out[o.in.Input] = append(out[o.in.Input], selector{Path: o.file, Follow: true, Optional: true})
+			}
+		}
+		if c := a.GetCopy(); c != nil && f.isInput(a.SecondaryInput) {
+			out[a.SecondaryInput] = append(out[a.SecondaryInput], copySelector(c))
+		}
+	}
+	for _, a := range f.op.Actions {
+		if f.isInput(a.Input) {
+			out[a.Input] = nil
+		}
+	}
+	return out
 }
 
 // copySelector is what a copy reads of its source.
@@ -164,16 +179,20 @@ func (f *fileOp) Run(ctx context.Context, inputs []solve.Result, job solve.Job) 
 	shared := f.shared()
 	for i, a := range f.op.Actions {
 		if err := r.action(ctx, f.ins+i, a, shared[f.ins+i]); err != nil {
-			return nil, f.deps.full(err)
+			return nil, f.deps.explain(err)
 		}
 	}
 	return r.outs, nil
 }
 
-// full says where the disk is full.
-func (d *Deps) full(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+// explain adds what a bare errno leaves out: where the disk is full, and why an
+// owner is impossible.
+func (d *Deps) explain(err error) error {
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return errdef.WithHint(errdef.New(errdef.ErrNoSpace, "no space left in %s: %w", d.Store.Root(), err), "dhow builder prune frees what old builds left")
+	case errors.Is(err, unix.EINVAL) && sys.InUserNS():
+		return errdef.WithHint(err, "an owner that has no place in this user's ranges of /etc/subuid and /etc/subgid cannot be given to a file")
 	}
 	return err
 }

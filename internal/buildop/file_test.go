@@ -240,6 +240,20 @@ func TestFileKey(t *testing.T) {
 	if key("/a") != key("/b") {
 		t.Error("the path of the source is part of the key")
 	}
+	// A tree that is changed and copied from counts as a whole, so the path must.
+	same := func(src string) string {
+		op, err := newFileOp(d, fileVertex(1), &pb.FileOp{Actions: []*pb.FileAction{act(0, 0, 0, copyOp(src, "/d"))}})
+		must(t, err)
+		cm, err := op.CacheMap(context.Background())
+		must(t, err)
+		if cm.Deps[0].Content != nil {
+			t.Error("a tree that is changed must count as a whole")
+		}
+		return cm.Digest.String()
+	}
+	if same("/a") == same("/b") {
+		t.Error("the path within the same tree is not part of the key")
+	}
 	if key("/a") == key("/a", func(o *pb.FileActionCopy) { o.Mode = 0o600 }) {
 		t.Error("the mode is not part of the key")
 	}

@@ -45,7 +45,7 @@ func (d *Deps) materialise(ctx context.Context, in solve.Result) (snapshot.Chain
 	}
 	c, err := d.copyLocal(ctx, in)
 	if err != nil {
-		return nil, d.full(fmt.Errorf("copy the build context: %w", err))
+		return nil, d.explain(fmt.Errorf("copy the build context: %w", err))
 	}
 	return c, d.Store.PutMemo(ctx, kind, key, []byte(c.String()))
 }

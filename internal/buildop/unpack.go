@@ -227,7 +227,7 @@ func (u *unpacker) regular(h *tar.Header, r io.Reader, in *targetDir, name strin
 		return err
 	}
 	defer unix.Close(fd)
-	buf := make([]byte, min(max(h.Size, 1), smallFile))
+	buf := make([]byte, min(max(h.Size, 1), bufferSize))
 	for off := int64(0); ; {
 		n, err := io.ReadFull(r, buf)
 		if n > 0 && !zero(buf[:n]) {
