@@ -1,7 +1,6 @@
 package store
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -120,14 +119,17 @@ func (s *Store) PutBlob(ctx context.Context, data []byte) (digest.Digest, error)
 		return "", err
 	}
 	defer w.Close()
-	if err := w.Reset(); err != nil {
-		return "", err
+	if err = w.Reset(); err == nil {
+		_, err = w.Write(data)
 	}
-	if _, err := io.Copy(w, bytes.NewReader(data)); err != nil {
-		return "", err
+	if err == nil {
+		_, err = w.Commit()
 	}
-	_, err = w.Commit()
-	return d, err
+	if err != nil {
+		// The caller has the bytes; half of them help nobody.
+		return "", errors.Join(err, w.Reset())
+	}
+	return d, nil
 }
 
 // BlobWriter takes the bytes of one blob, in order. For one goroutine.

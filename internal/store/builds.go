@@ -33,7 +33,7 @@ func (s *Store) PutBuild(ctx context.Context, b BuildRecord) error {
 		detail = []byte{}
 	}
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
-		return exec(c, `INSERT OR REPLACE INTO builds (id, target, name, started, finished, status, summary, detail)
+		return execute(c, `INSERT OR REPLACE INTO builds (id, target, name, started, finished, status, summary, detail)
 			VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
 			b.ID, b.Target, b.Name, stamp(b.Started), stamp(b.Finished), b.Status, summary, detail)
 	})
@@ -125,7 +125,7 @@ func (s *Store) TrimBuilds(ctx context.Context, keep int) (removed []string, err
 // RemoveBuild removes a record. ErrNotFound.
 func (s *Store) RemoveBuild(ctx context.Context, id string) error {
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
-		err := exec(c, "DELETE FROM builds WHERE id = ?", id)
+		err := execute(c, "DELETE FROM builds WHERE id = ?", id)
 		if err == nil && c.Changes() == 0 {
 			err = errdef.New(errdef.ErrNotFound, "not in the store")
 		}

@@ -51,13 +51,13 @@ func (s *Store) PutCache(ctx context.Context, r CacheRecord) error {
 				return err
 			}
 		}
-		err := exec(c, `INSERT OR REPLACE INTO cache (key, outputs, name, size, created, used, uses) VALUES (?, ?, ?, ?, ?, ?, ?)`,
+		err := execute(c, `INSERT OR REPLACE INTO cache (key, outputs, name, size, created, used, uses) VALUES (?, ?, ?, ?, ?, ?, ?)`,
 			r.Key, jsonText(r.Outputs), r.Name, r.Size, stamp(orNow(r.Created)), stamp(orNow(r.LastUsed)), r.Uses)
 		for _, link := range r.Links {
 			if err != nil {
 				return err
 			}
-			err = exec(c, "INSERT OR REPLACE INTO cache_links (link, key) VALUES (?, ?)", link, r.Key)
+			err = execute(c, "INSERT OR REPLACE INTO cache_links (link, key) VALUES (?, ?)", link, r.Key)
 		}
 		return err
 	})
@@ -113,7 +113,7 @@ func (s *Store) CacheByKey(ctx context.Context, key string) (r CacheRecord, err 
 // there is no such record.
 func (s *Store) LinkCache(ctx context.Context, link, key string) error {
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
-		err := exec(c, "INSERT OR REPLACE INTO cache_links (link, key) SELECT ?, key FROM cache WHERE key = ?", link, key)
+		err := execute(c, "INSERT OR REPLACE INTO cache_links (link, key) SELECT ?, key FROM cache WHERE key = ?", link, key)
 		if err == nil && c.Changes() == 0 {
 			err = errdef.New(errdef.ErrNotFound, "not in the store")
 		}
@@ -130,7 +130,7 @@ func (s *Store) TouchCache(ctx context.Context, keys ...string) error {
 	now := stamp(time.Now())
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
 		for _, key := range keys {
-			if err := exec(c, "UPDATE cache SET used = ?, uses = uses + 1 WHERE key = ?", now, key); err != nil {
+			if err := execute(c, "UPDATE cache SET used = ?, uses = uses + 1 WHERE key = ?", now, key); err != nil {
 				return err
 			}
 		}
@@ -162,10 +162,10 @@ func (s *Store) CacheRecords(ctx context.Context) (records []CacheRecord, err er
 func (s *Store) RemoveCache(ctx context.Context, keys ...string) error {
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
 		for _, key := range keys {
-			if err := exec(c, "DELETE FROM cache WHERE key = ?", key); err != nil {
+			if err := execute(c, "DELETE FROM cache WHERE key = ?", key); err != nil {
 				return err
 			}
-			if err := exec(c, "DELETE FROM cache_links WHERE key = ?", key); err != nil {
+			if err := execute(c, "DELETE FROM cache_links WHERE key = ?", key); err != nil {
 				return err
 			}
 		}
@@ -184,7 +184,7 @@ func (s *Store) PutMemo(ctx context.Context, kind, key string, val []byte) error
 		val = []byte{} // NULL is no value
 	}
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
-		return exec(c, "INSERT OR REPLACE INTO memo (kind, key, val, added) VALUES (?, ?, ?, ?)", kind, key, val, stamp(time.Now()))
+		return execute(c, "INSERT OR REPLACE INTO memo (kind, key, val, added) VALUES (?, ?, ?, ?)", kind, key, val, stamp(time.Now()))
 	})
 	if err != nil {
 		return fmt.Errorf("put memo %s: %w", kind, err)
@@ -210,7 +210,7 @@ func (s *Store) Memo(ctx context.Context, kind, key string) (val []byte, ok bool
 // how many.
 func (s *Store) ForgetMemos(ctx context.Context, before time.Time) (n int, err error) {
 	err = s.db.write(ctx, func(c *sqlite.Conn) error {
-		err := exec(c, "DELETE FROM memo WHERE added < ?", stamp(before))
+		err := execute(c, "DELETE FROM memo WHERE added < ?", stamp(before))
 		n = c.Changes()
 		return err
 	})

@@ -23,7 +23,7 @@ type CacheMount struct {
 // PutCacheMount adds or replaces the record.
 func (s *Store) PutCacheMount(ctx context.Context, m CacheMount) error {
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
-		return exec(c, "INSERT OR REPLACE INTO cache_mounts (id, dir, name, created, used, size) VALUES (?, ?, ?, ?, ?, ?)",
+		return execute(c, "INSERT OR REPLACE INTO cache_mounts (id, dir, name, created, used, size) VALUES (?, ?, ?, ?, ?, ?)",
 			m.ID, m.Dir, m.Name, stamp(orNow(m.Created)), stamp(orNow(m.LastUsed)), m.Size)
 	})
 	if err != nil {
@@ -77,7 +77,7 @@ func (s *Store) CacheMounts(ctx context.Context) (mounts []CacheMount, err error
 // one is no error.
 func (s *Store) RemoveCacheMount(ctx context.Context, id string) error {
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
-		return exec(c, "DELETE FROM cache_mounts WHERE id = ?", id)
+		return execute(c, "DELETE FROM cache_mounts WHERE id = ?", id)
 	})
 	if err != nil {
 		return fmt.Errorf("remove cache mount %s: %w", id, err)

@@ -219,9 +219,9 @@ func diskFull(dir string, err error) error {
 	return err
 }
 
-// exec runs a statement that returns no rows. Statements are prepared once a
+// execute runs a statement that returns no rows. Statements are prepared once a
 // connection.
-func exec(c *sqlite.Conn, query string, args ...any) error {
+func execute(c *sqlite.Conn, query string, args ...any) error {
 	return sqlitex.Execute(c, query, &sqlitex.ExecOptions{Args: args})
 }
 

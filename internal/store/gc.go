@@ -18,7 +18,7 @@ import (
 func (s *Store) RemoveLayers(ctx context.Context, ids []string) error {
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
 		for _, id := range ids {
-			if err := exec(c, "DELETE FROM layers WHERE id = ?", id); err != nil {
+			if err := execute(c, "DELETE FROM layers WHERE id = ?", id); err != nil {
 				return err
 			}
 		}
@@ -34,12 +34,12 @@ func (s *Store) RemoveLayers(ctx context.Context, ids []string) error {
 // layer nor an image names any more, and where blobs nobody knows could be had.
 func (s *Store) ForgetForms(ctx context.Context) error {
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
-		err := exec(c, `DELETE FROM compressed
+		err := execute(c, `DELETE FROM compressed
 			WHERE diffid NOT IN (SELECT diffid FROM layers) AND diffid NOT IN (SELECT diffid FROM image_layers)`)
 		if err != nil {
 			return err
 		}
-		return exec(c, "DELETE FROM blob_sources WHERE digest NOT IN (SELECT digest FROM compressed)")
+		return execute(c, "DELETE FROM blob_sources WHERE digest NOT IN (SELECT digest FROM compressed)")
 	})
 	if err != nil {
 		return fmt.Errorf("forget compressed forms: %w", err)

@@ -68,7 +68,7 @@ func (s *Store) PutImage(ctx context.Context, img Image) error {
 		manifest = img.Manifest
 	}
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
-		err := exec(c, `INSERT INTO images (id, config, platform, manifest, desc, created, added, size)
+		err := execute(c, `INSERT INTO images (id, config, platform, manifest, desc, created, added, size)
 			VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 			ON CONFLICT (id) DO UPDATE SET platform = excluded.platform, created = excluded.created, size = excluded.size,
 				manifest = coalesce(excluded.manifest, manifest), desc = coalesce(excluded.desc, desc)`,
@@ -76,7 +76,7 @@ func (s *Store) PutImage(ctx context.Context, img Image) error {
 		if err != nil {
 			return err
 		}
-		if err := exec(c, "DELETE FROM image_layers WHERE image = ?", string(img.ID)); err != nil {
+		if err := execute(c, "DELETE FROM image_layers WHERE image = ?", string(img.ID)); err != nil {
 			return err
 		}
 		for i, l := range img.Layers {
@@ -85,7 +85,7 @@ func (s *Store) PutImage(ctx context.Context, img Image) error {
 					return err
 				}
 			}
-			err := exec(c, "INSERT INTO image_layers (image, pos, diffid, layer) VALUES (?, ?, ?, ?)",
+			err := execute(c, "INSERT INTO image_layers (image, pos, diffid, layer) VALUES (?, ?, ?, ?)",
 				string(img.ID), i, string(l.DiffID), l.Snapshot)
 			if err != nil {
 				return err
@@ -168,14 +168,14 @@ func imagesWhere(c *sqlite.Conn, where string, args ...any) ([]Image, error) {
 // and blobs stay until Prune. ErrNotFound.
 func (s *Store) RemoveImage(ctx context.Context, id digest.Digest) error {
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
-		if err := exec(c, "DELETE FROM images WHERE id = ?", string(id)); err != nil {
+		if err := execute(c, "DELETE FROM images WHERE id = ?", string(id)); err != nil {
 			return err
 		}
 		if c.Changes() == 0 {
 			return errdef.New(errdef.ErrNotFound, "not in the store")
 		}
 		for _, table := range []string{"image_layers", "tags", "repo_digests"} {
-			if err := exec(c, "DELETE FROM "+table+" WHERE image = ?", string(id)); err != nil {
+			if err := execute(c, "DELETE FROM "+table+" WHERE image = ?", string(id)); err != nil {
 				return err
 			}
 		}
@@ -191,7 +191,7 @@ func (s *Store) RemoveImage(ctx context.Context, id digest.Digest) error {
 // platform. ErrNotFound when there is no such image.
 func (s *Store) PutTag(ctx context.Context, name oci.Ref, platform string, id digest.Digest) error {
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
-		err := exec(c, `INSERT OR REPLACE INTO tags (name, platform, image, updated)
+		err := execute(c, `INSERT OR REPLACE INTO tags (name, platform, image, updated)
 			SELECT ?, ?, id, ? FROM images WHERE id = ?`, name.String(), platform, stamp(time.Now()), string(id))
 		if err == nil && c.Changes() == 0 {
 			err = errdef.New(errdef.ErrNotFound, "image %s is not in the store", id)
@@ -208,7 +208,7 @@ func (s *Store) PutTag(ctx context.Context, name oci.Ref, platform string, id di
 // ErrNotFound.
 func (s *Store) RemoveTag(ctx context.Context, name oci.Ref, platform string) error {
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
-		err := exec(c, "DELETE FROM tags WHERE name = ?1 AND (?2 = '' OR platform = ?2)", name.String(), platform)
+		err := execute(c, "DELETE FROM tags WHERE name = ?1 AND (?2 = '' OR platform = ?2)", name.String(), platform)
 		if err == nil && c.Changes() == 0 {
 			err = errdef.New(errdef.ErrNotFound, "no such image")
 		}
@@ -288,7 +288,7 @@ func (s *Store) Tags(ctx context.Context) (tags []Tag, err error) {
 // platform. ErrNotFound when there is no such image.
 func (s *Store) PutRepoDigest(ctx context.Context, d RepoDigest) error {
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
-		err := exec(c, `INSERT OR REPLACE INTO repo_digests (name, digest, platform, image)
+		err := execute(c, `INSERT OR REPLACE INTO repo_digests (name, digest, platform, image)
 			SELECT ?, ?, ?, id FROM images WHERE id = ?`, d.Name, string(d.Digest), d.Platform, string(d.ID))
 		if err == nil && c.Changes() == 0 {
 			err = errdef.New(errdef.ErrNotFound, "image %s is not in the store", d.ID)

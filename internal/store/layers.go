@@ -41,7 +41,7 @@ func (s *Store) PutLayer(ctx context.Context, l Layer) error {
 		key = l.Key
 	}
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
-		err := exec(c, `INSERT INTO layers (id, diffid, key, tarsize, size, files, marks, created, used)
+		err := execute(c, `INSERT INTO layers (id, diffid, key, tarsize, size, files, marks, created, used)
 			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 			l.ID, string(l.DiffID), key, l.TarSize, l.Size, l.Files, l.Marks, stamp(orNow(l.Created)), stamp(orNow(l.LastUsed)))
 		if sqlite.ErrCode(err).ToPrimary() == sqlite.ResultConstraint {
@@ -141,7 +141,7 @@ func (s *Store) Layers(ctx context.Context) (layers []Layer, err error) {
 // SetDiffID remembers the digest and size of a layer's tar. ErrNotFound.
 func (s *Store) SetDiffID(ctx context.Context, id string, d digest.Digest, tarSize int64) error {
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
-		err := exec(c, "UPDATE layers SET diffid = ?, tarsize = ? WHERE id = ?", string(d), tarSize, id)
+		err := execute(c, "UPDATE layers SET diffid = ?, tarsize = ? WHERE id = ?", string(d), tarSize, id)
 		if err == nil && c.Changes() == 0 {
 			err = errdef.New(errdef.ErrNotFound, "not in the store")
 		}
@@ -158,7 +158,7 @@ func (s *Store) TouchLayers(ctx context.Context, ids ...string) error {
 	now := stamp(time.Now())
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
 		for _, id := range ids {
-			if err := exec(c, "UPDATE layers SET used = ? WHERE id = ?", now, id); err != nil {
+			if err := execute(c, "UPDATE layers SET used = ? WHERE id = ?", now, id); err != nil {
 				return err
 			}
 		}
@@ -179,7 +179,7 @@ func (s *Store) PinLayers(ctx context.Context, ids []string) error {
 			if _, err := layerWhere(c, "id = ?", id); err != nil {
 				return err
 			}
-			if err := exec(c, "INSERT OR IGNORE INTO pins (proc, layer) VALUES (?, ?)", s.proc.id, id); err != nil {
+			if err := execute(c, "INSERT OR IGNORE INTO pins (proc, layer) VALUES (?, ?)", s.proc.id, id); err != nil {
 				return err
 			}
 		}
@@ -206,7 +206,7 @@ func (s *Store) PinnedLayers(ctx context.Context) (ids []string, err error) {
 		for id, layers := range pins {
 			if s.procAlive(id) {
 				ids = append(ids, layers...)
-			} else if err := exec(c, "DELETE FROM pins WHERE proc = ?", id); err != nil {
+			} else if err := execute(c, "DELETE FROM pins WHERE proc = ?", id); err != nil {
 				return err
 			}
 		}
@@ -222,7 +222,7 @@ func (s *Store) PinnedLayers(ctx context.Context) (ids []string, err error) {
 // blob need not be in the store.
 func (s *Store) PutCompressed(ctx context.Context, diffID digest.Digest, desc ocispecs.Descriptor) error {
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
-		return exec(c, "INSERT OR REPLACE INTO compressed (diffid, digest, desc, added) VALUES (?, ?, ?, ?)",
+		return execute(c, "INSERT OR REPLACE INTO compressed (diffid, digest, desc, added) VALUES (?, ?, ?, ?)",
 			string(diffID), string(desc.Digest), jsonText(desc), stamp(time.Now()))
 	})
 	if err != nil {
@@ -269,7 +269,7 @@ func (s *Store) DiffIDOf(ctx context.Context, blob digest.Digest) (d digest.Dige
 // PutBlobSource remembers that the repository (oci.Ref.Name) has the blob.
 func (s *Store) PutBlobSource(ctx context.Context, d digest.Digest, repo string) error {
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
-		return exec(c, "INSERT OR REPLACE INTO blob_sources (digest, repo, added) VALUES (?, ?, ?)", string(d), repo, stamp(time.Now()))
+		return execute(c, "INSERT OR REPLACE INTO blob_sources (digest, repo, added) VALUES (?, ?, ?)", string(d), repo, stamp(time.Now()))
 	})
 	if err != nil {
 		return fmt.Errorf("put source of blob %s: %w", d, err)
