@@ -196,10 +196,7 @@ func (im *Images) refetch(ctx context.Context, diffID digest.Digest, desc ocispe
 		if ref, err = oci.ParseRef(repo); err != nil {
 			continue
 		}
-		fetch := func(ctx context.Context, desc ocispecs.Descriptor, offset int64) (io.ReadCloser, error) {
-			return im.reg.FetchAt(ctx, ref, desc, offset)
-		}
-		if err = im.fetchBlob(ctx, p, fetch, &reporter{}); err == nil || ctx.Err() != nil {
+		if err = im.fetchBlob(ctx, p, im.fromRegistry(ref), &reporter{}); err == nil || ctx.Err() != nil {
 			return err
 		}
 	}

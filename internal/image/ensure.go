@@ -29,9 +29,7 @@ func (im *Images) Ensure(ctx context.Context, r *Resolved, progress ProgressFunc
 	}
 	fetch := r.fetch
 	if fetch == nil {
-		if fetch, err = im.fromRegistry(ctx, r.Ref, parts); err != nil {
-			return nil, err
-		}
+		fetch = im.fromRegistry(r.Ref)
 	}
 	chain, err := im.unpackAll(ctx, parts, fetch, &reporter{f: progress})
 	if err != nil {
@@ -40,17 +38,20 @@ func (im *Images) Ensure(ctx context.Context, r *Resolved, progress ProgressFunc
 	return chain, nil
 }
 
-// fromRegistry fetches the layers' blobs from the repository, and remembers that
-// it has them.
-func (im *Images) fromRegistry(ctx context.Context, repo oci.Ref, parts []part) (fetcher, error) {
-	for _, p := range parts {
-		if err := im.store.PutBlobSource(ctx, p.desc.Digest, repo.Name()); err != nil {
+// fromRegistry fetches blobs from the repository, and remembers that it has them:
+// a push to the same registry need not send them.
+func (im *Images) fromRegistry(repo oci.Ref) fetcher {
+	return func(ctx context.Context, desc ocispecs.Descriptor, offset int64) (io.ReadCloser, error) {
+		rc, err := im.reg.FetchAt(ctx, repo, desc, offset)
+		if err != nil {
 			return nil, err
 		}
+		if err := im.store.PutBlobSource(ctx, desc.Digest, repo.Name()); err != nil {
+			rc.Close()
+			return nil, err
+		}
+		return rc, nil
 	}
-	return func(ctx context.Context, desc ocispecs.Descriptor, offset int64) (io.ReadCloser, error) {
-		return im.reg.FetchAt(ctx, repo, desc, offset)
-	}, nil
 }
 
 // manifestParts pairs the layers of a manifest with the diffIDs of its config.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strconv"
@@ -317,6 +318,70 @@ func noise(n int) string {
 		b.WriteString(strconv.FormatUint(i*0x9e3779b97f4a7c15, 36))
 	}
 	return b.String()[:n]
+}
+
+// TestBlobsArePaired: the blob that a manifest pairs with a layer which is here
+// already is not taken for that layer's.
+func TestBlobsArePaired(t *testing.T) {
+	ctx := context.Background()
+	e, srv := newEnv(t), newServer(t)
+	layer := tarOf(t, file{name: "a", body: "good"})
+	good := makeImage(t, "linux/amd64", layer)
+	srv.push(t, "good", good)
+	o := PullOptions{Platform: platform(t, "linux/amd64")}
+	if _, err := e.Pull(ctx, srv.host+"/good", o); err != nil {
+		t.Fatal(err)
+	}
+	evil := makeImage(t, "linux/amd64", tarOf(t, file{name: "a", body: "evil"}))
+	evil.config = bytes.Replace(good.config, []byte("/bin/sh"), []byte("/bin/xx"), 1) // another image of the good layer
+	evil.m.Config.Digest = evil.id()
+	evil.m.Config.Size = int64(len(evil.config))
+	evil.seal(t)
+	srv.push(t, "evil", evil)
+	if _, err := e.Pull(ctx, srv.host+"/evil", o); err != nil {
+		t.Fatal(err)
+	}
+	forms, err := e.store.Compressed(ctx, digest.FromBytes(layer))
+	if err != nil || len(forms) != 1 || forms[0].Digest != good.m.Layers[0].Digest {
+		t.Errorf("the layer is known as %v, %v", forms, err)
+	}
+}
+
+// TestRefetch: a blob that was pruned is brought back from where it came from.
+func TestRefetch(t *testing.T) {
+	ctx := context.Background()
+	e, srv := newEnv(t), newServer(t)
+	m := makeImage(t, "linux/amd64", tarOf(t, file{name: "a", body: "a"}))
+	srv.push(t, "app", m)
+	p, err := e.Pull(ctx, srv.host+"/app", PullOptions{Platform: platform(t, "linux/amd64")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.store.RemoveBlob(m.m.Layers[0].Digest); err != nil {
+		t.Fatal(err)
+	}
+	b, err := e.LayerBlob(ctx, p.Image.Layers[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	rc, err := b.Open(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rc.Close()
+	if got, err := io.ReadAll(rc); err != nil || !bytes.Equal(got, m.blobs[0]) || b.Derived {
+		t.Errorf("got %d bytes, derived %v, %v", len(got), b.Derived, err)
+	}
+	if err := e.store.RemoveBlob(m.m.Layers[0].Digest); err != nil {
+		t.Fatal(err)
+	}
+	srv.spoil(func(w http.ResponseWriter, r *http.Request) bool {
+		w.WriteHeader(http.StatusNotFound)
+		return true
+	})
+	if _, err := e.LayerBlob(ctx, p.Image.Layers[0]); !errors.Is(err, errdef.ErrNotFound) {
+		t.Errorf("got %v, want ErrNotFound", err)
+	}
 }
 
 func TestPullManyLayers(t *testing.T) {

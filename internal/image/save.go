@@ -128,8 +128,9 @@ func (im *Images) tagsOf(ctx context.Context, repo oci.Ref) ([]oci.Ref, error) {
 // prepare finds the bytes of an image: as they came, where they did.
 func (im *Images) prepare(ctx context.Context, s *saved) error {
 	if s.img.Manifest != nil && s.img.ManifestDesc != nil {
-		err := im.asPulled(ctx, s)
-		if err == nil || !errors.Is(err, errdef.ErrNotFound) {
+		// A blob that was pruned, or never fetched because its layer was here already,
+		// may be out of reach now. Its layer may be here in another form.
+		if err := im.asPulled(ctx, s); err == nil || ctx.Err() != nil {
 			return err
 		}
 	}
@@ -152,8 +153,7 @@ func (im *Images) prepare(ctx context.Context, s *saved) error {
 	return nil
 }
 
-// asPulled takes the blobs that the manifest names. ErrNotFound when one is gone
-// for good.
+// asPulled takes the blobs that the manifest names.
 func (im *Images) asPulled(ctx context.Context, s *saved) error {
 	parts, err := manifestParts(s.img.Manifest, s.img.Config)
 	if err != nil {

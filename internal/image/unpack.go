@@ -75,11 +75,6 @@ func (im *Images) unpackAll(ctx context.Context, parts []part, fetch fetcher, re
 		}
 		chain = chain.Append(ids[i])
 	}
-	for _, p := range parts {
-		if err := im.store.PutCompressed(ctx, p.diffID, p.desc); err != nil {
-			return nil, err
-		}
-	}
 	return chain, nil
 }
 
@@ -178,7 +173,9 @@ func (im *Images) settle(ctx context.Context, p part, chain snapshot.Chain, u un
 }
 
 // fill unpacks the layer's blob into dir while it arrives: the bytes pass once,
-// from the registry into the blob, through both digests and the unpacker.
+// from the registry into the blob, through both digests and the unpacker. That
+// the blob is the layer is remembered here, where it was seen: a manifest alone
+// could pair a layer that is in the store with any blob, to be pushed in its name.
 func (im *Images) fill(ctx context.Context, dir string, p part, fetch fetcher, rep *reporter) (layer.ApplyResult, int64, error) {
 	src, err := im.open(ctx, p, fetch, rep)
 	if err != nil {
@@ -193,6 +190,9 @@ func (im *Images) fill(ctx context.Context, dir string, p part, fetch fetcher, r
 	// made of it.
 	if err := src.finish(); err != nil {
 		return result, 0, err
+	}
+	if err == nil {
+		err = im.store.PutCompressed(ctx, p.diffID, p.desc)
 	}
 	return result, size, err
 }
