@@ -8,9 +8,11 @@ package export
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"time"
 
+	"dhow/internal/errdef"
 	"dhow/internal/image"
 	"dhow/internal/oci"
 	"dhow/internal/registry"
@@ -76,12 +78,58 @@ type Result struct {
 
 // Export writes one output. ErrInvalid when the source does not fit it.
 func (x *Exporter) Export(ctx context.Context, src Source, o Output) (Result, error) {
-	panic("skeleton")
+	if len(src.Platforms) == 0 && o.Type != TypeCacheOnly {
+		return Result{}, errdef.New(errdef.ErrInvalid, "export to %s: the build has no result", o.Type)
+	}
+	r, err := x.export(ctx, src, &o)
+	if err != nil {
+		return Result{}, fmt.Errorf("export to %s: %w", o.Type, err)
+	}
+	r.Output = o
+	return r, nil
 }
 
-// ImageID is what --iidfile holds and -q prints: the image's id, or the index's
-// digest for several platforms; "" when no output is an image.
-func ImageID(results []Result) digest.Digest { panic("skeleton") }
+func (x *Exporter) export(ctx context.Context, src Source, o *Output) (Result, error) {
+	switch o.Type {
+	case TypeCacheOnly:
+		return Result{}, nil
+	case TypeTar:
+		return Result{}, x.tar(ctx, src, o)
+	case TypeLocal:
+		return Result{}, x.local(ctx, src, o)
+	}
+	images, err := x.assemble(ctx, src, o)
+	if err != nil {
+		return Result{}, err
+	}
+	r := Result{Names: o.Names}
+	if !src.Multi && len(images) == 1 {
+		r.ConfigDigest = images[0].digest
+	}
+	switch {
+	case o.Type == TypeImage, o.Type == TypeDocker && o.Dest == "":
+		err = x.image(ctx, images, src.Multi, o, &r)
+	case o.Type == TypeDocker || o.Type == TypeOCI:
+		err = x.archive(ctx, images, src.Multi, o, &r)
+	default:
+		err = errdef.New(errdef.ErrInvalid, "type %q is not known", o.Type)
+	}
+	return r, err
+}
 
-// Metadata is what --metadata-file holds, in buildx's keys.
-func Metadata(results []Result) map[string]any { panic("skeleton") }
+// image puts the images into the store and pushes them, as the output says.
+func (x *Exporter) image(ctx context.Context, images []*assembled, multi bool, o *Output, r *Result) error {
+	if !o.NoStore {
+		for _, img := range images {
+			rec, err := x.Images.Create(ctx, image.CreateOptions{Config: img.config, Chain: img.chain, Names: o.Names})
+			if err != nil {
+				return err
+			}
+			r.Images = append(r.Images, rec)
+		}
+	}
+	if !o.Push {
+		return nil
+	}
+	return x.push(ctx, images, multi, o, r)
+}

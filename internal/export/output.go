@@ -1,6 +1,9 @@
 package export
 
-import "dhow/internal/oci"
+import (
+	"dhow/internal/layer"
+	"dhow/internal/oci"
+)
 
 // Type is a kind of output, in docker's words.
 type Type string
@@ -32,7 +35,7 @@ type Output struct {
 	Unpacked bool
 
 	Compression oci.Compression // "" is gzip, or what a layer has already
-	Level       int             // layer.DefaultLevel lets the compressor choose
+	Level       *int            // of the compression; nil lets the compressor choose
 	Force       bool            // compress also layers that have another compression
 	// DockerTypes writes docker's media types instead of OCI's.
 	DockerTypes bool
@@ -41,6 +44,21 @@ type Output struct {
 	// NoSplit writes all platforms of a local output into one directory.
 	NoSplit     bool
 	Annotations []Annotation
+}
+
+// compression is what layers without one get.
+func (o *Output) compression() oci.Compression {
+	if o.Compression == "" {
+		return oci.Gzip
+	}
+	return o.Compression
+}
+
+func (o *Output) level() int {
+	if o.Level == nil {
+		return layer.DefaultLevel
+	}
+	return *o.Level
 }
 
 // Annotation is one --annotation, or annotation key of an --output.
@@ -61,13 +79,3 @@ const (
 	LevelIndex              Level = "index"
 	LevelIndexDescriptor    Level = "index-descriptor"
 )
-
-// ParseOutput reads a value of --output as docker does: "type=…,dest=…,…", "-"
-// for a tar on standard output, or a directory. ErrInvalid for what it cannot
-// mean, with the nearest key as the hint; ErrUnsupported for what docker has and
-// dhow has not.
-func ParseOutput(s string) (Output, error) { panic("skeleton") }
-
-// ParseAnnotation reads a value of --annotation: [level[,level…][platform]:]key=value,
-// for example "index,manifest[linux/amd64]:org.opencontainers.image.title=x".
-func ParseAnnotation(s string) ([]Annotation, error) { panic("skeleton") }

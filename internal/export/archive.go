@@ -1,0 +1,296 @@
+package export
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"time"
+
+	"dhow/internal/errdef"
+	"dhow/internal/oci"
+	"dhow/internal/sys"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/term"
+)
+
+// archive writes an OCI layout, for docker with the files that docker load
+// reads, as a tar or into a directory.
+func (x *Exporter) archive(ctx context.Context, images []*assembled, multi bool, o *Output, r *Result) error {
+	if o.Type == TypeDocker && len(images) > 1 {
+		err := errdef.New(errdef.ErrInvalid, "a docker archive holds one platform, the result has %d", len(images))
+		return errdef.WithHint(err, "use type=oci, or leave out dest to keep the images here")
+	}
+	if o.Unpacked {
+		if err := os.MkdirAll(filepath.Join(o.Dest, "blobs", "sha256"), 0o755); err != nil {
+			return err
+		}
+		return x.layout(ctx, images, multi, o, r, &dirSink{x: x, dir: o.Dest})
+	}
+	return x.toDest(o, func(w io.Writer) error {
+		tw := tar.NewWriter(w)
+		if err := x.layout(ctx, images, multi, o, r, &tarSink{x: x, tw: tw, done: map[string]bool{}}); err != nil {
+			return err
+		}
+		return tw.Close()
+	})
+}
+
+// toDest opens the destination of a stream. A file appears whole or not at all.
+func (x *Exporter) toDest(o *Output, write func(io.Writer) error) error {
+	if o.Dest == "" || o.Dest == "-" {
+		if f, ok := x.Stdout.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+			return errdef.WithHint(errdef.New(errdef.ErrInvalid, "standard output is a terminal"), "redirect it, or add dest=FILE")
+		}
+		return write(x.Stdout)
+	}
+	if st, err := os.Stat(o.Dest); err == nil && st.IsDir() {
+		return errdef.WithHint(errdef.New(errdef.ErrInvalid, "%s is a directory", o.Dest), "name a file, or add tar=false for a layout in a directory")
+	}
+	return sys.WriteAtomic(o.Dest, 0o644, write)
+}
+
+// files is a sink with room for other files of a layout.
+type files interface {
+	sink
+	file(name string, raw []byte) error
+}
+
+// layout writes images in image-spec's layout and names them.
+func (x *Exporter) layout(ctx context.Context, images []*assembled, multi bool, o *Output, r *Result, to files) error {
+	layoutFile, err := json.Marshal(ocispecs.ImageLayout{Version: ocispecs.ImageLayoutVersion})
+	if err != nil {
+		return err
+	}
+	if err := to.file(ocispecs.ImageLayoutFile, layoutFile); err != nil {
+		return err
+	}
+	top, out, err := x.write(ctx, images, multi, o, to)
+	if err != nil {
+		return err
+	}
+	if err := to.manifest(ctx, top); err != nil {
+		return err
+	}
+	r.Descriptor = &top.desc
+	if o.Type == TypeDocker {
+		if err := dockerFiles(out[0], o, to); err != nil {
+			return err
+		}
+	}
+	index, err := json.Marshal(layoutIndex(top, o))
+	if err != nil {
+		return err
+	}
+	// Last: a directory is a layout only when it says so.
+	return to.file(ocispecs.ImageIndexFile, index)
+}
+
+// layoutIndex names the manifest in image-spec's way and in containerd's.
+func layoutIndex(top document, o *Output) ocispecs.Index {
+	index := ocispecs.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispecs.MediaTypeImageIndex, Manifests: []ocispecs.Descriptor{}}
+	for _, name := range o.Names {
+		d := top.desc
+		d.Annotations = map[string]string{oci.AnnotationImageName: name.String(), ocispecs.AnnotationRefName: name.Tag}
+		for k, v := range top.desc.Annotations {
+			d.Annotations[k] = v
+		}
+		index.Manifests = append(index.Manifests, d)
+	}
+	if len(o.Names) == 0 {
+		index.Manifests = append(index.Manifests, top.desc)
+	}
+	return index
+}
+
+// dockerFiles are what docker load reads: manifest.json, and for those before
+// 1.10 repositories.
+func dockerFiles(w written, o *Output, to files) error {
+	type entry struct {
+		Config   string
+		RepoTags []string
+		Layers   []string
+	}
+	e := entry{Config: blobPath(w.img.digest), RepoTags: []string{}, Layers: []string{}}
+	repositories := map[string]map[string]string{}
+	for _, b := range w.layers {
+		e.Layers = append(e.Layers, blobPath(b.desc.Digest))
+	}
+	for _, name := range o.Names {
+		e.RepoTags = append(e.RepoTags, name.Familiar())
+		if n := len(w.layers); n > 0 {
+			tags := repositories[name.FamiliarName()]
+			if tags == nil {
+				tags = map[string]string{}
+				repositories[name.FamiliarName()] = tags
+			}
+			tags[name.Tag] = w.layers[n-1].desc.Digest.Encoded()
+		}
+	}
+	raw, err := json.Marshal([]entry{e})
+	if err != nil {
+		return err
+	}
+	if err := to.file("manifest.json", raw); err != nil || len(repositories) == 0 {
+		return err
+	}
+	if raw, err = json.Marshal(repositories); err != nil {
+		return err
+	}
+	return to.file("repositories", raw)
+}
+
+func blobPath(d digest.Digest) string {
+	return path.Join(ocispecs.ImageBlobsDir, d.Algorithm().String(), d.Encoded())
+}
+
+// tarSink writes into one tar, each blob once.
+type tarSink struct {
+	x    *Exporter
+	tw   *tar.Writer
+	done map[string]bool
+}
+
+func (s *tarSink) serial() bool { return true } // a tar has one end
+
+func (s *tarSink) layer(ctx context.Context, b *blob) error {
+	if b.known() {
+		if s.done[blobPath(b.desc.Digest)] {
+			return nil
+		}
+		rc, err := b.open(ctx)
+		if err != nil {
+			return err
+		}
+		defer rc.Close()
+		m := measure(rc)
+		if err := s.stream(blobPath(b.desc.Digest), b.desc.Size, m); err != nil {
+			return err
+		}
+		return s.x.wrote(ctx, b, m.desc())
+	}
+	// The tar wants name and size first, so the bytes wait in a file.
+	dir, err := s.x.Store.TempDir("export")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	f, err := packTo(ctx, filepath.Join(dir, "layer"), b, s.x)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return s.stream(blobPath(b.desc.Digest), b.desc.Size, f)
+}
+
+// packTo writes a layer's bytes to a new file, completes the descriptor and
+// returns the file at its beginning.
+func packTo(ctx context.Context, name string, b *blob, x *Exporter) (*os.File, error) {
+	rc, err := b.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer rc.Close()
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	m := measure(rc)
+	_, err = io.Copy(f, m)
+	if err == nil {
+		err = x.wrote(ctx, b, m.desc())
+	}
+	if err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (s *tarSink) config(_ context.Context, d document) error {
+	return s.file(blobPath(d.desc.Digest), d.raw)
+}
+
+func (s *tarSink) manifest(_ context.Context, d document) error {
+	return s.file(blobPath(d.desc.Digest), d.raw)
+}
+
+func (s *tarSink) file(name string, raw []byte) error {
+	return s.stream(name, int64(len(raw)), bytes.NewReader(raw))
+}
+
+func (s *tarSink) stream(name string, size int64, r io.Reader) error {
+	if s.done[name] {
+		return nil
+	}
+	s.done[name] = true
+	h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o644, ModTime: time.Unix(0, 0)}
+	if err := s.tw.WriteHeader(h); err != nil {
+		return err
+	}
+	n, err := io.Copy(s.tw, r)
+	if err == nil && n != size {
+		err = errdef.New(errdef.ErrIntegrity, "%s: got %d bytes, want %d", name, n, size)
+	}
+	return err
+}
+
+// dirSink writes into a directory. A blob that is there is not written again.
+type dirSink struct {
+	x   *Exporter
+	dir string
+}
+
+func (s *dirSink) serial() bool { return false }
+
+func (s *dirSink) layer(ctx context.Context, b *blob) error {
+	if b.known() && s.has(b.desc) {
+		return nil
+	}
+	tmp, err := os.MkdirTemp(s.dir, ".dhow-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	name := filepath.Join(tmp, "layer")
+	f, err := packTo(ctx, name, b, s.x)
+	if err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	return os.Rename(name, filepath.Join(s.dir, filepath.FromSlash(blobPath(b.desc.Digest))))
+}
+
+// has trusts a blob of the right size: files appear under a blob's name whole.
+func (s *dirSink) has(d ocispecs.Descriptor) bool {
+	st, err := os.Lstat(filepath.Join(s.dir, filepath.FromSlash(blobPath(d.Digest))))
+	return err == nil && st.Mode().IsRegular() && st.Size() == d.Size
+}
+
+func (s *dirSink) config(_ context.Context, d document) error {
+	return s.file(blobPath(d.desc.Digest), d.raw)
+}
+
+func (s *dirSink) manifest(_ context.Context, d document) error {
+	return s.file(blobPath(d.desc.Digest), d.raw)
+}
+
+func (s *dirSink) file(name string, raw []byte) error {
+	if err := sys.WriteFileAtomic(filepath.Join(s.dir, filepath.FromSlash(name)), raw, 0o644); err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	return nil
+}

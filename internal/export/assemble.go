@@ -1,0 +1,134 @@
+package export
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"dhow/internal/errdef"
+	"dhow/internal/layer"
+	"dhow/internal/oci"
+	"dhow/internal/snapshot"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// assembled is the image of one platform, without the bytes of its layers.
+type assembled struct {
+	platform oci.Platform
+	config   []byte
+	digest   digest.Digest // of config
+	chain    snapshot.Chain
+}
+
+// assemble makes the images' configurations, and where asked for their layers'
+// times.
+func (x *Exporter) assemble(ctx context.Context, src Source, o *Output) ([]*assembled, error) {
+	var out []*assembled
+	for _, p := range src.Platforms {
+		chain := p.Chain
+		if o.RewriteTimestamps {
+			if src.Epoch == nil {
+				return nil, errdef.WithHint(errdef.New(errdef.ErrInvalid, "rewrite-timestamp: the build has no SOURCE_DATE_EPOCH"),
+					"add --build-arg SOURCE_DATE_EPOCH=SECONDS")
+			}
+			var err error
+			if chain, err = x.retimed(ctx, p, *src.Epoch); err != nil {
+				return nil, err
+			}
+		}
+		layers, err := x.layers(ctx, chain)
+		if err != nil {
+			return nil, err
+		}
+		config, err := finishConfig(configInput{raw: p.Config, base: p.Base, platform: p.Platform, layers: layers, made: p.Made, epoch: src.Epoch})
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", oci.FormatPlatform(p.Platform), err)
+		}
+		out = append(out, &assembled{platform: p.Platform, config: config, digest: digest.FromBytes(config), chain: chain})
+	}
+	return out, nil
+}
+
+func (x *Exporter) layers(ctx context.Context, chain snapshot.Chain) ([]layerInfo, error) {
+	out := make([]layerInfo, len(chain))
+	for i, id := range chain {
+		diffID, _, err := x.Snapshots.DiffID(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		rec, err := x.Store.LayerByID(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		out[i] = layerInfo{diffID: diffID, created: rec.Created}
+	}
+	return out, nil
+}
+
+// memoRetimed is the kind of memo that remembers a layer's copy with clamped
+// times.
+const memoRetimed = "export.retimed"
+
+// retimed is the platform's tree with new layers that have no file later than
+// the epoch. Layers of the base image stay.
+func (x *Exporter) retimed(ctx context.Context, p Platform, epoch time.Time) (snapshot.Chain, error) {
+	var base *oci.Image
+	if len(p.Base) > 0 {
+		var err error
+		if base, err = oci.ParseImage(p.Base); err != nil {
+			return nil, err
+		}
+	}
+	var out snapshot.Chain
+	same := true // so far the layers are the base image's
+	for i, id := range p.Chain {
+		diffID, _, err := x.Snapshots.DiffID(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		same = same && base != nil && i < len(base.RootFS.DiffIDs) && base.RootFS.DiffIDs[i] == diffID
+		if !same {
+			if id, err = x.retime(ctx, out, id, epoch); err != nil {
+				return nil, fmt.Errorf("rewrite times of layer %s: %w", diffID, err)
+			}
+		}
+		out = out.Append(id)
+	}
+	return out, nil
+}
+
+// retime makes a copy of a layer with clamped times, once for each epoch.
+func (x *Exporter) retime(ctx context.Context, below snapshot.Chain, id string, epoch time.Time) (string, error) {
+	key := fmt.Sprintf("%s@%d", id, epoch.Unix())
+	memo, ok, err := x.Store.Memo(ctx, memoRetimed, key)
+	if err != nil {
+		return "", err
+	}
+	if ok {
+		if _, err := x.Store.LayerByID(ctx, string(memo)); err == nil {
+			return string(memo), nil
+		}
+	}
+	active, err := x.Snapshots.Begin(ctx, below)
+	if err != nil {
+		return "", err
+	}
+	defer active.Discard()
+	r, w := io.Pipe()
+	go func() {
+		_, err := layer.Write(ctx, w, x.Snapshots.Dir(id), layer.WriteOptions{Epoch: &epoch})
+		w.CloseWithError(err)
+	}()
+	_, err = layer.Apply(ctx, active.Upper(), r, layer.ApplyOptions{})
+	r.Close()
+	if err != nil {
+		return "", err
+	}
+	made, err := active.Commit(ctx)
+	if err != nil {
+		return "", err
+	}
+	return made, x.Store.PutMemo(ctx, memoRetimed, key, []byte(made))
+}

@@ -1,0 +1,229 @@
+package export
+
+import (
+	"encoding/json"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"dhow/internal/errdef"
+	"dhow/internal/oci"
+
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// defaultPath is the search path of an image that says none, as docker's.
+const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// configInput is all that decides an image's configuration.
+type configInput struct {
+	raw      []byte // from the frontend; empty: docker's default
+	base     []byte // of the base image; empty: none
+	platform oci.Platform
+	layers   []layerInfo // of the tree, bottom first
+	made     []bool      // see Platform.Made
+	epoch    *time.Time
+}
+
+// layerInfo is what a configuration says of a layer.
+type layerInfo struct {
+	diffID  digest.Digest
+	created time.Time
+}
+
+// finishConfig gives a configuration its layers, a history that has one entry
+// for each of them, and its times. Fields that dhow does not know stay as they
+// are: the frontend's configuration is docker's superset of OCI's. The result
+// depends on the input alone.
+func finishConfig(in configInput) ([]byte, error) {
+	raw := in.raw
+	if len(raw) == 0 {
+		var err error
+		if raw, err = defaultConfig(in.platform); err != nil {
+			return nil, err
+		}
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &fields); err != nil {
+		return nil, errdef.New(errdef.ErrInvalid, "decode image config: %w", err)
+	}
+	img, err := oci.ParseImage(raw)
+	if err != nil {
+		return nil, err
+	}
+	if img.OS == "" || img.Architecture == "" {
+		return nil, errdef.New(errdef.ErrInvalid, "image config: got os %q and architecture %q, want both", img.OS, img.Architecture)
+	}
+	var base oci.Image
+	if len(in.base) > 0 {
+		b, err := oci.ParseImage(in.base)
+		if err != nil {
+			return nil, err
+		}
+		base = *b
+	}
+	history := alignHistory(img.History, base, in.layers, in.made)
+	fillTimes(history, in.layers)
+	if in.epoch != nil {
+		clampHistory(history, base.History, *in.epoch)
+	}
+	rootfs := ocispecs.RootFS{Type: "layers", DiffIDs: []digest.Digest{}}
+	for _, l := range in.layers {
+		rootfs.DiffIDs = append(rootfs.DiffIDs, l.diffID)
+	}
+	set := map[string]any{"rootfs": rootfs}
+	if len(history) > 0 {
+		set["history"] = history
+	}
+	if t := createdTime(img.Created, history, in.epoch); t != nil {
+		set["created"] = t
+	}
+	for key, value := range set {
+		if fields[key], err = json.Marshal(value); err != nil {
+			return nil, err
+		}
+	}
+	return json.Marshal(fields)
+}
+
+// defaultConfig is the configuration of a result that has none.
+func defaultConfig(p oci.Platform) ([]byte, error) {
+	img := ocispecs.Image{Platform: p}
+	img.RootFS.Type = "layers"
+	img.Config.WorkingDir = "/"
+	img.Config.Env = []string{defaultPath}
+	return json.Marshal(img)
+}
+
+// alignHistory returns a history with one entry that is not empty for each
+// layer. A step that changed nothing has no layer here, where docker has an empty
+// one, so its entry becomes an empty one.
+func alignHistory(history []ocispecs.History, base oci.Image, layers []layerInfo, made []bool) []ocispecs.History {
+	history = slices.Clone(history)
+	var claims []int // indices of entries that claim a layer
+	for i, h := range history {
+		if !h.EmptyLayer {
+			claims = append(claims, i)
+		}
+	}
+	switch surplus := len(claims) - len(layers); {
+	case surplus > 0 && count(made) == len(layers) && len(made) == len(claims):
+		for k, i := range claims {
+			history[i].EmptyLayer = !made[k]
+		}
+	case surplus > 0:
+		for _, i := range guessEmpty(history, claims, base, surplus) {
+			history[i].EmptyLayer = true
+		}
+	case surplus < 0:
+		return addMissing(history, base, layers, claims)
+	}
+	return history
+}
+
+func count(made []bool) (n int) {
+	for _, m := range made {
+		if m {
+			n++
+		}
+	}
+	return n
+}
+
+// guessEmpty picks n entries that have no layer: those above the base image's,
+// steps that often change nothing first, and of these the last.
+func guessEmpty(history []ocispecs.History, claims []int, base oci.Image, n int) []int {
+	rank := func(i int) int {
+		switch by := history[i].CreatedBy; {
+		case i < len(base.History):
+			return 3
+		case strings.HasPrefix(by, "WORKDIR "):
+			return 0
+		case strings.HasPrefix(by, "RUN "):
+			return 1
+		}
+		return 2
+	}
+	order := slices.Clone(claims)
+	slices.SortStableFunc(order, func(a, b int) int {
+		if d := rank(a) - rank(b); d != 0 {
+			return d
+		}
+		return b - a
+	})
+	return order[:n]
+}
+
+// addMissing adds entries for layers that the history does not tell of: those of
+// a base image without one behind what it has, others at the end.
+func addMissing(history []ocispecs.History, base oci.Image, layers []layerInfo, claims []int) []ocispecs.History {
+	missing := len(layers) - len(claims)
+	baseEnd := min(len(base.History), len(history))
+	baseClaims := 0
+	for _, h := range history[:baseEnd] {
+		if !h.EmptyLayer {
+			baseClaims++
+		}
+	}
+	below := max(0, min(missing, len(base.RootFS.DiffIDs)-baseClaims))
+	entry := ocispecs.History{Comment: "dhow: a layer that no history tells of"}
+	out := slices.Insert(history, baseEnd, slices.Repeat([]ocispecs.History{entry}, below)...)
+	return append(out, slices.Repeat([]ocispecs.History{entry}, missing-below)...)
+}
+
+// fillTimes gives each entry without a time that of its layer, or that of the
+// entry before; those before any, that of the first one after.
+func fillTimes(history []ocispecs.History, layers []layerInfo) {
+	next := 0
+	var last *time.Time
+	for i := range history {
+		h := &history[i]
+		if !h.EmptyLayer {
+			if h.Created == nil && next < len(layers) && !layers[next].created.IsZero() {
+				t := layers[next].created.UTC()
+				h.Created = &t
+			}
+			next++
+		}
+		if h.Created == nil {
+			h.Created = last
+		}
+		last = h.Created
+	}
+	for i := len(history) - 1; i >= 0; i-- {
+		if history[i].Created == nil {
+			history[i].Created = last
+		}
+		last = history[i].Created
+	}
+}
+
+// clampHistory sets times after the epoch to it, but for the entries that came
+// with the base image: they are as reproducible as it is.
+func clampHistory(history, base []ocispecs.History, epoch time.Time) {
+	epoch = epoch.UTC()
+	fromBase := true
+	for i := range history {
+		h := &history[i]
+		fromBase = fromBase && i < len(base) && reflect.DeepEqual(*h, base[i])
+		if !fromBase && (h.Created == nil || h.Created.After(epoch)) {
+			h.Created = &epoch
+		}
+	}
+}
+
+// createdTime is the image's time of creation: what the frontend said, else that
+// of the last step; no later than the epoch.
+func createdTime(said *time.Time, history []ocispecs.History, epoch *time.Time) *time.Time {
+	t := said
+	if t == nil && len(history) > 0 {
+		t = history[len(history)-1].Created
+	}
+	if epoch != nil && (t == nil || t.After(*epoch)) {
+		at := epoch.UTC()
+		t = &at
+	}
+	return t
+}

@@ -1,0 +1,149 @@
+package export
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"dhow/internal/errdef"
+	"dhow/internal/layer"
+	"dhow/internal/oci"
+)
+
+// mounted is the trees of a source, one below each platform's name when there
+// are several.
+type mounted struct {
+	trees []layer.Tree
+	files []*os.File
+}
+
+func (m *mounted) close() error {
+	var errs []error
+	for _, f := range m.files {
+		errs = append(errs, f.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// mount mounts the source's trees. The caller closes them.
+func (x *Exporter) mount(ctx context.Context, src Source, split bool) (*mounted, error) {
+	m := &mounted{}
+	for _, p := range src.Platforms {
+		f, err := x.Snapshots.View(ctx, p.Chain)
+		if err != nil {
+			return nil, errors.Join(err, m.close())
+		}
+		m.files = append(m.files, f)
+		t := layer.Tree{Dir: fmt.Sprintf("/proc/self/fd/%d", f.Fd())}
+		if split {
+			t.Prefix = strings.ReplaceAll(oci.FormatPlatform(p.Platform), "/", "_")
+		}
+		m.trees = append(m.trees, t)
+	}
+	return m, nil
+}
+
+// tar writes the root file system as a tar.
+func (x *Exporter) tar(ctx context.Context, src Source, o *Output) error {
+	m, err := x.mount(ctx, src, src.Multi)
+	if err != nil {
+		return err
+	}
+	defer m.close()
+	return x.toDest(o, func(w io.Writer) error {
+		_, err := layer.WriteArchive(ctx, x.count("copying files", w), layer.WriteOptions{Epoch: src.Epoch}, m.trees...)
+		return err
+	})
+}
+
+// local merges the root file system into a directory: names that the result
+// does not have stay. Everything belongs to who runs dhow, as with docker. The
+// files pass through a tar, so that what holds for unpacking layers holds here:
+// links in the directory lead nowhere outside it.
+func (x *Exporter) local(ctx context.Context, src Source, o *Output) error {
+	if len(src.Platforms) > 1 && o.NoSplit {
+		if err := x.distinct(ctx, src); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(o.Dest, 0o755); err != nil {
+		return err
+	}
+	dest, err := filepath.Abs(o.Dest)
+	if err != nil {
+		return err
+	}
+	m, err := x.mount(ctx, src, src.Multi && !o.NoSplit)
+	if err != nil {
+		return err
+	}
+	defer m.close()
+	r, w := io.Pipe()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, err := layer.WriteArchive(ctx, x.count("copying files", w), layer.WriteOptions{Epoch: src.Epoch}, m.trees...)
+		w.CloseWithError(err)
+	}()
+	owner := &layer.Owner{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())}
+	_, err = layer.Apply(ctx, dest, r, layer.ApplyOptions{Archive: true, Owner: owner})
+	r.Close()
+	<-done
+	return err
+}
+
+// distinct refuses platforms that would overwrite each other's files.
+func (x *Exporter) distinct(ctx context.Context, src Source) error {
+	owners := map[string]string{}
+	for _, p := range src.Platforms {
+		m, err := x.mount(ctx, Source{Platforms: []Platform{p}}, false)
+		if err != nil {
+			return err
+		}
+		name := oci.FormatPlatform(p.Platform)
+		err = filepath.WalkDir(m.trees[0].Dir+"/.", func(path string, d os.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			rel := strings.TrimPrefix(path, m.trees[0].Dir+"/")
+			if other, ok := owners[rel]; ok {
+				err := errdef.New(errdef.ErrConflict, "%s is in the results for %s and for %s", rel, other, name)
+				return errdef.WithHint(err, "leave out platform-split=false")
+			}
+			owners[rel] = name
+			return nil
+		})
+		if err = errors.Join(err, m.close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// count makes writing visible.
+func (x *Exporter) count(name string, w io.Writer) io.Writer {
+	if x.Progress == nil {
+		return w
+	}
+	return &progressWriter{Writer: w, tell: func(n int64) { x.Progress(name, n, 0, false) }}
+}
+
+type progressWriter struct {
+	io.Writer
+	n, told int64
+	tell    func(n int64)
+}
+
+func (p *progressWriter) Write(b []byte) (int, error) {
+	n, err := p.Writer.Write(b)
+	p.n += int64(n)
+	if p.n-p.told >= progressStep {
+		p.told = p.n
+		p.tell(p.n)
+	}
+	return n, err
+}
