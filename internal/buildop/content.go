@@ -11,6 +11,7 @@ import (
 	"io"
 	"path"
 	"strings"
+	"sync"
 
 	"dhow/internal/errdef"
 	"dhow/internal/solve"
@@ -65,19 +66,6 @@ func (d *Deps) content(sels ...selector) func(context.Context, solve.Result) (di
 		}
 		return dgst, d.Store.PutMemo(ctx, contentVersion, key, []byte(dgst))
 	}
-}
-
-// contentDigests is content for the mounts of a step, which show the files and
-// directories at these paths, links followed; none means the root.
-func (d *Deps) contentDigests(ctx context.Context, in solve.Result, paths []string) (digest.Digest, error) {
-	sels := []selector{{Path: "/", Follow: true}}
-	if len(paths) > 0 {
-		sels = nil
-		for _, p := range paths {
-			sels = append(sels, selector{Path: p, Follow: true})
-		}
-	}
-	return d.content(sels...)(ctx, in)
 }
 
 func (d *Deps) contentOf(ctx context.Context, in solve.Result, sels []selector) (digest.Digest, error) {
@@ -212,6 +200,7 @@ type contentWalk struct {
 	ctx      context.Context
 	filter   *filter
 	group    errgroup.Group // hashes files
+	buffers  sync.Pool      // of *[bufferSize]byte
 	required map[string]bool
 }
 
@@ -361,25 +350,37 @@ func (w *contentWalk) hash(d dir, n node, r *record) error {
 		return err
 	}
 	r.head = appendXattrs(r.head, list)
-	h := sha256.New()
-	if _, err := io.Copy(h, &ctxReader{w.ctx, io.NewSectionReader(fdReader(fd), 0, 1<<62)}); err != nil {
+	if r.sum, err = w.sum(fd); err != nil {
 		return pathError("read", n.name, err)
 	}
-	r.sum = [32]byte(h.Sum(nil))
 	return nil
 }
 
-// ctxReader ends when its context does.
-type ctxReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c *ctxReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
+// sum is the SHA-256 of a file's bytes.
+func (w *contentWalk) sum(fd int) (sum [32]byte, err error) {
+	buf, ok := w.buffers.Get().(*[bufferSize]byte)
+	if !ok {
+		buf = new([bufferSize]byte)
 	}
-	return c.r.Read(p)
+	defer w.buffers.Put(buf)
+	h := sha256.New()
+	for off := int64(0); ; {
+		if err := w.ctx.Err(); err != nil {
+			return sum, err
+		}
+		n, err := unix.Pread(fd, buf[:], off)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return sum, err
+		case n == 0:
+			h.Sum(sum[:0])
+			return sum, nil
+		}
+		h.Write(buf[:n])
+		off += int64(n)
+	}
 }
 
 // errNotFound has BuildKit's words for a path that is not there.

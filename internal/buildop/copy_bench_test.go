@@ -4,18 +4,39 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
+	"strings"
 	"testing"
-
-	"github.com/moby/buildkit/solver/pb"
 )
+
+func toolchain(b *testing.B) string {
+	root, err := exec.Command("go", "env", "GOROOT").Output()
+	must(b, err)
+	src, err := filepath.EvalSymlinks(strings.TrimSpace(string(root)))
+	must(b, err)
+	return src
+}
+
+// BenchmarkContent digests the toolchain: as a directory of the client that has
+// been scanned, and as a layer, whose files are read.
+func BenchmarkContent(b *testing.B) {
+	src := toolchain(b)
+	from, err := openLayers([]string{src})
+	must(b, err)
+	defer from.close()
+	for name, root := range map[string]dir{"local": local(b, src), "layer": from} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				digestOf(b, root, selector{Path: "/"})
+			}
+		})
+	}
+}
 
 // BenchmarkCopyToolchain copies the Go toolchain, some 15,000 files: linked
 // from another layer, copied because the owner changes, and, as the floor, by
 // cp -a and cp -al.
 func BenchmarkCopyToolchain(b *testing.B) {
-	src, err := filepath.EvalSymlinks(runtime.GOROOT())
-	must(b, err)
+	src := toolchain(b)
 	run := func(name string, do func(b *testing.B, upper string)) {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
@@ -35,7 +56,7 @@ func BenchmarkCopyToolchain(b *testing.B) {
 			tr, err := newTarget(upper, nil, nil)
 			must(b, err)
 			defer tr.root.close()
-			must(b, doCopy(tr, from, copyOp("/", "/usr/local/go", func(o *pb.FileActionCopy) {}), own))
+			must(b, doCopy(tr, from, copyOp("/", "/usr/local/go"), own))
 		}
 	}
 	cp := func(flag string) func(*testing.B, string) {

@@ -289,7 +289,7 @@ func TestContentOfResults(t *testing.T) {
 	if c != b {
 		t.Errorf("got %s, want the remembered %s", c, b)
 	}
-	_, err = d.contentDigests(ctx, solve.Result{Local: tree}, []string{"/x"})
+	_, err = d.content(selector{Path: "/x"})(ctx, solve.Result{Local: tree})
 	if want := `failed to calculate checksum of ref context: "/x": not found`; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}

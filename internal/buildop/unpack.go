@@ -37,7 +37,7 @@ func (c *copier) unpack(ctx context.Context, src dir, match, dest string) (bool,
 		return false, err
 	}
 	defer plain.Close()
-	u := &unpacker{c: c, root: in, ctx: ctx}
+	u := &unpacker{c: c, root: in}
 	return true, u.run(tar.NewReader(&ctxReader{ctx, plain}))
 }
 
@@ -75,7 +75,6 @@ func isArchive(f io.Reader) bool {
 // links on the way are followed inside it.
 type unpacker struct {
 	c    *copier
-	ctx  context.Context
 	root *targetDir
 	dirs []freshDir // times to set when all is written
 }
@@ -101,6 +100,19 @@ func (u *unpacker) run(r *tar.Reader) (err error) {
 			return fmt.Errorf("%s: %w", h.Name, err)
 		}
 	}
+}
+
+// ctxReader ends when its context does.
+type ctxReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c *ctxReader) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.r.Read(p)
 }
 
 // entry unpacks one entry. Names that lead out of the archive are refused, not
