@@ -21,7 +21,6 @@ type Active struct {
 	lowers []string
 	tmp    string
 	mount  *os.File // nil until Mount
-	root   rootAttrs
 	done   bool
 }
 
@@ -58,7 +57,6 @@ func (a *Active) begin(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	a.root, err = readRootAttrs(a.Upper())
 	return err
 }
 
@@ -91,9 +89,11 @@ func (a *Active) Upper() string { return filepath.Join(a.tmp, layerFS) }
 // Parent is the chain the tree began on.
 func (a *Active) Parent() Chain { return a.parent }
 
-// Commit turns the changes into a layer and returns its id; "" when there are
-// none. The chain of the changed tree is a.Parent().Append(id). After an error
-// the caller discards. Nothing may write to the mount any more.
+// Commit turns the changes into a layer and returns its id. No changes make an
+// empty layer, as docker's builder does: an image's history has one layer for
+// each step that may write. The chain of the changed tree is
+// a.Parent().Append(id). After an error the caller discards. Nothing may write
+// to the mount any more.
 func (a *Active) Commit(ctx context.Context) (id string, err error) {
 	id, err = a.commit(ctx)
 	if err != nil {
@@ -113,15 +113,6 @@ func (a *Active) commit(ctx context.Context) (string, error) {
 	}
 	if err := n.run(a.Upper()); err != nil {
 		return "", err
-	}
-	if n.files == 0 {
-		now, err := readRootAttrs(a.Upper())
-		if err != nil {
-			return "", err
-		}
-		if now.equal(a.root) {
-			return "", a.Discard()
-		}
 	}
 	if err := sys.RemoveAll(a.work()); err != nil {
 		return "", err

@@ -36,12 +36,30 @@ func ParseChain(s string) (Chain, error) {
 }
 
 // Append is a new chain with the layer on top, or c itself for the id "", which
-// Commit gives when nothing changed.
+// a computed difference has when there is none.
 func (c Chain) Append(id string) Chain {
 	if id == "" {
 		return c
 	}
 	return append(c[:len(c):len(c)], id)
+}
+
+// topmost is the chain with every layer once, where it comes last.
+func (c Chain) topmost() Chain {
+	last := make(map[string]int, len(c))
+	for i, id := range c {
+		last[id] = i
+	}
+	if len(last) == len(c) {
+		return c
+	}
+	once := make(Chain, 0, len(last))
+	for i, id := range c {
+		if last[id] == i {
+			once = append(once, id)
+		}
+	}
+	return once
 }
 
 // validID keeps ids apart from paths: they are made by newID and read back from

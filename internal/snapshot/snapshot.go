@@ -41,7 +41,12 @@ func (s *Snapshots) Dir(id string) string {
 }
 
 // dirs are the directories of the chain's layers. ErrNotFound when one is gone.
+//
+// A layer that comes twice is there once, at its upper place: overlayfs refuses
+// a directory twice (ELOOP), and whatever the lower one holds or hides, the
+// upper one holds or hides again.
 func (s *Snapshots) dirs(c Chain) ([]string, error) {
+	c = c.topmost()
 	dirs := make([]string, len(c))
 	for i, id := range c {
 		if !validID(id) {
