@@ -34,7 +34,7 @@ func newImageSource(d *Deps, v *llb.Vertex, name string, attrs map[string]string
 	if err != nil {
 		return nil, err
 	}
-	s := &imageSource{deps: d, name: name, platform: d.sourcePlatform(v.Op.Platform), mode: mode, checksum: digest.Digest(attrs[pb.AttrImageChecksum])}
+	s := &imageSource{deps: d, name: name, platform: d.platform(v.Op.Platform), mode: mode, checksum: digest.Digest(attrs[pb.AttrImageChecksum])}
 	if s.layers, err = layerLimit(attrs[pb.AttrImageLayerLimit]); err != nil {
 		return nil, err
 	}
@@ -69,9 +69,9 @@ func layerLimit(s string) (int, error) {
 	return n, nil
 }
 
-// sourcePlatform is the platform an operation is for; the build's where it
+// platform is the platform an operation is for; the build's where it
 // names none.
-func (d *Deps) sourcePlatform(p *pb.Platform) oci.Platform {
+func (d *Deps) platform(p *pb.Platform) oci.Platform {
 	if p == nil {
 		return d.Platform
 	}
