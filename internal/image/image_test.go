@@ -117,15 +117,6 @@ func (s *server) requests() []string {
 	return out
 }
 
-func (s *server) blobRequests() (n int) {
-	for _, p := range s.requests() {
-		if strings.Contains(p, "/blobs/") {
-			n++
-		}
-	}
-	return n
-}
-
 // file is one tar entry; what is zero is left to a sensible default.
 type file struct {
 	name, body, link string

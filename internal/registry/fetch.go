@@ -37,9 +37,12 @@ func (c *Client) Resolve(ctx context.Context, ref oci.Ref) (desc ocispecs.Descri
 		return err
 	})
 	if err != nil {
-		return ocispecs.Descriptor{}, fmt.Errorf("resolve %s: %w", ref.Familiar(), err)
+		err = fmt.Errorf("resolve %s: %w", ref.Familiar(), err)
 	}
-	return desc, nil
+	if errors.Is(err, errdef.ErrNotFound) {
+		err = errdef.WithHint(err, "%s has no such repository or tag: check the spelling", ref.Domain)
+	}
+	return desc, err
 }
 
 // version is the part of a manifest's address that names it.
