@@ -65,7 +65,7 @@ func TestContentEqual(t *testing.T) {
 
 // Each change of one thing, and what it must and must not change.
 func TestContentChanges(t *testing.T) {
-	needRoot(t)
+	needHost(t)
 	for name, c := range map[string]struct {
 		change func(dir string) error
 		sel    selector

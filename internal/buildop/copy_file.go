@@ -79,8 +79,9 @@ func (c *copier) regular(ctx context.Context, src dir, n node, in *targetDir, na
 }
 
 // share hard links a file from its layer. That is safe: no layer ever changes,
-// a container that writes to the file writes to a copy that overlayfs makes,
-// and nothing in this package writes to a file it has not just created. Owner,
+// a container that writes to the file writes to a copy that overlayfs makes of
+// that one name (sys.MountOverlay mounts with index=off), and nothing in this
+// package writes to a file it has not just created. Owner,
 // mode, time and attributes are the inode's, so all of them must be wanted as
 // they are.
 func (c *copier) share(src dir, n node, in *targetDir, name string) (bool, error) {

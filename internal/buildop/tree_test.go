@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"dhow/internal/sys"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -33,6 +35,16 @@ func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: owners, devices and trusted attributes")
+	}
+}
+
+// needHost is needRoot outside of user namespaces, which have neither devices
+// nor trusted attributes.
+func needHost(t testing.TB) {
+	t.Helper()
+	needRoot(t)
+	if sys.InUserNS() {
+		t.Skip("needs root outside of a user namespace: devices and trusted attributes")
 	}
 }
 
