@@ -29,7 +29,7 @@ type Active struct {
 func (s *Snapshots) Begin(ctx context.Context, parent Chain) (*Active, error) {
 	a := &Active{s: s, parent: parent}
 	if err := a.begin(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("begin on %s: %w", parent, err), a.Discard())
+		return nil, errors.Join(fmt.Errorf("begin on %s: %w", parent, s.store.FileError(err)), a.Discard())
 	}
 	return a, nil
 }
@@ -76,7 +76,7 @@ func (a *Active) Mount() (*os.File, error) {
 		a.mount, err = sys.MountOverlay(sys.Overlay{Lowers: a.lowers, Upper: a.Upper(), Work: a.work(), Volatile: true})
 	}
 	if err != nil {
-		return nil, fmt.Errorf("mount on %s: %w", a.parent, err)
+		return nil, fmt.Errorf("mount on %s: %w", a.parent, a.s.store.FileError(err))
 	}
 	return a.mount, nil
 }
@@ -97,7 +97,7 @@ func (a *Active) Parent() Chain { return a.parent }
 func (a *Active) Commit(ctx context.Context) (id string, err error) {
 	id, err = a.commit(ctx)
 	if err != nil {
-		return "", fmt.Errorf("commit on %s: %w", a.parent, err)
+		return "", fmt.Errorf("commit on %s: %w", a.parent, a.s.store.FileError(err))
 	}
 	return id, nil
 }

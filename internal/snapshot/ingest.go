@@ -28,7 +28,7 @@ import (
 func (s *Snapshots) Ingest(ctx context.Context, diffID digest.Digest, below Chain, fill func(dir string) (layer.ApplyResult, error)) (id string, err error) {
 	id, err = s.ingest(ctx, diffID, below, fill)
 	if err != nil {
-		return "", fmt.Errorf("unpack layer %s: %w", diffID, err)
+		return "", fmt.Errorf("unpack layer %s: %w", diffID, s.store.FileError(err))
 	}
 	return id, nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"dhow/internal/errdef"
@@ -207,13 +208,16 @@ func (d *db) kind(err error) error {
 
 // noSpace marks a full disk, naming the directory that lies on it.
 func noSpace(dir string, err error) error {
+	if errors.Is(err, errdef.ErrNoSpace) {
+		return err
+	}
 	return errdef.WithHint(errdef.New(errdef.ErrNoSpace, "no space left in %s: %w", dir, err),
 		"free some with \"dhow builder prune --all\" or \"dhow image prune\", or use another --root")
 }
 
 // diskFull is noSpace for errors of the file system, and leaves others alone.
 func diskFull(dir string, err error) error {
-	if isFull(err) {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return noSpace(dir, err)
 	}
 	return err

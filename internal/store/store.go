@@ -253,6 +253,7 @@ func (s *Store) Exclusive(ctx context.Context, waiting func()) (*sys.Lock, error
 	return l, nil
 }
 
-func isFull(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
-}
+// FileError gives an error of writing below the root the kind that callers tell
+// apart: ErrNoSpace, with the directory, when the disk is full. Others stay as
+// they are.
+func (s *Store) FileError(err error) error { return diskFull(s.root, err) }
