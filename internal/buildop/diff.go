@@ -34,7 +34,7 @@ func (o *diffOp) CacheMap(context.Context) (*solve.CacheMap, error) {
 func (o *diffOp) Run(ctx context.Context, inputs []solve.Result, _ solve.Job) ([]solve.Result, error) {
 	var sides [2]snapshot.Chain
 	for i, in := range []int64{o.lower, o.upper} {
-		c, err := o.deps.materialise(ctx, input(inputs, in))
+		c, err := o.deps.Materialise(ctx, input(inputs, in))
 		if err != nil {
 			return nil, err
 		}

@@ -275,7 +275,7 @@ func (r *fileRun) begin(ctx context.Context, in int64) (*target, error) {
 			return live, nil
 		}
 		var err error
-		if base, err = r.op.deps.materialise(ctx, r.trees[in].result); err != nil {
+		if base, err = r.op.deps.Materialise(ctx, r.trees[in].result); err != nil {
 			return nil, err
 		}
 	}

@@ -305,10 +305,10 @@ func TestMaterialise(t *testing.T) {
 		t.Cleanup(func() { tree.Close() })
 		return tree
 	}
-	one, err := d.materialise(ctx, solve.Result{Local: scan()})
+	one, err := d.Materialise(ctx, solve.Result{Local: scan()})
 	must(t, err)
 	equal(t, treeOf(t, d, one), []string{"d 0755 0:0 /d", "f 0644 0:0 /a = a", "f 0644 0:0 /d/b = b"})
-	two, err := d.materialise(ctx, solve.Result{Local: scan()})
+	two, err := d.Materialise(ctx, solve.Result{Local: scan()})
 	must(t, err)
 	equal(t, two, one)
 }

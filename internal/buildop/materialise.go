@@ -19,7 +19,7 @@ func (d *Deps) openResult(in solve.Result) (dir, error) {
 	return d.openChain(in.Chain)
 }
 
-// materialise makes a snapshot of a result for those who need a tree that can
+// Materialise makes a snapshot of a result for those who need a tree that can
 // be mounted or stacked. Of a local tree that takes a copy, which is made once:
 // the store remembers it by the tree's digest.
 func (d *Deps) materialise(ctx context.Context, in solve.Result) (snapshot.Chain, error) {

@@ -42,7 +42,7 @@ func (m *mergeOp) Run(ctx context.Context, inputs []solve.Result, _ solve.Job) (
 		if in.Input == int64(pb.Empty) {
 			continue
 		}
-		c, err := m.deps.materialise(ctx, inputs[in.Input])
+		c, err := m.deps.Materialise(ctx, inputs[in.Input])
 		if err != nil {
 			return nil, err
 		}

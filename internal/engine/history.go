@@ -227,7 +227,8 @@ func recordSteps(steps []solve.Step, failure error) (records []StepRecord, trees
 			r.State = StateRan
 		case s.Waited:
 			r.State = StateShared
-		case s.Cached:
+		case s.Cached || failure == nil:
+			// Whatever stands below a step taken from the cache was not looked at.
 			r.State = StateCached
 		}
 		if s.Ran && !s.Completed.IsZero() {
