@@ -22,7 +22,7 @@ func (d *Deps) openResult(in solve.Result) (dir, error) {
 // Materialise makes a snapshot of a result for those who need a tree that can
 // be mounted or stacked. Of a local tree that takes a copy, which is made once:
 // the store remembers it by the tree's digest.
-func (d *Deps) materialise(ctx context.Context, in solve.Result) (snapshot.Chain, error) {
+func (d *Deps) Materialise(ctx context.Context, in solve.Result) (snapshot.Chain, error) {
 	if in.Local == nil {
 		return in.Chain, nil
 	}

@@ -29,11 +29,11 @@ func parseOutput(s string) (Output, error) {
 	if err != nil {
 		return Output{}, errdef.New(errdef.ErrInvalid, "it is no list of key=value: %w", err)
 	}
-	if len(fields) == 1 && fields[0] == s && !strings.HasPrefix(s, "type=") {
+	if len(fields) == 1 && fields[0] == s && s != "" {
 		if s == "-" {
 			return Output{Type: TypeTar, Dest: "-"}, nil
 		}
-		if !strings.Contains(s, "=") {
+		if key, _, _ := strings.Cut(s, "="); key == s || strings.ContainsAny(key, "/.") {
 			return Output{Type: TypeLocal, Dest: s}, nil
 		}
 	}

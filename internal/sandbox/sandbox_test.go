@@ -3,6 +3,7 @@ package sandbox
 import (
 	"bytes"
 	"context"
+	"debug/elf"
 	"io"
 	"os"
 	"os/exec"
@@ -18,6 +19,20 @@ func needNamespaces(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, or uid 0 of a user namespace")
+	}
+}
+
+// needStatic skips if this test binary cannot run in another root, as dhow's
+// own can.
+func needStatic(t *testing.T) {
+	t.Helper()
+	f, err := elf.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if lib, err := f.ImportedLibraries(); err != nil || len(lib) > 0 {
+		t.Skip("needs a static test binary (CGO_ENABLED=0)")
 	}
 }
 
@@ -40,7 +55,7 @@ func busyboxRoot(t testing.TB) string {
 	}
 	write(t, filepath.Join(dir, "bin/busybox"), string(data), 0o755)
 	for _, name := range []string{"sh", "cat", "true", "false", "ls", "id", "sleep", "mknod", "dd", "chmod", "kill", "stat",
-		"hostname", "stty", "mount", "umount", "grep", "ps", "echo", "mkdir", "ln", "readlink", "test", "touch", "tty", "ip", "env", "pwd"} {
+		"hostname", "stty", "mount", "umount", "grep", "ps", "echo", "mkdir", "ln", "readlink", "test", "touch", "tty", "ip", "env", "pwd", "head", "tr", "tail", "chown", "su", "ping", "printf", "trap", "wc", "unshare", "rm"} {
 		if err := os.Symlink("busybox", filepath.Join(dir, "bin", name)); err != nil {
 			t.Fatal(err)
 		}

@@ -44,9 +44,10 @@ const userNSVar = "DHOW_USERNS"
 //	dhow (uid 1000)
 //	  | clone(NEWUSER|NEWNS) --> stage, waits
 //	  | newuidmap, newgidmap     :
-//	  | "maps are written" ----> exec dhow (uid 0 inside, dies with its parent)
+//	exec stage                   :
+//	  | "go on" ---------------> exec dhow (uid 0 inside, dies with its parent)
 //	  v
-//	exec stage: signals in, exit code out
+//	signals in, exit code out
 //
 // An error says why this machine lets an ordinary user have no namespace.
 func EnterUserNS() (UserNS, error) {
@@ -62,11 +63,12 @@ func EnterUserNS() (UserNS, error) {
 	// is tied to it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	child, err := startInside(mark, maps)
+	child, sock, err := startInside(mark, maps)
 	if err != nil {
 		return UserNS{}, err
 	}
-	err = stage.EnterShadow("/proc/self/exe", child.Pid)
+	defer sock.Close()
+	err = stage.EnterShadow("/proc/self/exe", child.Pid, int(sock.Fd()))
 	child.Kill()
 	return UserNS{}, fmt.Errorf("stand outside the user namespace: %w", err)
 }
@@ -95,18 +97,12 @@ func parseMark(mark string) (UserNS, error) {
 	return ns, nil
 }
 
-// startInside starts the program in new namespaces and writes its id maps.
-func startInside(mark string, maps idMaps) (*os.Process, error) {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("enter a user namespace: %w", err)
-	}
-	sock, theirs := os.NewFile(uintptr(pair[0]), "userns"), os.NewFile(uintptr(pair[1]), "stage")
-	defer sock.Close()
-	defer theirs.Close()
+// startInside starts the stage in new namespaces and writes its id maps. A
+// message on the socket releases it; it gives up when that is closed.
+func startInside(mark string, maps idMaps) (child *os.Process, sock *os.File, err error) {
 	exe, err := ownPath()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	plan, err := planFile(&stage.Plan{
 		Path: exe,
@@ -114,28 +110,29 @@ func startInside(mark string, maps idMaps) (*os.Process, error) {
 		Env:  append(os.Environ(), userNSVar+"="+mark),
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer plan.Close()
-	child, err := os.StartProcess("/proc/self/exe", []string{"dhow"}, &os.ProcAttr{
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("enter a user namespace: %w", err)
+	}
+	sock, theirs := os.NewFile(uintptr(pair[0]), "userns"), os.NewFile(uintptr(pair[1]), "stage")
+	defer theirs.Close()
+	child, err = os.StartProcess("/proc/self/exe", []string{"dhow"}, &os.ProcAttr{
 		Env:   []string{stage.RoleVar + "=" + stage.RoleUserNS},
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr, theirs, plan},
 		Sys:   &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS},
 	})
-	if err != nil {
-		return nil, noUserNS(err)
-	}
-	if err := maps.write(child.Pid); err != nil {
+	if err == nil {
+		if err = maps.write(child.Pid); err == nil {
+			return child, sock, nil
+		}
 		child.Kill()
 		child.Wait()
-		return nil, noUserNS(err)
 	}
-	if _, err := sock.Write([]byte{1}); err != nil {
-		child.Kill()
-		child.Wait()
-		return nil, fmt.Errorf("enter a user namespace: %w", err)
-	}
-	return child, nil
+	sock.Close()
+	return nil, nil, noUserNS(err)
 }
 
 // ownPath is where our binary is in the file system. Executing it from there,

@@ -47,8 +47,12 @@ func (s *step) emulation() error {
 			return nil
 		}
 	}
-	err = errdef.New(errdef.ErrUnsupported, "run a program for %s on %s: no emulator is registered", oci.FormatPlatform(s.platform), runtime.GOARCH)
-	return errdef.WithHint(err, "install one, as with: apt install qemu-user-static binfmt-support")
+	return noEmulator(s.platform, errdef.New(errdef.ErrUnsupported, "run a program for %s on %s: no emulator is registered", oci.FormatPlatform(s.platform), runtime.GOARCH))
+}
+
+// noEmulator tells what is missing.
+func noEmulator(p oci.Platform, err error) error {
+	return errdef.WithHint(errdef.As(errdef.ErrUnsupported, err), "programs for %s need an emulator here, as from: apt install qemu-user-static binfmt-support", oci.FormatPlatform(p))
 }
 
 // has says whether the path exists in the step's root: an emulator that is not

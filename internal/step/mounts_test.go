@@ -72,7 +72,7 @@ func TestBindMounts(t *testing.T) {
 	// What is written to a mount without output is thrown away.
 	rw := &pb.Mount{Dest: "/m", Input: 1, Output: -1}
 	out, _ := b.ok(b.op("echo new > /m/top; cat /m/top", mounts(rw)), in)
-	equal(t, out[0].Chain, b.base)
+	equal(t, b.layer(out[0].Chain), nil)
 	b.prints("t", b.op("cat /m/top", mounts(rw)), in)
 
 	// With an output it is kept there.
@@ -141,7 +141,7 @@ func TestTmpfsMount(t *testing.T) {
 	if got := job.out.String(); !strings.Contains(got, "tmpfs") || !strings.Contains(got, "size=2048k") || !strings.HasSuffix(got, "full\n") {
 		t.Errorf("got %q", got)
 	}
-	equal(t, out[0].Chain, b.base)
+	equal(t, b.layer(out[0].Chain), nil)
 	b.ok(b.op("grep ' /dev/shm ' /proc/mounts | grep size=1024k", mounts(&pb.Mount{Dest: "/dev/shm", Input: -1, Output: -1, MountType: pb.MountType_TMPFS, TmpfsOpt: &pb.TmpfsOpt{Size: 1 << 20}})))
 }
 
@@ -160,7 +160,7 @@ func TestSecretMount(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 	equal(t, job.masked, []string{"open sesame"})
-	equal(t, out[0].Chain, b.base)
+	equal(t, b.layer(out[0].Chain), nil)
 	if _, _, err := b.run(b.op("echo x > /run/secrets/s", mounts(secretMount(&pb.SecretOpt{ID: "s", Mode: 0o666})))); err == nil {
 		t.Error("a secret can be written")
 	}
@@ -222,7 +222,7 @@ func TestCacheMount(t *testing.T) {
 	b := newBench(t, session.Options{}, Deps{})
 	shared := mounts(cacheMountOf("/id", pb.CacheSharingOpt_SHARED))
 	out, _ := b.ok(b.op("echo kept > /c/f; stat -c %a /c | grep 755", shared))
-	equal(t, out[0].Chain, b.base)
+	equal(t, b.layer(out[0].Chain), nil)
 	b.prints("kept\n", b.op("cat /c/f", shared))
 	b.prints("", b.op("cat /c/f 2>/dev/null; true", mounts(cacheMountOf("/other", pb.CacheSharingOpt_SHARED))))
 	// One step that names it twice sees it twice.
@@ -404,7 +404,7 @@ func TestSSHMount(t *testing.T) {
 	b.prints("600 0 0\nssh-ed25519\n", b.op("", sshMount(&pb.SSHOpt{ID: "default", Mode: 0o600})))
 	b.prints("600 1000 7\nssh-ed25519\n", b.op("", sshMount(&pb.SSHOpt{ID: "file", Mode: 0o600, Uid: 1000, Gid: 7}), func(op *pb.ExecOp) { op.Meta.User = "worker" }))
 	out, _ := b.ok(b.op("", sshMount(&pb.SSHOpt{ID: "default", Mode: 0o666})))
-	equal(t, out[0].Chain, b.base)
+	equal(t, b.layer(out[0].Chain), nil)
 	b.ok(b.op("", sshMount(&pb.SSHOpt{ID: "none", Optional: true}), func(op *pb.ExecOp) { op.Meta.Args[2] = "test ! -e /run/agent.none" }))
 	_, _, err = b.run(b.op("", sshMount(&pb.SSHOpt{ID: "none"})))
 	if !errors.Is(err, errdef.ErrNotFound) || err.Error() != "unset ssh forward key none" {

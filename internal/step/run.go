@@ -255,7 +255,11 @@ func (s *step) notStarted(ctx context.Context, err error) error {
 	if ctx.Err() != nil || !errors.As(err, &start) || start.ExitCode == 125 {
 		return err
 	}
-	return &ExitError{Args: s.op.Meta.Args, Code: start.ExitCode, Err: err}
+	err = &ExitError{Args: s.op.Meta.Args, Code: start.ExitCode, Err: err}
+	if errors.Is(err, unix.ENOEXEC) && !native(s.platform) {
+		err = noEmulator(s.platform, err)
+	}
+	return err
 }
 
 // pipeTo returns the writing end of a pipe whose bytes go to w.

@@ -520,6 +520,29 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// A program for another processor, on a machine that has no emulator for it.
+func TestStepEmulation(t *testing.T) {
+	b := newBench(t, session.Options{}, Deps{})
+	header, _ := elfHeader("s390x")
+	b.base = b.tree(b.base, func(dir string) { put(t, dir, "program", string(header), 0o755) })
+	op := b.op("")
+	op.Meta.Args = []string{"/program"}
+	v := vertex(op, 1)
+	v.Op.Platform = &pb.Platform{OS: "linux", Architecture: "s390x"}
+	e, err := New(b.deps, v, op)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = e.Run(context.Background(), []solve.Result{{Chain: b.base}}, &testJob{})
+	var exit *ExitError
+	if errors.As(err, &exit) && exit.Err == nil {
+		t.Skip("this machine emulates s390x")
+	}
+	if !errors.Is(err, errdef.ErrUnsupported) || !strings.Contains(errdef.Hint(err), "linux/s390x need an emulator") {
+		t.Errorf("got %v (hint %q)", err, errdef.Hint(err))
+	}
+}
+
 func TestStepCancel(t *testing.T) {
 	b := newBench(t, session.Options{}, Deps{})
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)

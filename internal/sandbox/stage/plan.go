@@ -39,7 +39,8 @@ type Plan struct {
 
 	TTY        bool
 	Rows, Cols uint64
-	OwnStdio   bool // give pipes among 0, 1 and 2 to UID
+	OwnStdio   bool    // give pipes among 0, 1 and 2 to UID
+	NullStdio  [3]bool // open these of 0, 1 and 2 as /dev/null inside
 	Init       bool
 	Exe        int // our binary, for Init
 }
@@ -108,7 +109,7 @@ func (p *Plan) code(c *coder) {
 	list(c, &p.Groups, code32)
 	code64(c, &p.Umask)
 	c.flags(&p.NoNewPrivs, &p.InUserNS, &p.NewCgroupNS, &p.WaitCgroup, &p.NewUTS, &p.LoopbackUp,
-		&p.RootReadOnly, &p.TTY, &p.OwnStdio, &p.Init)
+		&p.RootReadOnly, &p.TTY, &p.OwnStdio, &p.Init, &p.NullStdio[0], &p.NullStdio[1], &p.NullStdio[2])
 	for _, v := range []*uint64{&p.Bounding, &p.Effective, &p.Permitted, &p.Inheritable, &p.Ambient,
 		&p.FilterFlags, &p.DeathSignal, &p.Rows, &p.Cols} {
 		c.u64(v)

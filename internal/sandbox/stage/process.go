@@ -78,11 +78,38 @@ func setConsole(p *Plan) *failure {
 	if p.TTY {
 		return makeConsole(p)
 	}
+	if f := openNulls(p); f != nil {
+		return f
+	}
 	for fd := 0; p.OwnStdio && fd <= 2; fd++ {
 		var st syscall.Statfs_t
 		if syscall.Fstatfs(fd, &st) == nil && st.Type == pipefsMagic {
 			syscall.Fchown(fd, int(p.UID), -1) // EINVAL: the id is not mapped, the pipe stays ours
 		}
+	}
+	return nil
+}
+
+// openNulls opens the null device inside for the streams that have nothing
+// else. It is the read-only mount of the machine's node: through a descriptor
+// of the node itself, root inside could change its mode with fchmod(2).
+func openNulls(p *Plan) *failure {
+	for fd, want := range p.NullStdio {
+		if !want {
+			continue
+		}
+		null, e := openat2(atFdcwd, "/dev/null", syscall.O_RDWR, resolveNoSymlinks|resolveNoMagicLinks)
+		if e != 0 {
+			return fail("open /dev/null", e)
+		}
+		var st syscall.Stat_t
+		if err := syscall.Fstat(null, &st); err != nil || st.Mode&syscall.S_IFMT != syscall.S_IFCHR || st.Rdev != 1<<8|3 {
+			return fail("open /dev/null", syscall.ENODEV)
+		}
+		if err := syscall.Dup3(null, fd, 0); err != nil {
+			return fail("open /dev/null", errnoOf(err))
+		}
+		syscall.Close(null)
 	}
 	return nil
 }

@@ -4,5 +4,4 @@ const (
 	sysSetns     = 308
 	sysSeccomp   = 317
 	sysExecveat  = 322
-	sysSignalfd4 = 289
 )

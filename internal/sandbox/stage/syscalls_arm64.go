@@ -4,5 +4,4 @@ const (
 	sysSetns     = 268
 	sysSeccomp   = 277
 	sysExecveat  = 281
-	sysSignalfd4 = 74
 )

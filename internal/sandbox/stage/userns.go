@@ -1,6 +1,9 @@
 package stage
 
-import "syscall"
+import (
+	"syscall"
+	"unsafe"
+)
 
 // PIDVar tells a program that userNSRole executed its own pid, by which it
 // knows itself from programs that it starts in turn.
@@ -27,24 +30,49 @@ func userNSRole() {
 }
 
 // EnterShadow turns the calling process, which must have locked its thread,
-// into the one that stands outside for its child. It returns only an error.
-func EnterShadow(exe string, child int) error {
-	blockSignals(true)
-	err := syscall.Exec(exe, []string{"dhow"}, []string{RoleVar + "=" + RoleShadow + itoa(uint64(child))})
-	blockSignals(false)
-	return err
+// into the one that stands outside for its child. Only then is the child
+// released, by a byte on sock: from its first instruction on, signals reach it.
+// EnterShadow returns only an error.
+func EnterShadow(exe string, child, sock int) error {
+	if _, _, e := syscall.RawSyscall(syscall.SYS_FCNTL, uintptr(sock), syscall.F_SETFD, 0); e != 0 {
+		return e
+	}
+	role := RoleShadow + itoa(uint64(child)) + "/" + itoa(uint64(sock))
+	return syscall.Exec(exe, []string{"dhow"}, []string{RoleVar + "=" + role})
 }
 
 // shadowRole passes signals to the process that re-executed inside the user
-// namespace and ends as it does. Signals that the kernel made (Ctrl-C on the
-// terminal) have reached the child too, which is in the same process group.
-func shadowRole(child string) {
-	pid := 0
-	for _, c := range []byte(child) {
-		pid = pid*10 + int(c-'0')
+// namespace and ends as it does. What is typed at the terminal (Ctrl-C) reaches
+// the child directly, as it is in the same process group.
+func shadowRole(arg string) {
+	var n [2]int // child, sock
+	i := 0
+	for _, c := range []byte(arg) {
+		if c == '/' && i == 0 {
+			i++
+			continue
+		}
+		n[i] = n[i]*10 + int(c-'0')
 	}
-	if pid <= 1 {
+	signals := catchSignals()
+	if n[0] <= 1 || send(n[1], []byte{1}, -1) != 0 {
 		return
 	}
-	serve(pid, func(s *signalInfo) bool { return s.code <= 0 })
+	syscall.Close(n[1])
+	serve(n[0], signals, func(s syscall.Signal) bool {
+		typed := s == syscall.SIGINT || s == syscall.SIGQUIT || s == syscall.SIGWINCH
+		return !typed || !inForeground()
+	})
+}
+
+// inForeground tells whether our process group is the one that the terminal
+// talks to.
+func inForeground() bool {
+	tty, e := openat(atFdcwd, "/dev/tty", syscall.O_RDONLY|syscall.O_NOCTTY, 0)
+	if e != 0 {
+		return false
+	}
+	defer syscall.Close(tty)
+	var pgrp int32
+	return ioctl(tty, syscall.TIOCGPGRP, unsafe.Pointer(&pgrp)) == 0 && int(pgrp) == syscall.Getpgrp()
 }
