@@ -53,13 +53,20 @@ func WithHint(err error, format string, args ...any) error {
 	return &marked{error: err, hint: fmt.Sprintf(format, args...)}
 }
 
-// Hint returns the outermost advice in err's chain, or "".
+// Hint returns the outermost advice in err's tree, or "".
 func Hint(err error) string {
-	for err != nil {
-		if m, ok := err.(*marked); ok && m.hint != "" {
-			return m.hint
+	if m, ok := err.(*marked); ok && m.hint != "" {
+		return m.hint
+	}
+	switch u := err.(type) {
+	case interface{ Unwrap() error }:
+		return Hint(u.Unwrap())
+	case interface{ Unwrap() []error }:
+		for _, e := range u.Unwrap() {
+			if h := Hint(e); h != "" {
+				return h
+			}
 		}
-		err = errors.Unwrap(err)
 	}
 	return ""
 }
