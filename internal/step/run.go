@@ -256,7 +256,7 @@ func (s *step) notStarted(ctx context.Context, err error) error {
 		return err
 	}
 	err = &ExitError{Args: s.op.Meta.Args, Code: start.ExitCode, Err: err}
-	if errors.Is(err, unix.ENOEXEC) && !native(s.platform) {
+	if start.ExitCode == 126 && !native(s.platform) {
 		err = noEmulator(s.platform, err)
 	}
 	return err
