@@ -80,6 +80,21 @@ func (s *Store) RemoveLocks() error {
 	return nil
 }
 
+// RemoveContexts removes what was remembered of build contexts that have not
+// changed since the given time; the next build of such a one reads all of it.
+func (s *Store) RemoveContexts(before time.Time) error {
+	err := s.sweep(contextsDir, func(path string, fi os.FileInfo) error {
+		if !fi.ModTime().Before(before) {
+			return nil
+		}
+		return os.Remove(path)
+	})
+	if err != nil {
+		return fmt.Errorf("remove context indexes: %w", err)
+	}
+	return nil
+}
+
 // sweep calls f for every file in a directory of the root.
 func (s *Store) sweep(dir string, f func(path string, fi os.FileInfo) error) error {
 	entries, err := os.ReadDir(filepath.Join(s.root, dir))

@@ -38,14 +38,15 @@ type Store struct {
 
 // The directories below the root.
 const (
-	blobsDir   = "blobs/sha256"
-	partialDir = "partial"
-	layersDir  = "layers"
-	mountsDir  = "cachemounts"
-	buildsDir  = "builds"
-	locksDir   = "locks"
-	tmpDir     = "tmp"
-	emptyDir   = "empty"
+	blobsDir    = "blobs/sha256"
+	partialDir  = "partial"
+	layersDir   = "layers"
+	mountsDir   = "cachemounts"
+	contextsDir = "contexts"
+	buildsDir   = "builds"
+	locksDir    = "locks"
+	tmpDir      = "tmp"
+	emptyDir    = "empty"
 )
 
 // Open opens the store at root, making it (mode 0700) when there is none, and
@@ -72,7 +73,7 @@ func open(ctx context.Context, root string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{filepath.Dir(blobsDir), blobsDir, partialDir, layersDir, mountsDir, buildsDir, locksDir, tmpDir} {
+	for _, dir := range []string{filepath.Dir(blobsDir), blobsDir, partialDir, layersDir, mountsDir, contextsDir, buildsDir, locksDir, tmpDir} {
 		if err := os.Mkdir(filepath.Join(root, dir), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 			return nil, errors.Join(err, db.close())
 		}
@@ -168,6 +169,10 @@ func (s *Store) EmptyDir() string { return filepath.Join(s.root, emptyDir) }
 
 // CacheMountsDir is where the directories of cache mounts are.
 func (s *Store) CacheMountsDir() string { return filepath.Join(s.root, mountsDir) }
+
+// ContextsDir is where digests of the files of build contexts are remembered, in
+// one file for each context.
+func (s *Store) ContextsDir() string { return filepath.Join(s.root, contextsDir) }
 
 // BuildsDir is where the logs of builds are kept: BuildsDir/<id>/….
 func (s *Store) BuildsDir() string { return filepath.Join(s.root, buildsDir) }
