@@ -28,8 +28,12 @@ type cgroup struct {
 	manager cgroups.Manager
 	paths   map[string]string // directory by controller; by "" with version 2
 	dir     *os.File          // the directory, to clone into; version 2 only
-	maxPids *int64            // set once the program runs: the stage has threads of its own
+	maxPids *int64            // a limit for limitPids
 }
+
+// stageThreads is more than a stage has threads. A lower limit on processes can
+// only be set once the program runs, which until then may start some more.
+const stageThreads = 16
 
 // cgroup2 tells whether the machine has version 2 alone. A hybrid one keeps
 // its controllers in version 1.
@@ -121,8 +125,10 @@ func set[T any](to *T, from *T) {
 
 // newCgroup makes the cgroup with its limits.
 func newCgroup(name string, res *cgroups.Resources, need []string, inUserNS bool) (*cgroup, error) {
-	c := &cgroup{maxPids: res.PidsLimit}
-	res.PidsLimit = nil
+	c := &cgroup{}
+	if res.PidsLimit != nil && *res.PidsLimit < stageThreads {
+		c.maxPids, res.PidsLimit = res.PidsLimit, nil
+	}
 	config := &cgroups.Cgroup{Path: name, Resources: res}
 	var err error
 	if cgroup2() {
@@ -221,7 +227,7 @@ func (c *cgroup) add(pid int) error {
 	return nil
 }
 
-// limitPids sets the limit on processes.
+// limitPids sets the limit on processes that newCgroup has put off.
 func (c *cgroup) limitPids() error {
 	if c == nil || c.maxPids == nil {
 		return nil

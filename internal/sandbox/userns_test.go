@@ -28,6 +28,10 @@ func TestMain(m *testing.M) {
 		fmt.Println("euid", os.Geteuid())
 		return
 	}
+	if role == "parent" {
+		parentRole(os.Args[1])
+		return
+	}
 	ns, err := EnterUserNS()
 	if err != nil {
 		fmt.Println("enter:", err)

@@ -98,7 +98,7 @@ func openNulls(p *Plan) *failure {
 		if !want {
 			continue
 		}
-		null, e := openat2(atFdcwd, "/dev/null", syscall.O_RDWR, resolveNoSymlinks|resolveNoMagicLinks)
+		null, e := openat2(atFdcwd, "/dev/null", syscall.O_RDWR|syscall.O_NOCTTY, resolveNoMagicLinks)
 		if e != 0 {
 			return fail("open /dev/null", e)
 		}
@@ -119,9 +119,13 @@ func openNulls(p *Plan) *failure {
 // be replaced (CVE-2025-52565).
 func makeConsole(p *Plan) *failure {
 	const what = "make the terminal"
-	master, e := openat2(atFdcwd, "/dev/pts/ptmx", syscall.O_RDWR|syscall.O_NOCTTY, resolveNoSymlinks|resolveNoMagicLinks)
+	master, e := openat2(atFdcwd, "/dev/pts/ptmx", syscall.O_RDWR|syscall.O_NOCTTY, resolveNoMagicLinks)
 	if e != 0 {
 		return fail(what, e)
+	}
+	var fs syscall.Statfs_t
+	if err := syscall.Fstatfs(master, &fs); err != nil || fs.Type != devptsMagic {
+		return fail(what, syscall.ENODEV)
 	}
 	var zero int32
 	if e := ioctl(master, tiocsptlck, unsafe.Pointer(&zero)); e != 0 {
@@ -172,11 +176,7 @@ func bindConsole(slave int) *failure {
 		return fail(what, e)
 	}
 	defer syscall.Close(clone)
-	t := tree{root}
-	if _, e := t.open("/dev/console", 0, resolveNoSymlinks); e == syscall.ELOOP {
-		return fail(what, e)
-	}
-	return t.attach(&Mount{Dest: "/dev/console", FD: clone})
+	return tree{root}.attach(&Mount{Dest: "/dev/console", FD: clone})
 }
 
 // setRlimits applies the limits; one that is above a hard limit we may not

@@ -1,7 +1,7 @@
 package stage
 
 const (
-	sysSetns     = 308
-	sysSeccomp   = 317
-	sysExecveat  = 322
+	sysSetns    = 308
+	sysSeccomp  = 317
+	sysExecveat = 322
 )

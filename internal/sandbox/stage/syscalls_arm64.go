@@ -1,7 +1,7 @@
 package stage
 
 const (
-	sysSetns     = 268
-	sysSeccomp   = 277
-	sysExecveat  = 281
+	sysSetns    = 268
+	sysSeccomp  = 277
+	sysExecveat = 281
 )
