@@ -1,9 +1,11 @@
 package step
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
+	"dhow/internal/errdef"
 	"dhow/internal/sys"
 
 	"golang.org/x/sys/unix"
@@ -34,7 +36,7 @@ func memoryFile(data []byte, g grant) (*os.File, error) {
 	defer f.Close() // a file in memory has nothing to flush
 	_, err = f.Write(data)
 	if err == nil {
-		err = f.Chown(int(g.uid), int(g.gid))
+		err = mapped(f.Chown(int(g.uid), int(g.gid)), g.uid, g.gid)
 	}
 	if err == nil {
 		err = unix.Fchmod(fd, g.mode)
@@ -54,4 +56,14 @@ func (s *step) give(dest string, data []byte, g grant) error {
 	s.onRelease(f.Close)
 	s.mounts = append(s.mounts, stepMount{dest: dest, tree: f, readonly: true, isFile: true})
 	return nil
+}
+
+// mapped explains a chown that failed because the ids mean nothing in this user
+// namespace.
+func mapped(err error, uid, gid uint32) error {
+	if !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	return errdef.WithHint(errdef.New(errdef.ErrUnsupported, "owner %d:%d: the ids are not mapped in this user namespace", uid, gid),
+		"give the user a range in /etc/subuid and /etc/subgid and install newuidmap (package uidmap)")
 }

@@ -208,7 +208,7 @@ func (s *step) chown(p string, user sandbox.User) error {
 		return err
 	}
 	defer dir.Close()
-	return dir.Chown(int(user.UID), int(user.GID))
+	return mapped(dir.Chown(int(user.UID), int(user.GID)), user.UID, user.GID)
 }
 
 // execute runs the sandbox to its end, or kills it with the context.

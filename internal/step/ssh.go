@@ -33,7 +33,7 @@ func (s *step) agentSocket(m *pb.Mount) error {
 		return fmt.Errorf("mount %s: %w", m.Dest, err)
 	}
 	s.onRelease(agent.Close)
-	if err := os.Chown(at, int(o.Uid), int(o.Gid)); err != nil {
+	if err := mapped(os.Chown(at, int(o.Uid), int(o.Gid)), o.Uid, o.Gid); err != nil {
 		return fmt.Errorf("mount %s: %w", m.Dest, err)
 	}
 	if err := unix.Chmod(at, o.Mode&0o777); err != nil {

@@ -493,6 +493,9 @@ func TestStepLimits(t *testing.T) {
 	b := newBench(t, session.Options{}, Deps{MemoryBytes: 32 << 20})
 	_, job, err := b.run(b.op("dd if=/dev/zero of=/dev/null bs=200M count=1"))
 	var exit *ExitError
+	if errors.Is(err, fs.ErrPermission) {
+		t.Skipf("no cgroup may be made here: %v", err)
+	}
 	if !errors.As(err, &exit) {
 		t.Fatalf("got %v\n%s%s", err, job.err.String(), job.warnings)
 	}
