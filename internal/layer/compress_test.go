@@ -99,8 +99,8 @@ func TestCompressIsStable(t *testing.T) {
 		oci.Gzip: "c70f5545196a9417317baa69605fc281324026665c7d9acaea80a96256a95c7e",
 		oci.Zstd: "9f7ab2221a37e236fec40e1d66fdddaab14c7ad9a061e36a0ed05fd08cf6dd3a",
 	} {
-		for _, procs := range []int{1, 2, 5} {
-			for _, step := range []int{4099, 1 << 20, len(data)} {
+		for _, procs := range []int{1, 3} {
+			for _, step := range []int{4099, len(data)} {
 				old := runtime.GOMAXPROCS(procs)
 				got := fmt.Sprintf("%x", sha256.Sum256(pack(t, c, DefaultLevel, data, step)))
 				runtime.GOMAXPROCS(old)
