@@ -34,6 +34,9 @@ func TestMain(m *testing.M) {
 	if os.Args[0] == agentClient {
 		os.Exit(listKeys())
 	}
+	if os.Getenv(killRoot) != "" {
+		os.Exit(victim())
+	}
 	os.Exit(m.Run())
 }
 
