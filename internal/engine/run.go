@@ -71,8 +71,10 @@ type RunError struct {
 	Err    error
 }
 
-func (e *RunError) Error() string   { return e.Err.Error() }
-func (e *RunError) Unwrap() error   { return e.Err }
+func (e *RunError) Error() string { return e.Err.Error() }
+func (e *RunError) Unwrap() error { return e.Err }
+
+// ExitStatus is what the command line exits with.
 func (e *RunError) ExitStatus() int { return e.Status }
 
 // notStarted is the status for everything that fails before the program does.

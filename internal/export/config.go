@@ -2,7 +2,6 @@ package export
 
 import (
 	"encoding/json"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -207,11 +206,17 @@ func clampHistory(history, base []ocispecs.History, epoch time.Time) {
 	fromBase := true
 	for i := range history {
 		h := &history[i]
-		fromBase = fromBase && i < len(base) && reflect.DeepEqual(*h, base[i])
+		fromBase = fromBase && i < len(base) && equalHistory(*h, base[i])
 		if !fromBase && (h.Created == nil || h.Created.After(epoch)) {
 			h.Created = &epoch
 		}
 	}
+}
+
+func equalHistory(a, b ocispecs.History) bool {
+	sameTime := a.Created == b.Created || a.Created != nil && b.Created != nil && a.Created.Equal(*b.Created)
+	a.Created, b.Created = nil, nil
+	return sameTime && a == b
 }
 
 // createdTime is the image's time of creation: what the frontend said, else that

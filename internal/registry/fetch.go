@@ -19,9 +19,8 @@ import (
 
 // manifestTypes is what we accept for a manifest, in order of preference.
 // Schema 1 is not listed; registries that have nothing else send it all the same.
-var manifestTypes = strings.Join([]string{
-	ocispecs.MediaTypeImageIndex, oci.DockerManifestList, ocispecs.MediaTypeImageManifest, oci.DockerManifest,
-}, ", ")
+const manifestTypes = ocispecs.MediaTypeImageIndex + ", " + oci.DockerManifestList + ", " +
+	ocispecs.MediaTypeImageManifest + ", " + oci.DockerManifest
 
 // progress is how many bytes make a cut an accident of its own, so that the
 // count of failures in a row starts again.

@@ -78,7 +78,7 @@ func writeArchive(path string, spec imageSpec) (err error) {
 	defer tmp.Close()
 	tw := tar.NewWriter(tmp)
 	config := imageConfig{
-		Architecture: runtime.GOARCH, OS: "linux", Created: epoch,
+		Architecture: runtime.GOARCH, OS: "linux", Created: epoch(),
 		Config: containerConfig{Env: spec.env, Cmd: spec.cmd, WorkingDir: spec.workdir},
 		RootFS: rootFS{Type: "layers"},
 	}
@@ -89,7 +89,7 @@ func writeArchive(path string, spec imageSpec) (err error) {
 			return fmt.Errorf("layer %d: %w", i, err)
 		}
 		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, "sha256:"+sum)
-		config.History = append(config.History, historyEntry{epoch, spec.history[i]})
+		config.History = append(config.History, historyEntry{epoch(), spec.history[i]})
 		entry.Layers = append(entry.Layers, layerName(sum))
 	}
 	raw, err := json.Marshal(config)
@@ -156,7 +156,7 @@ func addFile(tw *tar.Writer, name string, body []byte) error {
 }
 
 func fileHeader(name string, size int64) *tar.Header {
-	return &tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o644, ModTime: epoch}
+	return &tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o644, ModTime: epoch()}
 }
 
 // pushTo uploads an archive under HOST/library/NAME:TAG, where a client that

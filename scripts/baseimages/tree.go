@@ -15,7 +15,7 @@ import (
 )
 
 // epoch is the modification time of every file in every stand-in.
-var epoch = time.Unix(1_700_000_000, 0).UTC()
+func epoch() time.Time { return time.Unix(1_700_000_000, 0).UTC() }
 
 // A node is one file of a tree: its tar header and where its bytes come from.
 type node struct {
@@ -35,7 +35,7 @@ func newTree() *tree {
 
 func (t *tree) put(name string, n *node) {
 	n.header.Name = name
-	n.header.ModTime = epoch
+	n.header.ModTime = epoch()
 	n.header.Format = tar.FormatPAX
 	t.nodes[name] = n
 }
