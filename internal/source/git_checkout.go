@@ -60,6 +60,9 @@ func (g *gitSource) fetch(ctx context.Context) (_ *gitRepo, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := g.deps.Store.Lease(ctx); err != nil { // the bare repository must stay
+		return nil, err
+	}
 	lock, err := g.deps.Store.Lock(ctx, "git "+g.remote)
 	if err != nil {
 		return nil, err

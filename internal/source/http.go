@@ -141,6 +141,9 @@ func (h *httpSource) fetch(ctx context.Context) (*httpFile, error) {
 	if h.fetched != nil {
 		return h.fetched, nil
 	}
+	if err := h.deps.Store.Lease(ctx); err != nil { // the blob must stay until it is used
+		return nil, err
+	}
 	lock, err := h.deps.Store.Lock(ctx, "http "+h.url)
 	if err != nil {
 		return nil, err

@@ -132,6 +132,9 @@ func (s *step) mountCache(m cacheMount, dir *cacheDir) error {
 // holdCache locks a directory of the cache, and makes it if need be.
 func (s *step) holdCache(ctx context.Context, m cacheMount) (*cacheDir, error) {
 	st := s.deps.Store
+	if err := st.Lease(ctx); err != nil { // the directory must stay while the step runs
+		return nil, err
+	}
 	top := filepath.Join(st.CacheMountsDir(), m.key)
 	if err := os.MkdirAll(top, 0o700); err != nil {
 		return nil, fmt.Errorf("make the cache directory: %w", err)
