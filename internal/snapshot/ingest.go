@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"dhow/internal/errdef"
 	"dhow/internal/layer"
 	"dhow/internal/store"
 	"dhow/internal/sys"
@@ -99,15 +98,16 @@ func (s *Snapshots) complete(ctx context.Context, dir string, below Chain, r lay
 	return layer.Complete(ctx, dir, view, r)
 }
 
-// ingested finds the layer, either the one for every chain or the one for this.
+// ingested finds the layer, either the one for every chain or the one for this,
+// or one that was made here and has the same tar.
 func (s *Snapshots) ingested(ctx context.Context, diffID digest.Digest, below Chain) (string, error) {
-	for _, key := range []string{string(diffID), chainKey(diffID, below)} {
-		l, err := s.store.LayerByKey(ctx, key)
-		if err == nil {
+	layers, err := s.store.LayersByDiffID(ctx, diffID)
+	if err != nil {
+		return "", err
+	}
+	for _, l := range layers {
+		if l.Key == "" || l.Key == string(diffID) || l.Key == chainKey(diffID, below) {
 			return l.ID, nil
-		}
-		if !errors.Is(err, errdef.ErrNotFound) {
-			return "", err
 		}
 	}
 	return "", nil

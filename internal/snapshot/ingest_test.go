@@ -73,6 +73,20 @@ func TestIngestOnce(t *testing.T) {
 	wantView(t, s, Chain{a}, "d", "d/f=1") // without the whiteout of nothing
 }
 
+// What was built here and pushed need not be unpacked when it is pulled.
+func TestIngestBuilt(t *testing.T) {
+	s, _ := open(t)
+	c := base(t, s)
+	d, _, err := s.DiffID(t.Context(), c[0])
+	must(t, err)
+	id, err := s.Ingest(t.Context(), d, nil, func(string) (layer.ApplyResult, error) {
+		return layer.ApplyResult{}, errors.New("unpacked again")
+	})
+	if err != nil || id != c[0] {
+		t.Errorf("got %s, %v, want %s", id, err, c[0])
+	}
+}
+
 func TestIngestAtOnce(t *testing.T) {
 	s, _ := open(t)
 	data := tarOf(t, tar.Header{Name: "f", Uname: "1"})

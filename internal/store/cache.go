@@ -15,7 +15,7 @@ import (
 // CacheRecord is the remembered result of one build step.
 type CacheRecord struct {
 	Key      string    // content key
-	Links    []string  // definition keys that led here
+	Links    []string  // definition keys that led here; written, not read back
 	Outputs  []string  // text forms of snapshot.Chain; "" for an output that was not made
 	Created  time.Time // PutCache fills in the zero time
 	LastUsed time.Time // PutCache fills in the zero time
@@ -81,7 +81,7 @@ func cacheAt(st *sqlite.Stmt) (CacheRecord, error) {
 }
 
 // CacheByKey finds the record by its content key or by one of its links, which
-// are all given in the result. ErrNotFound.
+// are not read back. ErrNotFound.
 func (s *Store) CacheByKey(ctx context.Context, key string) (r CacheRecord, err error) {
 	err = s.db.read(ctx, func(c *sqlite.Conn) error {
 		read := func(st *sqlite.Stmt) (err error) {
@@ -95,13 +95,7 @@ func (s *Store) CacheByKey(ctx context.Context, key string) (r CacheRecord, err 
 		if err == nil && r.Key == "" {
 			err = errdef.New(errdef.ErrNotFound, "not in the store")
 		}
-		if err != nil {
-			return err
-		}
-		return query(c, "SELECT link FROM cache_links WHERE key = ? ORDER BY link", func(st *sqlite.Stmt) error {
-			r.Links = append(r.Links, st.ColumnText(0))
-			return nil
-		}, r.Key)
+		return err
 	})
 	if err != nil {
 		return CacheRecord{}, fmt.Errorf("cache record %s: %w", key, err)

