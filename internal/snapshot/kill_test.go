@@ -128,7 +128,7 @@ func TestKill(t *testing.T) {
 	_, st := open(t)
 	root := st.Root()
 	must(t, st.Close())
-	rounds := 40
+	rounds := 25
 	if testing.Short() {
 		rounds = 5
 	}

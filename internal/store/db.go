@@ -98,8 +98,6 @@ func (d *db) migrate(ctx context.Context, root string) error {
 				"a newer dhow wrote it: use that one, or another --root")
 		}
 		for ; version < len(migrations); version++ {
-			// In the transaction already: ExecuteScript would open a savepoint, which is
-			// fine there.
 			if err := sqlitex.ExecuteScript(c, migrations[version], nil); err != nil {
 				return fmt.Errorf("migrate to version %d: %w", version+1, err)
 			}
