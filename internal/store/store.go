@@ -105,20 +105,35 @@ func prepareRoot(root string) error {
 		return errdef.WithHint(errdef.New(errdef.ErrDenied, "%s belongs to uid %d, not to uid %d", root, owner, os.Geteuid()),
 			"choose another directory with --root")
 	}
-	if _, err := os.Lstat(filepath.Join(root, dbName)); errors.Is(err, os.ErrNotExist) {
-		names, err := os.ReadDir(root)
-		if err != nil {
-			return err
-		}
-		if len(names) > 0 && names[0].Name() != "lost+found" {
-			return errdef.WithHint(errdef.New(errdef.ErrInvalid, "%s is neither a store of dhow nor empty", root),
-				"choose another directory with --root")
-		}
+	if err := checkOurs(root); err != nil {
+		return err
 	}
 	if fi.Mode().Perm() == 0o700 {
 		return nil
 	}
 	return os.Chmod(root, 0o700)
+}
+
+// checkOurs refuses a directory that holds anything but a store. The database is
+// the first file of a new one; it is looked for again at last, as another
+// process may be making the store at this moment.
+func checkOurs(root string) error {
+	hasDB := func() bool {
+		_, err := os.Lstat(filepath.Join(root, dbName))
+		return err == nil
+	}
+	if hasDB() {
+		return nil
+	}
+	names, err := os.ReadDir(root)
+	if err != nil {
+		return err
+	}
+	if len(names) == 0 || names[0].Name() == "lost+found" || hasDB() {
+		return nil
+	}
+	return errdef.WithHint(errdef.New(errdef.ErrInvalid, "%s is neither a store of dhow nor empty", root),
+		"choose another directory with --root")
 }
 
 // makeEmpty makes the directory that stands for an empty tree. Its mode is that
