@@ -232,7 +232,7 @@ func (a *app) build(ctx context.Context, f *buildFlags, buildContext string) err
 		res, err := e.Build(ctx, r)
 		d.close()
 		if err != nil {
-			return err
+			return d.withoutLog(err)
 		}
 		if r.Call != "" {
 			return a.printAnswer(f, r.Call, res.Answer)

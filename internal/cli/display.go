@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -27,6 +28,7 @@ import (
 // display shows a build's progress on standard error while it runs.
 type display struct {
 	quiet    bool
+	logs     bool // it shows the steps' output
 	events   chan *client.SolveStatus
 	finished chan struct{}
 	once     sync.Once
@@ -49,6 +51,7 @@ func (a *app) newDisplay(f *buildFlags, r *engine.BuildRequest) (*display, error
 	if f.quiet || r.Call != "" {
 		mode = progressui.QuietMode
 	}
+	d.logs = mode != progressui.QuietMode && mode != progressui.RawJSONMode
 	ui, err := progressui.NewDisplay(outFile(a.err), mode)
 	if err != nil {
 		return nil, errdef.WithHint(errdef.As(errdef.ErrInvalid, err), "use --progress plain")
@@ -77,6 +80,16 @@ func outFile(w io.Writer) io.Writer {
 func (d *display) close() {
 	d.once.Do(func() { close(d.events) })
 	<-d.finished
+}
+
+// withoutLog drops a failed step's output from the error when it was shown
+// already.
+func (d *display) withoutLog(err error) error {
+	var step *engine.StepError
+	if d.logs && errors.As(err, &step) {
+		step.Log = nil
+	}
+	return err
 }
 
 // printBuild prints what came of a build.

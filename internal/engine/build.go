@@ -41,7 +41,7 @@ type BuildResult struct {
 
 // StepError is a failed step, with what its author needs to see.
 type StepError struct {
-	Step    string
+	Step    string   // "" when the Dockerfile itself is at fault
 	Log     []string // last lines of its output
 	LogFile string   // all of it; "" when the step printed nothing
 	Excerpt string   // the Dockerfile around the instruction
@@ -49,7 +49,12 @@ type StepError struct {
 }
 
 // Error names the step.
-func (e *StepError) Error() string { return e.Step + ": " + e.Err.Error() }
+func (e *StepError) Error() string {
+	if e.Step == "" {
+		return e.Err.Error()
+	}
+	return e.Step + ": " + e.Err.Error()
+}
 
 // Unwrap returns the cause.
 func (e *StepError) Unwrap() error { return e.Err }
@@ -196,7 +201,7 @@ func (b *building) explainFailure(err error) error {
 	if sources := bkerrdefs.Sources(err); len(sources) > 0 {
 		var text strings.Builder
 		if sources[len(sources)-1].Print(&text) == nil {
-			return &StepError{Step: "Dockerfile", Excerpt: text.String(), Err: errdef.As(errdef.ErrInvalid, err)}
+			return &StepError{Excerpt: text.String(), Err: errdef.As(errdef.ErrInvalid, err)}
 		}
 	}
 	return err
