@@ -105,7 +105,7 @@ func (e *Engine) Build(ctx context.Context, r BuildRequest) (*BuildResult, error
 }
 
 func (e *Engine) newBuilding(r *BuildRequest, p *prepared) (*building, error) {
-	sess, err := session.New(session.Options{Dirs: p.dirs, Secrets: r.Secrets, SSH: r.SSH})
+	sess, err := session.New(session.Options{Dirs: p.dirs, Layouts: p.layouts, Secrets: r.Secrets, SSH: r.SSH})
 	if err != nil {
 		return nil, err
 	}

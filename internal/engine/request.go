@@ -75,6 +75,7 @@ type BuildRequest struct {
 type prepared struct {
 	attrs   map[string]string
 	dirs    map[string]string
+	layouts []session.Layout
 	cleanup func()
 	// target identifies "the same build, again"; name is what people call it.
 	target, name string
@@ -191,22 +192,17 @@ func prepareNamed(named map[string]string, p *prepared) error {
 			return fmt.Errorf("build context %s: %w", name, err)
 		}
 		key := "context:" + strings.TrimSuffix(ref.Familiar(), ":latest")
-		scheme, rest, _ := strings.Cut(value, "://")
+		scheme, _, _ := strings.Cut(value, "://")
 		switch {
 		case scheme == "docker-image":
 			p.attrs[key] = value
 		case scheme == "oci-layout":
-			dir, suffix := splitLayout(rest)
-			abs, err := filepath.Abs(dir)
+			layout, err := session.ParseLayout(value)
 			if err != nil {
-				return err
+				return fmt.Errorf("build context %s: %w", name, err)
 			}
-			if _, err := os.Stat(filepath.Join(abs, "index.json")); err != nil {
-				return errdef.New(errdef.ErrNotFound, "build context %s: %s is no OCI layout: %w", name, dir, err)
-			}
-			store := "layout-" + digest.FromString(name + abs).Encoded()[:16]
-			p.dirs[store] = abs
-			p.attrs[key] = "oci-layout://" + store + suffix
+			p.layouts = append(p.layouts, layout)
+			p.attrs[key] = layout.Context()
 		case remote(value):
 			p.attrs[key] = value
 		default:
@@ -220,17 +216,6 @@ func prepareNamed(named map[string]string, p *prepared) error {
 		}
 	}
 	return nil
-}
-
-// splitLayout takes "dir:tag" or "dir@digest" apart.
-func splitLayout(s string) (dir, suffix string) {
-	if dir, dgst, ok := strings.Cut(s, "@"); ok {
-		return dir, "@" + dgst
-	}
-	if i := strings.LastIndex(s, ":"); i > strings.LastIndex(s, "/") {
-		return s[:i], s[i:]
-	}
-	return s, ":latest"
 }
 
 // displayName is what a build is called in lists: the last part of its context.

@@ -113,10 +113,7 @@ func (im *Images) named(ctx context.Context, ref oci.Ref, platform oci.Platform)
 	if ref.Digest != "" {
 		img, err := im.store.ResolveRepoDigest(ctx, ref.Name(), ref.Digest, key)
 		if errors.Is(err, errdef.ErrNotFound) {
-			// An image that never had a manifest is pinned by its id.
-			if byID, ierr := im.store.Image(ctx, ref.Digest.String()); ierr == nil && byID.ID == ref.Digest {
-				return byID, nil
-			}
+			img, err = im.pinned(ctx, ref.Digest)
 		}
 		return img, im.unnamed(ref, err)
 	}
@@ -143,6 +140,21 @@ func (im *Images) named(ctx context.Context, ref oci.Ref, platform oci.Platform)
 		return store.Image{}, fmt.Errorf("image %s: %w", ref.Familiar(), noPlatform(platform, platforms))
 	}
 	return store.Image{}, im.unnamed(ref, errdef.ErrNotFound)
+}
+
+// pinned finds an image by what a build pinned it to although no registry has
+// it under that name: the digest of its manifest, or its id where it has none.
+func (im *Images) pinned(ctx context.Context, d digest.Digest) (store.Image, error) {
+	images, err := im.store.Images(ctx)
+	if err != nil {
+		return store.Image{}, err
+	}
+	for _, img := range images {
+		if img.ID == d || img.ManifestDesc != nil && img.ManifestDesc.Digest == d {
+			return img, nil
+		}
+	}
+	return store.Image{}, errdef.ErrNotFound
 }
 
 func (im *Images) unnamed(ref oci.Ref, err error) error {
