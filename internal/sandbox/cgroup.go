@@ -236,7 +236,11 @@ func (c *cgroup) limitPids() error {
 	if !ok {
 		dir = c.paths["pids"]
 	}
-	if err := os.WriteFile(path.Join(dir, "pids.max"), strconv.AppendInt(nil, *c.maxPids, 10), 0); err != nil {
+	err := os.WriteFile(path.Join(dir, "pids.max"), strconv.AppendInt(nil, *c.maxPids, 10), 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
+		return nil // the process has ended, and the cgroup with it
+	}
+	if err != nil {
 		return fmt.Errorf("limit the number of processes: %w", err)
 	}
 	return nil

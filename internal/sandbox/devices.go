@@ -55,6 +55,9 @@ func (b *builder) buildDevices() error {
 			continue
 		}
 		seen[d.Path] = true
+		if access := deviceAccess(b.spec, d); !b.allDevices && access != "" && !(strings.Contains(access, "r") && strings.Contains(access, "w")) {
+			return errdef.New(errdef.ErrUnsupported, "add device %s: access %q cannot be enforced, only both reading and writing can be given", d.Path, access)
+		}
 		f, err := b.openDevice(d.Path, d.Type, d.Major, d.Minor)
 		if err != nil {
 			return err
@@ -68,6 +71,21 @@ func (b *builder) buildDevices() error {
 	}
 	b.plan.Links = devLinks()
 	return nil
+}
+
+// deviceAccess is what the spec's rules say of a device by its very number; ""
+// for nothing.
+func deviceAccess(s *specs.Spec, d specs.LinuxDevice) string {
+	access := ""
+	if s.Linux.Resources == nil {
+		return access
+	}
+	for _, r := range s.Linux.Resources.Devices {
+		if r.Allow && r.Type == d.Type && r.Major != nil && *r.Major == d.Major && r.Minor != nil && *r.Minor == d.Minor {
+			access = r.Access
+		}
+	}
+	return access
 }
 
 // openDevice makes a read-only detached mount of the machine's node for a

@@ -96,10 +96,14 @@ func (b *builder) buildRoot() error {
 	if err != nil {
 		return err
 	}
-	if !b.allDevices {
-		if err := setAttr(f, unix.MOUNT_ATTR_NODEV, 0, true); err != nil {
-			return fmt.Errorf("forbid devices in the root file system: %w", err)
-		}
+	attrs := uint64(unix.MOUNT_ATTR_NODEV)
+	if b.allDevices {
+		attrs = 0
+	}
+	// Private: a clone of a shared mount is its peer, and what is mounted inside
+	// would appear on the machine.
+	if err := setAttr(f, attrs, unix.MS_PRIVATE, true); err != nil {
+		return fmt.Errorf("set the options of the root file system: %w", err)
 	}
 	b.plan.Root = b.pass(f)
 	return nil

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -80,9 +81,7 @@ func TestStartErrors(t *testing.T) {
 }
 
 func TestIdentity(t *testing.T) {
-	if !initialUserNS(t) {
-		t.Skip("needs more than one id")
-	}
+	needIDs(t)
 	umask := uint32(0o077)
 	res := shell(t, `set -e
 		grep -E "^(Uid|Gid|Groups|Cap...):" /proc/self/status
@@ -287,6 +286,22 @@ func parentRole(dir string) {
 	}
 	fmt.Println(p.Pid())
 	time.Sleep(time.Minute)
+}
+
+// A program starts with no signal ignored or blocked, whatever we inherited.
+func TestSignalsAreReset(t *testing.T) {
+	needStatic(t)
+	signal.Ignore(syscall.SIGHUP, syscall.SIGINT)
+	defer signal.Reset(syscall.SIGHUP, syscall.SIGINT)
+	for _, init := range []bool{false, true} {
+		res := shell(t, "", func(c *Config) {
+			c.Spec.Process.Args = []string{"grep", "-E", "Sig(Blk|Ign)", "/proc/self/status"}
+			c.InitProcess = init
+		})
+		if strings.Count(res.out, "0000000000000000") != 2 {
+			t.Errorf("init %t: got %s", init, res.out)
+		}
+	}
 }
 
 // Many at once, as a parallel build has them; a detached mount serves them all

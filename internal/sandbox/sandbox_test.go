@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"dhow/internal/sys"
+
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -33,6 +35,18 @@ func needStatic(t *testing.T) {
 	defer f.Close()
 	if lib, err := f.ImportedLibraries(); err != nil || len(lib) > 0 {
 		t.Skip("needs a static test binary (CGO_ENABLED=0)")
+	}
+}
+
+// needIDs skips where the tests' user 1000 does not exist.
+func needIDs(t *testing.T) {
+	t.Helper()
+	data, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.HasSuffix(strings.TrimSpace(string(data)), " 1") {
+		t.Skip("needs more than one id in the user namespace")
 	}
 }
 
@@ -174,7 +188,9 @@ func TestRunsIsolated(t *testing.T) {
 			t.Errorf("output lacks %q:\n%s", want, res.out)
 		}
 	}
-	t.Log(res.out, res.stubs, res.warnings)
+	if strings.Contains(res.out, "shared:") || len(res.stubs) > 0 || len(res.warnings) > 0 {
+		t.Errorf("got shared mounts, stubs %q or warnings %q:\n%s", res.stubs, res.warnings, res.out)
+	}
 }
 
 func BenchmarkTrue(b *testing.B) {
@@ -188,5 +204,45 @@ func BenchmarkTrue(b *testing.B) {
 		if st, err := p.Wait(); err != nil || st.ExitCode != 0 {
 			b.Fatal(st, err)
 		}
+	}
+}
+
+// What a snapshot hands over: a detached overlay, which one more start and the
+// caller itself go on using.
+func TestDetachedRootAndMounts(t *testing.T) {
+	needNamespaces(t)
+	base, upper, work := busyboxRoot(t), t.TempDir(), t.TempDir()
+	root, err := sys.MountOverlay(sys.Overlay{Lowers: []string{base}, Upper: upper, Work: work})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	cache := t.TempDir()
+	tree, err := sys.CloneTree(nil, cache, sys.CloneOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tree.Close()
+	for _, name := range []string{"one", "two"} {
+		spec := testSpec("/bin/sh", "-c", "ls /out /cache; echo x > /out/"+name+"; echo x > /cache/"+name)
+		if name == "one" {
+			spec.Process.Args[2] = "mkdir /out; " + spec.Process.Args[2]
+		}
+		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/cache", Type: "bind", Source: "cache"})
+		res, err := run(t, Config{Spec: spec, Root: root, Mounts: map[int]*os.File{len(spec.Mounts) - 1: tree}})
+		if err != nil || res.ExitCode != 0 {
+			t.Fatalf("got %+v, %v", res, err)
+		}
+		if name == "two" && res.out != "/cache:\none\n\n/out:\none\n" {
+			t.Errorf("got %q", res.out)
+		}
+	}
+	for _, p := range []string{upper + "/out/one", upper + "/out/two", cache + "/one", cache + "/two"} {
+		if _, err := os.Stat(p); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := sys.OpenInRoot(root, "/out/two", os.O_RDONLY); err != nil {
+		t.Error(err)
 	}
 }

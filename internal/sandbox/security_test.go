@@ -1,11 +1,14 @@
 package sandbox
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"dhow/internal/errdef"
@@ -214,6 +217,21 @@ func TestDeviceNodes(t *testing.T) {
 	}
 }
 
+func TestDeviceAccess(t *testing.T) {
+	spec := testSpec("true")
+	major, minor := int64(1), int64(11)
+	spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/mylog", Type: "c", Major: major, Minor: minor}}
+	spec.Linux.Resources = &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: true, Type: "c", Major: &major, Minor: &minor, Access: "r"}}}
+	_, err := run(t, Config{Spec: spec, Root: openDir(t, busyboxRoot(t))})
+	if !errors.Is(err, errdef.ErrUnsupported) {
+		t.Errorf("got %v, want unsupported", err)
+	}
+	shell(t, "test -c /dev/mylog", func(c *Config) {
+		spec.Linux.Resources.Devices[0].Access = "rwm"
+		c.Spec.Linux.Devices, c.Spec.Linux.Resources = spec.Linux.Devices, spec.Linux.Resources
+	})
+}
+
 // Root inside must not change the machine's own device nodes.
 func TestHostDeviceNodesAreSafe(t *testing.T) {
 	var before, after unix.Stat_t
@@ -275,6 +293,7 @@ func TestSeccompDenies(t *testing.T) {
 
 // The filter is in force also where the process may not install one itself.
 func TestSeccompForUsers(t *testing.T) {
+	needIDs(t)
 	errno := uint(unix.EXDEV)
 	for _, noNewPrivs := range []bool{false, true} {
 		res := shell(t, `mkdir /tmp/x 2>&1; grep -E "Seccomp:|NoNewPrivs|CapEff|CapPrm" /proc/self/status`, func(c *Config) {
@@ -296,6 +315,7 @@ func TestSeccompForUsers(t *testing.T) {
 // A set-user-ID program gives nothing under no_new_privs.
 func TestNoNewPrivileges(t *testing.T) {
 	needNamespaces(t)
+	needIDs(t)
 	needStatic(t)
 	dir := busyboxRoot(t)
 	exe, err := os.ReadFile("/proc/self/exe")
@@ -359,4 +379,45 @@ func TestSysctls(t *testing.T) {
 			t.Errorf("%s: got %v, want invalid", name, err)
 		}
 	}
+}
+
+// On a machine whose mounts are shared, as systemd makes them, nothing that is
+// mounted inside appears outside.
+func TestMountsStayInside(t *testing.T) {
+	needNamespaces(t)
+	cmd := exec.Command("/proc/self/exe", busyboxRoot(t))
+	cmd.Env = append(os.Environ(), testRoleVar+"=shared")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
+	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "same\n" {
+		t.Errorf("got %v: %s", err, out)
+	}
+}
+
+// sharedRole shares all mounts, starts a sandbox, and compares.
+func sharedRole(dir string) error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
+		return err
+	}
+	before, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	root, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	spec := testSpec("/bin/sleep", "60")
+	spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/tmp", Type: "bind", Source: "/", Options: []string{"rbind"}})
+	p, err := Start(context.Background(), Config{Spec: spec, Root: root})
+	if err != nil {
+		return err
+	}
+	after, err := os.ReadFile("/proc/self/mountinfo")
+	p.Signal(unix.SIGKILL)
+	p.Wait()
+	if err != nil || string(before) != string(after) {
+		return fmt.Errorf("%v: before:\n%s\nafter:\n%s", err, before, after)
+	}
+	fmt.Println("same")
+	return nil
 }

@@ -28,6 +28,13 @@ func TestMain(m *testing.M) {
 		fmt.Println("euid", os.Geteuid())
 		return
 	}
+	if role == "shared" {
+		if err := sharedRole(os.Args[1]); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		return
+	}
 	if role == "parent" {
 		parentRole(os.Args[1])
 		return
@@ -178,13 +185,13 @@ func ended(pidfd int) bool {
 	return false
 }
 
-// The isolation tests again, rootless, in a namespace with a single id.
+// The other tests again, rootless, in a namespace with a single id.
 func TestRootless(t *testing.T) {
-	cmd := ordinaryUser(t, "test", "-test.run", "Isolated", "-test.v")
+	cmd := ordinaryUser(t, "test", "-test.v")
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
-	if err != nil || !strings.Contains(out.String(), "PASS: TestRunsIsolated") {
+	if err != nil || !strings.Contains(out.String(), "PASS: TestRunsIsolated") || !strings.Contains(out.String(), "PASS: TestOwnBinary") {
 		t.Errorf("got %v:\n%s", err, out.String())
 	}
 }

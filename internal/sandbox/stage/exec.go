@@ -11,6 +11,7 @@ func execute(p *Plan) *failure {
 	if f != nil {
 		return f
 	}
+	resetSignals()
 	if p.Init {
 		return becomeInit(p)
 	}
@@ -18,6 +19,17 @@ func execute(p *Plan) *failure {
 	syscall.CloseOnExec(SyncFD)
 	syscall.CloseOnExec(PlanFD)
 	return execFailure(path, errnoOf(syscall.Exec(path, p.Args, p.Env)))
+}
+
+// resetSignals gives the program the signals that any program starts with:
+// nothing blocked, and nothing ignored as "nohup" or a shell's "&" leave it.
+func resetSignals() {
+	var act [32]byte // the kernel's struct sigaction: all zero is SIG_DFL
+	for s := uintptr(1); s <= 64; s++ {
+		syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, s, uintptr(unsafe.Pointer(&act)), 0, 8, 0, 0)
+	}
+	var none uint64
+	syscall.RawSyscall6(syscall.SYS_RT_SIGPROCMASK, 2, uintptr(unsafe.Pointer(&none)), 0, 8, 0, 0) // SIG_SETMASK
 }
 
 // defaultPath is searched where the environment has no PATH, as execvp(3).

@@ -5,6 +5,20 @@ import (
 	"unsafe"
 )
 
+// leaveKeyring leaves the user's session keyring for a new one. Keys are not
+// in any namespace, and holding a keyring is the right to read it.
+func leaveKeyring(*Plan) *failure {
+	_, _, e := syscall.RawSyscall(syscall.SYS_KEYCTL, 1, 0, 0) // KEYCTL_JOIN_SESSION_KEYRING
+	if e == syscall.EDQUOT {
+		warn("the session keyring is shared with the container: the user's quota of keys is used up")
+		return nil
+	}
+	if e == syscall.ENOSYS || e == syscall.EPERM || e == syscall.EACCES { // no keys, or a filter around us
+		return nil
+	}
+	return fail("make a session keyring", e)
+}
+
 // joinNamespaces enters the host's namespaces that the plan names.
 func joinNamespaces(p *Plan) *failure {
 	for _, j := range p.Join {

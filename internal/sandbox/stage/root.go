@@ -76,8 +76,8 @@ func without(options []Sysctl, name string) []Sysctl {
 	return kept
 }
 
-// setSysctlsAndMounts fills the new root: mounts, devices, masks.
-func setSysctlsAndMounts(p *Plan) *failure {
+// fillRoot fills the new root: mounts, devices, masks.
+func fillRoot(p *Plan) *failure {
 	root, e := openat(atFdcwd, "/", oPath|syscall.O_DIRECTORY, 0)
 	if e != 0 {
 		return fail("open the root", e)

@@ -151,8 +151,8 @@ func run(p *Plan) *failure {
 		return fail("start a session", errnoOf(err))
 	}
 	for _, step := range []func(*Plan) *failure{
-		joinNamespaces, joinCgroup, setNames, setLoopback, buildRoot, setSysctlsAndMounts,
-		setConsole, setRlimits, enterCwd, setIdentity,
+		leaveKeyring, joinNamespaces, joinCgroup, setNames, setLoopback, buildRoot, fillRoot,
+		setConsole, enterCwd, setRlimits, setIdentity,
 	} {
 		if f := step(p); f != nil {
 			return f
