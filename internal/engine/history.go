@@ -105,7 +105,24 @@ func (b *building) finish(ctx context.Context, res *BuildResult, failure error) 
 	if err := s.PutBuild(ctx, rec); err != nil {
 		return err
 	}
+	if used := b.usedRecords(); len(used) > 0 {
+		if err := s.TouchCache(ctx, used...); err != nil {
+			return err
+		}
+	}
 	return b.trim(ctx)
+}
+
+// usedRecords are the cache records that the build took results from; prune
+// begins with those that nobody uses.
+func (b *building) usedRecords() []string {
+	var keys []string
+	for _, s := range b.solver.Steps() {
+		if s.Cached && s.ResultKey != "" {
+			keys = append(keys, s.ResultKey)
+		}
+	}
+	return keys
 }
 
 func (b *building) trim(ctx context.Context) error {

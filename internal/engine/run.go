@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"dhow/internal/container"
 	"dhow/internal/errdef"
@@ -136,10 +137,30 @@ func (e *Engine) run(ctx context.Context, r *RunRequest) (sandbox.Status, error)
 	for _, w := range proc.Warnings() {
 		r.warn(w)
 	}
+	defer e.lendLease(ctx, img.chain)()
 	if r.Started != nil {
 		r.Started(proc)
 	}
 	return proc.Wait()
+}
+
+// lendLease lets other commands prune while a container runs on: its layers are
+// pinned in the store instead. Containers that end sooner are not worth the
+// write. The returned function ends it.
+func (e *Engine) lendLease(ctx context.Context, chain snapshot.Chain) (stop func()) {
+	const soon = 2 * time.Second
+	done := make(chan struct{})
+	t := time.AfterFunc(soon, func() {
+		defer close(done)
+		if e.Store.PinLayers(ctx, chain) == nil {
+			_ = e.Store.Release() // keeping the lease is right, too: prune then waits
+		}
+	})
+	return func() {
+		if !t.Stop() {
+			<-done
+		}
+	}
 }
 
 func (r *RunRequest) warn(s string) {
