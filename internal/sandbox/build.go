@@ -276,15 +276,20 @@ func (b *builder) buildPaths() error {
 // buildStdio passes the standard streams. The stage opens the null device
 // itself, also in place of the machine's own that a caller passes.
 func (b *builder) buildStdio() error {
+	var null *os.File
 	for i, f := range []*os.File{b.cfg.Stdin, b.cfg.Stdout, b.cfg.Stderr} {
-		if f == nil || b.cfg.TTY || isNull(f) {
-			null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+		if f != nil && !b.cfg.TTY && !isNull(f) {
+			b.files[i] = f
+			continue
+		}
+		if null == nil {
+			fd, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
 			if err != nil {
 				return fmt.Errorf("open the null device: %w", err)
 			}
-			f, b.plan.NullStdio[i] = b.own(null), true
+			null = b.own(os.NewFile(uintptr(fd), os.DevNull))
 		}
-		b.files[i] = f
+		b.files[i], b.plan.NullStdio[i] = null, true
 	}
 	return nil
 }

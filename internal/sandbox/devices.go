@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -91,33 +92,43 @@ func deviceAccess(s *specs.Spec, d specs.LinuxDevice) string {
 // openDevice makes a read-only detached mount of the machine's node for a
 // device: at the same path, or where the kernel says that it is.
 func (b *builder) openDevice(path, kind string, major, minor int64) (*os.File, error) {
-	paths := []string{path}
-	if name, ok := kernelDeviceName(kind, major, minor); ok && name != path {
-		paths = append(paths, name)
+	f, err := b.openNode(path, kind, major, minor)
+	if f == nil && err == nil {
+		if name, ok := kernelDeviceName(kind, major, minor); ok && name != path {
+			f, err = b.openNode(name, kind, major, minor)
+		}
 	}
-	for _, p := range paths {
-		fd, err := unix.OpenTree(unix.AT_FDCWD, p, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
-		if err != nil {
-			continue
-		}
-		f := b.own(os.NewFile(uintptr(fd), p))
-		var st unix.Stat_t
-		if err := unix.Fstat(fd, &st); err != nil {
-			return nil, fmt.Errorf("open device %s: %w", p, err)
-		}
-		want := uint32(unix.S_IFCHR)
-		if kind == "b" {
-			want = unix.S_IFBLK
-		}
-		if st.Mode&unix.S_IFMT != want || st.Rdev != unix.Mkdev(uint32(major), uint32(minor)) {
-			continue
-		}
-		if err := setAttr(f, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, unix.MS_PRIVATE, false); err != nil {
-			return nil, fmt.Errorf("open device %s: %w", p, err)
-		}
-		return f, nil
+	if f == nil && err == nil {
+		err = errdef.New(errdef.ErrNotFound, "open device %s: this machine has no node for %s %d:%d", path, kind, major, minor)
 	}
-	return nil, errdef.New(errdef.ErrNotFound, "open device %s: this machine has no node for %s %d:%d", path, kind, major, minor)
+	return f, err
+}
+
+// openNode is openDevice for one path; nil where that is not the device.
+func (b *builder) openNode(path, kind string, major, minor int64) (*os.File, error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open device %s: %w", path, err)
+	}
+	f := b.own(os.NewFile(uintptr(fd), path))
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, fmt.Errorf("open device %s: %w", path, err)
+	}
+	want := uint32(unix.S_IFCHR)
+	if kind == "b" {
+		want = unix.S_IFBLK
+	}
+	if st.Mode&unix.S_IFMT != want || st.Rdev != unix.Mkdev(uint32(major), uint32(minor)) {
+		return nil, nil
+	}
+	if err := setAttr(f, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, unix.MS_PRIVATE, false); err != nil {
+		return nil, fmt.Errorf("open device %s: %w", path, err)
+	}
+	return f, nil
 }
 
 // kernelDeviceName is the path devtmpfs gives a device.
