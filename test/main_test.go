@@ -122,6 +122,10 @@ func setup(env *testscript.Env) error {
 	env.Setenv("XDG_RUNTIME_DIR", filepath.Join(state, "run"))
 	env.Setenv("EXAMPLES", examples)
 	env.Setenv("IMAGES", shared.images)
+	if shared.peer != nil {
+		env.Setenv("BUILDX_CONFIG", os.Getenv("BUILDX_CONFIG"))
+		env.Setenv("BUILDX_NO_DEFAULT_ATTESTATIONS", "1")
+	}
 	env.Setenv("PATH", shared.bin+":"+os.Getenv("PATH")+":/usr/sbin:/sbin")
 	env.Setenv("GIT_CONFIG_NOSYSTEM", "1")
 	env.Setenv("GIT_AUTHOR_NAME", "t")
