@@ -132,13 +132,29 @@ func (f *buildFlags) request(a *app, context string) (engine.BuildRequest, error
 		const period = 100_000 // µs, the kernel's default
 		r.CPUPeriod, r.CPUQuota = period, n*period/1e9
 	}
-	if f.call != "build" {
-		r.Call = f.call
+	if err := f.requestCall(&r); err != nil {
+		return r, err
+	}
+	return r, f.requestLists(&r)
+}
+
+// requestCall reads --call METHOD[,format=FORMAT] and --check.
+func (f *buildFlags) requestCall(r *engine.BuildRequest) error {
+	method, options, more := strings.Cut(f.call, ",")
+	if more {
+		key, value, _ := strings.Cut(options, "=")
+		if key != "format" {
+			return errdef.WithHint(errdef.New(errdef.ErrInvalid, "--call option %q is not known", options), "write --call %s,format=json", method)
+		}
+		f.format = value
+	}
+	if method != "build" {
+		r.Call = method
 	}
 	if f.check {
 		r.Call = "check"
 	}
-	return r, f.requestLists(&r)
+	return nil
 }
 
 func (f *buildFlags) requestLists(r *engine.BuildRequest) error {

@@ -51,6 +51,9 @@ func (a *app) runCommand() *cobra.Command {
 			return a.run(cmd.Context(), &f, args)
 		},
 	}
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return &engine.RunError{Status: 125, Err: flagError(cmd, err)}
+	})
 	fl := cmd.Flags()
 	fl.SetInterspersed(false)
 	f.register(fl)
@@ -169,7 +172,13 @@ func (f *runFlags) request(args []string) (engine.RunRequest, error) {
 
 func (f *runFlags) requestLists(r *engine.RunRequest) (err error) {
 	o := &r.Options
-	if o.Env, err = opts.ReadKVEnvStrings(f.envFile, f.env); err != nil {
+	env := make([]string, len(f.env))
+	for i, e := range f.env {
+		if env[i], err = opts.ValidateEnv(e); err != nil { // also looks names without a value up
+			return errdef.As(errdef.ErrInvalid, err)
+		}
+	}
+	if o.Env, err = opts.ReadKVEnvStrings(f.envFile, env); err != nil {
 		return errdef.As(errdef.ErrInvalid, err)
 	}
 	for _, h := range f.addHosts {

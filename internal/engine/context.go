@@ -102,10 +102,9 @@ func (e *Engine) dockerfileFromStdin(_ context.Context, in io.Reader, p *prepare
 	if err != nil {
 		return err
 	}
-	p.attrs["filename"] = filepath.Base(file)
 	// As with docker, the context's .dockerignore holds for a Dockerfile that
 	// comes from elsewhere; the frontend reads it beside the context.
-	p.dirs["dockerfile"] = dir
+	p.dirs["dockerfile"], p.attrs["filename"] = filepath.Dir(file), filepath.Base(file)
 	p.name += "\x00-"
 	return nil
 }
@@ -124,9 +123,14 @@ func (e *Engine) contextFromURL(ctx context.Context, r *BuildRequest, p *prepare
 	return nil
 }
 
-// unpack is how a tar becomes a context: an archive, not a layer.
+// unpack is how a tar, packed or not, becomes a context: an archive, not a layer.
 func unpack(ctx context.Context, dir string, r io.Reader) error {
-	_, err := layer.Apply(ctx, dir, r, layer.ApplyOptions{Archive: true})
+	plain, _, err := layer.Decompress(r)
+	if err != nil {
+		return err
+	}
+	defer plain.Close()
+	_, err = layer.Apply(ctx, dir, plain, layer.ApplyOptions{Archive: true})
 	return err
 }
 
