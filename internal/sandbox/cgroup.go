@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -155,15 +156,31 @@ func newCgroup(name string, res *cgroups.Resources, need []string, inUserNS bool
 	if err := c.manager.Apply(-1); err != nil { // -1 makes it without moving anyone in
 		return nil, errors.Join(err, c.remove())
 	}
-	if err := c.manager.Set(res); err != nil {
-		return nil, errors.Join(err, c.remove())
-	}
 	if dir, ok := c.paths[""]; ok {
-		if c.dir, err = os.Open(dir); err != nil {
+		if err := c.open2(dir, need); err != nil {
 			return nil, errors.Join(err, c.remove())
 		}
 	}
+	if err := c.manager.Set(res); err != nil {
+		return nil, errors.Join(err, c.remove())
+	}
 	return c, nil
+}
+
+// open2 opens a version 2 directory that has the needed controllers.
+func (c *cgroup) open2(dir string, need []string) (err error) {
+	data, err := os.ReadFile(path.Join(dir, "cgroup.controllers"))
+	if err != nil {
+		return err
+	}
+	have := strings.Fields(string(data))
+	for _, controller := range need {
+		if !slices.Contains(have, controller) {
+			return errdef.New(errdef.ErrUnsupported, "there is no %s controller to be had", controller)
+		}
+	}
+	c.dir, err = os.Open(dir)
+	return err
 }
 
 // cgroup1Paths lists a directory for each controller that is needed, and one
@@ -174,7 +191,7 @@ func cgroup1Paths(name string, need []string) (map[string]string, error) {
 	for _, controller := range append(need, "pids") {
 		mount := path.Join(cgroupRoot, controller)
 		if !exists(mount) {
-			return nil, errdef.New(errdef.ErrUnsupported, "this machine has no %s controller", controller)
+			return nil, errdef.New(errdef.ErrUnsupported, "there is no %s controller to be had", controller)
 		}
 		paths[controller] = path.Join(mount, name)
 	}

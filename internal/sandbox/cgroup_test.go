@@ -14,11 +14,11 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// needCgroups skips where no cgroup can be made.
-func needCgroups(t *testing.T) {
+// needCgroups skips where no cgroup with the controllers can be made.
+func needCgroups(t *testing.T, controllers ...string) {
 	t.Helper()
 	needNamespaces(t)
-	cg, err := newCgroup("/dhow/probe-"+t.Name(), &cgroups.Resources{SkipDevices: true}, nil, false)
+	cg, err := newCgroup("/dhow/probe-"+t.Name(), &cgroups.Resources{SkipDevices: true}, controllers, false)
 	if err != nil {
 		t.Skipf("no cgroups to be had: %v", err)
 	}
@@ -28,7 +28,7 @@ func needCgroups(t *testing.T) {
 }
 
 func TestMemoryLimit(t *testing.T) {
-	needCgroups(t)
+	needCgroups(t, "memory")
 	limit, swap := int64(24<<20), int64(24<<20)
 	eat := `x=$(head -c 200000000 /dev/zero | tr '\0' a); echo survived ${#x}`
 	cfg := Config{Spec: testSpec("/bin/busybox", "sh", "-c", eat), Root: openDir(t, busyboxRoot(t)), CgroupName: "dhow/test-oom"}
@@ -46,7 +46,7 @@ func TestMemoryLimit(t *testing.T) {
 }
 
 func TestPidsLimit(t *testing.T) {
-	needCgroups(t)
+	needCgroups(t, "pids")
 	limit := int64(20)
 	cfg := Config{Spec: testSpec("/bin/sh", "-c", "i=0; while [ $i -lt 30 ]; do sleep 0.2 & i=$((i+1)); done; wait"), Root: openDir(t, busyboxRoot(t))}
 	cfg.Spec.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &limit}}
