@@ -3,7 +3,6 @@ package export
 import (
 	"encoding/json"
 	"slices"
-	"strings"
 	"time"
 
 	"dhow/internal/errdef"
@@ -22,7 +21,6 @@ type configInput struct {
 	base     []byte // of the base image; empty: none
 	platform oci.Platform
 	layers   []layerInfo // of the tree, bottom first
-	made     []bool      // see Platform.Made
 	epoch    *time.Time
 }
 
@@ -63,7 +61,7 @@ func finishConfig(in configInput) ([]byte, error) {
 		}
 		base = *b
 	}
-	history := alignHistory(img.History, base, in.layers, in.made)
+	history := alignHistory(img.History, base, in.layers)
 	fillTimes(history, in.layers)
 	if in.epoch != nil {
 		clampHistory(history, base.History, *in.epoch)
@@ -97,68 +95,29 @@ func defaultConfig(p oci.Platform) ([]byte, error) {
 }
 
 // alignHistory returns a history with one entry that is not empty for each
-// layer. A step that changed nothing has no layer here, where docker has an empty
-// one, so its entry becomes an empty one.
-func alignHistory(history []ocispecs.History, base oci.Image, layers []layerInfo, made []bool) []ocispecs.History {
+// layer. Every step of a build has a layer, so that differences come from a base
+// image whose history is wrong, or from merges of several layers.
+func alignHistory(history []ocispecs.History, base oci.Image, layers []layerInfo) []ocispecs.History {
 	history = slices.Clone(history)
-	var claims []int // indices of entries that claim a layer
-	for i, h := range history {
-		if !h.EmptyLayer {
-			claims = append(claims, i)
+	claims := 0
+	for i := range history {
+		if history[i].EmptyLayer {
+			continue
 		}
-	}
-	switch surplus := len(claims) - len(layers); {
-	case surplus > 0 && count(made) == len(layers) && len(made) == len(claims):
-		for k, i := range claims {
-			history[i].EmptyLayer = !made[k]
-		}
-	case surplus > 0:
-		for _, i := range guessEmpty(history, claims, base, surplus) {
+		if claims++; claims > len(layers) {
 			history[i].EmptyLayer = true
 		}
-	case surplus < 0:
+	}
+	if claims < len(layers) {
 		return addMissing(history, base, layers, claims)
 	}
 	return history
 }
 
-func count(made []bool) (n int) {
-	for _, m := range made {
-		if m {
-			n++
-		}
-	}
-	return n
-}
-
-// guessEmpty picks n entries that have no layer: those above the base image's,
-// steps that often change nothing first, and of these the last.
-func guessEmpty(history []ocispecs.History, claims []int, base oci.Image, n int) []int {
-	rank := func(i int) int {
-		switch by := history[i].CreatedBy; {
-		case i < len(base.History):
-			return 3
-		case strings.HasPrefix(by, "WORKDIR "):
-			return 0
-		case strings.HasPrefix(by, "RUN "):
-			return 1
-		}
-		return 2
-	}
-	order := slices.Clone(claims)
-	slices.SortStableFunc(order, func(a, b int) int {
-		if d := rank(a) - rank(b); d != 0 {
-			return d
-		}
-		return b - a
-	})
-	return order[:n]
-}
-
 // addMissing adds entries for layers that the history does not tell of: those of
 // a base image without one behind what it has, others at the end.
-func addMissing(history []ocispecs.History, base oci.Image, layers []layerInfo, claims []int) []ocispecs.History {
-	missing := len(layers) - len(claims)
+func addMissing(history []ocispecs.History, base oci.Image, layers []layerInfo, claims int) []ocispecs.History {
+	missing := len(layers) - claims
 	baseEnd := min(len(base.History), len(history))
 	baseClaims := 0
 	for _, h := range history[:baseEnd] {

@@ -80,36 +80,30 @@ func TestFinishConfigHistory(t *testing.T) {
 		history string
 		base    string
 		layers  int
-		made    []bool
 		epoch   *time.Time
 		want    []string
 		created int64
 	}{
-		{"one for each", historyJSON("ADD rootfs@10", "-CMD sh@11", "RUN a", "-ENV x", "COPY b"), base, 3, nil, nil,
+		{"one for each", historyJSON("ADD rootfs@10", "-CMD sh@11", "RUN a", "-ENV x", "COPY b"), base, 3, nil,
 			[]string{"ADD rootfs@10", "-CMD sh@11", "RUN a@1001", "-ENV x@1001", "COPY b@1002"}, 1002},
-		{"only metadata", historyJSON("ADD rootfs@10", "-CMD sh@11", "-ENV x"), base, 1, nil, nil,
+		{"only metadata", historyJSON("ADD rootfs@10", "-CMD sh@11", "-ENV x"), base, 1, nil,
 			[]string{"ADD rootfs@10", "-CMD sh@11", "-ENV x@11"}, 11},
-		{"metadata first", historyJSON("-ENV x", "COPY b"), "", 1, nil, nil, []string{"-ENV x@1000", "COPY b@1000"}, 1000},
-		{"a step made nothing, told", historyJSON("ADD rootfs@10", "-CMD sh@11", "RUN true", "RUN b", "WORKDIR /"), base, 3, []bool{true, false, true, true}, nil,
-			[]string{"ADD rootfs@10", "-CMD sh@11", "-RUN true@11", "RUN b@1001", "WORKDIR /@1002"}, 1002},
-		{"a step made nothing, guessed", historyJSON("ADD rootfs@10", "-CMD sh@11", "RUN true", "WORKDIR /", "COPY b"), base, 3, nil, nil,
-			[]string{"ADD rootfs@10", "-CMD sh@11", "RUN true@1001", "-WORKDIR /@1001", "COPY b@1002"}, 1002},
-		{"two made nothing, guessed", historyJSON("ADD rootfs@10", "-CMD sh@11", "RUN a", "RUN b", "COPY c", "COPY d"), base, 3, nil, nil,
-			[]string{"ADD rootfs@10", "-CMD sh@11", "-RUN a@11", "-RUN b@11", "COPY c@1001", "COPY d@1002"}, 1002},
-		{"told wrongly", historyJSON("RUN a", "RUN b"), "", 1, []bool{true, true}, nil, []string{"RUN a@1000", "-RUN b@1000"}, 1000},
-		{"nothing at all", historyJSON("RUN a"), "", 0, nil, nil, []string{"-RUN a"}, 0},
-		{"no history", "[]", "", 2, nil, nil, []string{"?@1000", "?@1001"}, 1001},
-		{"base without history", historyJSON("RUN a"), strings.Replace(base, historyJSON("ADD rootfs@10", "-CMD sh@11"), "[]", 1), 2, nil, nil,
+		{"metadata first", historyJSON("-ENV x", "COPY b"), "", 1, nil, []string{"-ENV x@1000", "COPY b@1000"}, 1000},
+		{"more entries than layers", historyJSON("ADD rootfs@10", "-CMD sh@11", "RUN a", "COPY b"), base, 2, nil,
+			[]string{"ADD rootfs@10", "-CMD sh@11", "RUN a@1001", "-COPY b@1001"}, 1001},
+		{"nothing at all", historyJSON("RUN a"), "", 0, nil, []string{"-RUN a"}, 0},
+		{"no history", "[]", "", 2, nil, []string{"?@1000", "?@1001"}, 1001},
+		{"base without history", historyJSON("RUN a"), strings.Replace(base, historyJSON("ADD rootfs@10", "-CMD sh@11"), "[]", 1), 2, nil,
 			[]string{"?@1000", "RUN a@1001"}, 1001},
-		{"merged layers", historyJSON("ADD rootfs@10", "-CMD sh@11", "COPY a"), base, 3, nil, nil,
+		{"merged layers", historyJSON("ADD rootfs@10", "-CMD sh@11", "COPY a"), base, 3, nil,
 			[]string{"ADD rootfs@10", "-CMD sh@11", "COPY a@1001", "?@1002"}, 1002},
-		{"epoch", historyJSON("ADD rootfs@10", "-CMD sh@11", "RUN a", "-ENV x@3"), base, 2, nil, at(5),
+		{"epoch", historyJSON("ADD rootfs@10", "-CMD sh@11", "RUN a", "-ENV x@3"), base, 2, at(5),
 			[]string{"ADD rootfs@10", "-CMD sh@11", "RUN a@5", "-ENV x@3"}, 3},
-		{"epoch without a step", "[]", "", 0, nil, at(5), nil, 5},
+		{"epoch without a step", "[]", "", 0, at(5), nil, 5},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			raw := fmt.Sprintf(`{"os":"linux","architecture":"amd64","history":%s}`, tt.history)
-			got, err := finishConfig(configInput{raw: []byte(raw), base: []byte(tt.base), layers: layerInfos(tt.layers), made: tt.made, epoch: tt.epoch})
+			got, err := finishConfig(configInput{raw: []byte(raw), base: []byte(tt.base), layers: layerInfos(tt.layers), epoch: tt.epoch})
 			if err != nil {
 				t.Fatal(err)
 			}

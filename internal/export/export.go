@@ -43,10 +43,6 @@ type Platform struct {
 	// Base is the configuration of the image that the stage began FROM; nil for
 	// scratch or unknown. Its history keeps its times under Epoch.
 	Base []byte
-	// Made says for each entry of Config's history that claims a layer (is not
-	// empty_layer), in order, whether it made one. Nil: unknown; entries without a
-	// layer are then guessed to be the last ones.
-	Made []bool
 }
 
 // Exporter exports from one store. Safe for concurrent use.

@@ -147,7 +147,7 @@ func (a *after) Write(p []byte) (int, error) {
 // TestCompressedByOthers reads what the usual commands write, and the other way
 // round.
 func TestCompressedByOthers(t *testing.T) {
-	data := sample(3<<20 + 5)
+	data := sample(1<<20 + 5)
 	for _, tt := range []struct {
 		command string
 		c       oci.Compression
