@@ -79,7 +79,7 @@ func apply(t testing.TB, o ApplyOptions, items ...item) (string, ApplyResult, er
 	return dir, res, err
 }
 
-// tree describes what lies below dir, one line a name: type, mode, owner and
+// describe lists what lies below dir, one line a name: type, mode, owner and
 // contents, link target or device; "=first" for another name of the same file.
 func describe(t testing.TB, dir string) []string {
 	t.Helper()

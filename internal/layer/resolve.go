@@ -16,6 +16,9 @@ const inRoot = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
 // files together, so few are needed at a time.
 const maxOpenDirs = 128
 
+// maxAgain bounds how often a lookup is repeated that others' renames disturb.
+const maxAgain = 512
+
 // maxLinks is how many links one path may lead through, as in the kernel.
 const maxLinks = 40
 
@@ -73,12 +76,14 @@ func (t *tree) open(name string, flags int) (int, error) {
 
 func openat2(at int, name string, flags int, resolve uint64) (int, error) {
 	how := unix.OpenHow{Flags: uint64(flags) | unix.O_CLOEXEC, Resolve: resolve}
-	for {
+	for try := 0; ; try++ {
 		fd, err := unix.Openat2(at, name, &how)
-		// EAGAIN: the kernel saw a rename somewhere while it followed "..".
-		if err != unix.EINTR && err != unix.EAGAIN {
-			return fd, err
+		// EAGAIN: something on the machine was renamed while the kernel followed a
+		// "..", so it cannot be sure where that led.
+		if err == unix.EINTR || err == unix.EAGAIN && try < maxAgain {
+			continue
 		}
+		return fd, err
 	}
 }
 
