@@ -322,3 +322,13 @@ func TestResolvConf(t *testing.T) {
 		}
 	}
 }
+
+func FuzzResolvConf(f *testing.F) {
+	f.Add([]byte("nameserver 127.0.0.1\noptions a\n;\n#\nsearch"))
+	f.Fuzz(func(t *testing.T, host []byte) {
+		got := ResolvConf(host, NetworkNone, nil, nil, nil)
+		if again := ResolvConf(got, NetworkNone, nil, nil, nil); string(again) != string(got) {
+			t.Errorf("not stable: %q, then %q", got, again)
+		}
+	})
+}

@@ -123,7 +123,7 @@ func (b *builder) check() error {
 	return nil
 }
 
-// namespaceFlags are the namespaces of a runtime spec.
+// namespaceFlag is the clone(2) flag of a runtime spec's namespace.
 func namespaceFlag(t specs.LinuxNamespaceType) (uintptr, bool) {
 	switch t {
 	case specs.PIDNamespace:
@@ -205,7 +205,7 @@ func (b *builder) buildSysctls() error {
 		if need == 0 || b.cloneFlags&need == 0 || strings.Contains(file, "//") {
 			return errdef.New(errdef.ErrInvalid, "start the sandbox: sysctl %s is not in a namespace of the container's own", name)
 		}
-		b.plan.Sysctls = append(b.plan.Sysctls, stage.Sysctl{Name: file, Value: value})
+		b.plan.Sysctls = append(b.plan.Sysctls, stage.Setting{Name: file, Value: value})
 	}
 	return nil
 }

@@ -34,8 +34,8 @@ func defaultDevices() []specs.LinuxDevice {
 }
 
 // devLinks are the links every /dev has.
-func devLinks() []stage.Sysctl {
-	return []stage.Sysctl{
+func devLinks() []stage.Setting {
+	return []stage.Setting{
 		{Name: "/dev/fd", Value: "/proc/self/fd"},
 		{Name: "/dev/stdin", Value: "/proc/self/fd/0"},
 		{Name: "/dev/stdout", Value: "/proc/self/fd/1"},

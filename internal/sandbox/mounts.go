@@ -18,13 +18,12 @@ import (
 // mountOptions is what a mount's option list means.
 type mountOptions struct {
 	attrs       uint64 // MOUNT_ATTR_* to set
-	clear       uint64 // MOUNT_ATTR_* the list takes back
 	bind        bool
-	recursive   bool           // of the bind
-	dev         bool           // devices were asked for by name
-	propagation uint64         // MS_PRIVATE and the like
-	propRec     bool           // also below
-	data        []stage.Sysctl // for the file system
+	recursive   bool            // of the bind
+	dev         bool            // devices were asked for by name
+	propagation uint64          // MS_PRIVATE and the like
+	propRec     bool            // also below
+	data        []stage.Setting // for the file system
 }
 
 // parseMountOptions reads fstab-like options as runc does.
@@ -35,33 +34,31 @@ func parseMountOptions(options []string) mountOptions {
 			continue
 		}
 		name, value, _ := strings.Cut(opt, "=")
-		o.data = append(o.data, stage.Sysctl{Name: name, Value: value})
+		o.data = append(o.data, stage.Setting{Name: name, Value: value})
 	}
 	return o
 }
 
 // flag handles an option that is not the file system's.
 func (o *mountOptions) flag(opt string) bool {
-	set := func(attr uint64) { o.attrs, o.clear = o.attrs|attr, o.clear&^attr }
-	unset := func(attr uint64) { o.attrs, o.clear = o.attrs&^attr, o.clear|attr }
 	switch opt {
 	case "ro", "rro":
-		set(unix.MOUNT_ATTR_RDONLY)
+		o.attrs |= unix.MOUNT_ATTR_RDONLY
 	case "rw", "rrw":
-		unset(unix.MOUNT_ATTR_RDONLY)
+		o.attrs &^= unix.MOUNT_ATTR_RDONLY
 	case "nosuid", "rnosuid":
-		set(unix.MOUNT_ATTR_NOSUID)
+		o.attrs |= unix.MOUNT_ATTR_NOSUID
 	case "suid", "rsuid":
-		unset(unix.MOUNT_ATTR_NOSUID)
+		o.attrs &^= unix.MOUNT_ATTR_NOSUID
 	case "nodev", "rnodev":
-		set(unix.MOUNT_ATTR_NODEV)
+		o.attrs |= unix.MOUNT_ATTR_NODEV
 		o.dev = false
 	case "dev", "rdev":
 		o.dev = true
 	case "noexec", "rnoexec":
-		set(unix.MOUNT_ATTR_NOEXEC)
+		o.attrs |= unix.MOUNT_ATTR_NOEXEC
 	case "exec", "rexec":
-		unset(unix.MOUNT_ATTR_NOEXEC)
+		o.attrs &^= unix.MOUNT_ATTR_NOEXEC
 	case "noatime":
 		o.attrs = o.attrs&^unix.MOUNT_ATTR__ATIME | unix.MOUNT_ATTR_NOATIME
 	case "strictatime":
@@ -69,7 +66,7 @@ func (o *mountOptions) flag(opt string) bool {
 	case "relatime":
 		o.attrs &^= unix.MOUNT_ATTR__ATIME
 	case "nodiratime":
-		set(unix.MOUNT_ATTR_NODIRATIME)
+		o.attrs |= unix.MOUNT_ATTR_NODIRATIME
 	case "bind":
 		o.bind = true
 	case "rbind":
@@ -199,7 +196,7 @@ func (b *builder) filesystem(m specs.Mount, o mountOptions) error {
 	}
 	switch m.Type {
 	case "devpts": // holds nothing but terminals, which nodev would forbid
-		var kept []stage.Sysctl
+		var kept []stage.Setting
 		for _, d := range sm.Options {
 			if d.Name != "newinstance" { // always, since Linux 4.7
 				kept = append(kept, d)
@@ -215,7 +212,7 @@ func (b *builder) filesystem(m specs.Mount, o mountOptions) error {
 		}
 	}
 	// What mountinfo shows as the source, and the device of a real file system.
-	sm.Options = append(sm.Options, stage.Sysctl{Name: "source", Value: cmp.Or(m.Source, m.Type)})
+	sm.Options = append(sm.Options, stage.Setting{Name: "source", Value: cmp.Or(m.Source, m.Type)})
 	// A sysfs shows a network namespace, and mounting it needs to own that.
 	if m.Type == "sysfs" && b.plan.InUserNS && b.cloneFlags&unix.CLONE_NEWNET == 0 {
 		f, err := b.hostTree("/sys", sm.Attrs)
@@ -258,7 +255,7 @@ func (b *builder) cgroupMount(m specs.Mount, o mountOptions) error {
 		return nil
 	}
 	b.plan.Mounts = append(b.plan.Mounts, stage.Mount{Dest: m.Destination, FD: -1, Fallback: -1, Type: "tmpfs",
-		Options: []stage.Sysctl{{Name: "mode", Value: "755"}, {Name: "size", Value: "64k"}},
+		Options: []stage.Setting{{Name: "mode", Value: "755"}, {Name: "size", Value: "64k"}},
 		Attrs:   (o.attrs | unix.MOUNT_ATTR_NODEV) &^ unix.MOUNT_ATTR_RDONLY, NoLinks: true})
 	for name, dir := range b.cg.controllers() {
 		f, err := b.hostTree(dir, o.attrs|unix.MOUNT_ATTR_NODEV)

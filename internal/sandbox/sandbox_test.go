@@ -8,11 +8,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"dhow/internal/sys"
 
+	"github.com/moby/profiles/seccomp"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -193,17 +195,48 @@ func TestRunsIsolated(t *testing.T) {
 	}
 }
 
+// From the call of Start to the end of /bin/true.
 func BenchmarkTrue(b *testing.B) {
 	needNamespaces(b)
 	root := openDir(b, busyboxRoot(b))
-	for b.Loop() {
-		p, err := Start(context.Background(), Config{Spec: testSpec("/bin/true"), Root: root})
-		if err != nil {
-			b.Fatal(err)
+	without := func(ns specs.LinuxNamespaceType) func(*Config) {
+		return func(c *Config) {
+			c.Spec.Linux.Namespaces = slices.DeleteFunc(c.Spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == ns })
 		}
-		if st, err := p.Wait(); err != nil || st.ExitCode != 0 {
-			b.Fatal(st, err)
-		}
+	}
+	limit := int64(100)
+	for _, bb := range []struct {
+		name   string
+		change func(*Config)
+	}{
+		{"NetworkNone", func(*Config) {}},
+		{"NetworkHost", without(specs.NetworkNamespace)},
+		{"Seccomp", func(c *Config) {
+			without(specs.NetworkNamespace)(c)
+			var err error
+			if c.Spec.Linux.Seccomp, err = seccomp.GetDefaultProfile(c.Spec); err != nil {
+				b.Fatal(err)
+			}
+		}},
+		{"Init", func(c *Config) { without(specs.NetworkNamespace)(c); c.InitProcess = true }},
+		{"Cgroup", func(c *Config) {
+			without(specs.NetworkNamespace)(c)
+			c.Spec.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &limit}}
+		}},
+	} {
+		b.Run(bb.name, func(b *testing.B) {
+			for b.Loop() {
+				cfg := Config{Spec: testSpec("/bin/true"), Root: root}
+				bb.change(&cfg)
+				p, err := Start(context.Background(), cfg)
+				if err != nil {
+					b.Fatal(err)
+				}
+				if st, err := p.Wait(); err != nil || st.ExitCode != 0 {
+					b.Fatal(st, err)
+				}
+			}
+		})
 	}
 }
 

@@ -94,3 +94,14 @@ func TestLookupUserHostileImage(t *testing.T) {
 		t.Errorf("1 TB sparse file: got %v, want invalid", err)
 	}
 }
+
+func FuzzLookupUser(f *testing.F) {
+	f.Add("root:x:0:0:root:/root:/bin/sh\n", "root:x:0:a,b\n", "root:root")
+	f.Add("a:::\n::::", ":::", "a:0")
+	f.Fuzz(func(t *testing.T, passwd, group, spec string) {
+		u, err := lookupUser(passwd, group, spec)
+		if err == nil && (u.UID > maxID || u.GID > maxID || u.Home == "") {
+			t.Errorf("got %+v", u)
+		}
+	})
+}

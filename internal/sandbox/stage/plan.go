@@ -27,12 +27,12 @@ type Plan struct {
 	Hostname     string
 	Domainname   string
 	LoopbackUp   bool
-	Sysctls      []Sysctl
+	Sysctls      []Setting
 	Root         int // detached mount that becomes /
 	RootReadOnly bool
 	Mounts       []Mount
 	Devices      []Device
-	Links        []Sysctl // symbolic links to make: Name → Value
+	Links        []Setting // symbolic links to make: Name → Value
 	Masked       []string
 	Null         int // detached mount of the null device, read-only, to mask files with
 	ReadOnly     []string
@@ -58,8 +58,9 @@ type Rlimit struct {
 	Soft, Hard uint64
 }
 
-// Sysctl is a name and a value.
-type Sysctl struct{ Name, Value string }
+// Setting is a name and a value: a sysctl, a mount option, a link and its
+// target.
+type Setting struct{ Name, Value string }
 
 // Mount attaches the mount in FD, or a new one of the file system Type, at
 // Dest.
@@ -70,8 +71,8 @@ type Mount struct {
 	// this user namespace (sysfs of a foreign network namespace).
 	Fallback int
 	Type     string
-	Options  []Sysctl // for fsconfig(2); an empty Value is a flag
-	Attrs    uint64   // MOUNT_ATTR_* of a new file system
+	Options  []Setting // for fsconfig(2); an empty Value is a flag
+	Attrs    uint64    // MOUNT_ATTR_* of a new file system
 	// NoLinks refuses a Dest with symbolic links in it, for the file systems
 	// that later steps trust to be at their place.
 	NoLinks bool
@@ -145,7 +146,7 @@ func codeMount(c *coder, m *Mount) {
 	c.flags(&m.NoLinks)
 }
 
-func codePair(c *coder, s *Sysctl) { c.str(&s.Name); c.str(&s.Value) }
+func codePair(c *coder, s *Setting) { c.str(&s.Name); c.str(&s.Value) }
 
 func code32(c *coder, v *uint32) {
 	x := uint64(*v)

@@ -66,8 +66,8 @@ func makeFilesystems(p *Plan) *failure {
 	return nil
 }
 
-func without(options []Sysctl, name string) []Sysctl {
-	var kept []Sysctl
+func without(options []Setting, name string) []Setting {
+	var kept []Setting
 	for _, o := range options {
 		if o.Name != name {
 			kept = append(kept, o)
@@ -116,7 +116,7 @@ func fillRoot(p *Plan) *failure {
 
 // setSysctls writes below /proc/sys through the still detached proc, where
 // nothing can be mounted in the way (CVE-2025-52881).
-func setSysctls(proc int, sysctls []Sysctl) *failure {
+func setSysctls(proc int, sysctls []Setting) *failure {
 	for _, s := range sysctls {
 		path := "sys/" + s.Name
 		fd, e := openat2(proc, path, syscall.O_WRONLY, resolveBeneath|resolveNoSymlinks|resolveNoXdev)
@@ -270,7 +270,7 @@ func (t tree) attachDevice(d Device) *failure {
 
 // link makes a symbolic link; one that is there already stays, and so does
 // whatever a read-only /dev of the user's holds.
-func (t tree) link(l Sysctl) {
+func (t tree) link(l Setting) {
 	names := split(l.Name)
 	parent := l.Name[:len(l.Name)-len(names[len(names)-1])]
 	if fd, e := t.open(parent, syscall.O_DIRECTORY, 0); e == 0 {
@@ -344,7 +344,7 @@ func (m *mask) apply(path string) *failure {
 		return fail(what, errnoOf(err))
 	}
 	if m.empty < 0 {
-		opts := []Sysctl{{"nr_blocks", "1"}, {"nr_inodes", "1"}, {"mode", "755"}}
+		opts := []Setting{{"nr_blocks", "1"}, {"nr_inodes", "1"}, {"mode", "755"}}
 		if m.empty, e = newMount("tmpfs", opts, attrReadOnly|attrNoSuid|attrNoDev|attrNoExec); e != 0 {
 			return fail(what, e)
 		}

@@ -155,7 +155,7 @@ func setMountAttr(fd int, flags uintptr, set uint64) syscall.Errno {
 }
 
 // newMount mounts a new file system, detached.
-func newMount(fs string, options []Sysctl, attrs uint64) (int, syscall.Errno) {
+func newMount(fs string, options []Setting, attrs uint64) (int, syscall.Errno) {
 	ctx, _, e := syscall.Syscall(sysFsopen, uintptr(unsafe.Pointer(cstr(fs))), 1, 0) // FSOPEN_CLOEXEC
 	if e != 0 {
 		return -1, e
