@@ -311,7 +311,7 @@ func setUser(p *Plan) *failure {
 	_, _, e := syscall.RawSyscall(syscall.SYS_SETGROUPS, uintptr(len(p.Groups)), uintptr(unsafe.Pointer(gids)), 0)
 	switch {
 	case (e == syscall.EPERM || e == syscall.EINVAL) && p.InUserNS:
-		if len(p.Groups) > 0 {
+		if len(p.Groups) > 1 || len(p.Groups) == 1 && p.Groups[0] != p.GID {
 			warn("the user's additional groups are left out: this user namespace does not map them")
 		}
 	case e != 0:
