@@ -58,7 +58,7 @@ func (x *Exporter) blob(ctx context.Context, id string, o *Output) (*blob, error
 	}
 	b := &blob{diffID: diffID, id: id, size: size}
 	if rec.Key != "" {
-		return b, x.pulled(ctx, b, o)
+		return b, x.pulled(ctx, b, forms, o)
 	}
 	c := o.compression()
 	b.desc.MediaType = oci.LayerMediaType(c, o.DockerTypes)
@@ -72,18 +72,24 @@ func (x *Exporter) blob(ctx context.Context, id string, o *Output) (*blob, error
 		b.desc.Digest, b.desc.Size = diffID, size
 		return b, nil
 	}
+	b.recall(forms, c, o)
+	return b, nil
+}
+
+// recall takes digest and size from an earlier packing, if the bytes would be
+// the same.
+func (b *blob) recall(forms []ocispecs.Descriptor, c oci.Compression, o *Output) {
 	b.remember = o.Level == nil
 	for _, form := range forms {
 		if got, _ := oci.LayerCompression(form.MediaType); got == c && b.remember && form.Annotations[packer] == packerVersion {
 			b.desc.Digest, b.desc.Size = form.Digest, form.Size
-			break
+			return
 		}
 	}
-	return b, nil
 }
 
 // pulled takes a layer as it came, unless that is against the output's wishes.
-func (x *Exporter) pulled(ctx context.Context, b *blob, o *Output) error {
+func (x *Exporter) pulled(ctx context.Context, b *blob, forms []ocispecs.Descriptor, o *Output) error {
 	lb, err := x.Images.LayerBlob(ctx, store.ImageLayer{DiffID: b.diffID, Snapshot: b.id})
 	if err != nil {
 		return err
@@ -93,7 +99,8 @@ func (x *Exporter) pulled(ctx context.Context, b *blob, o *Output) error {
 		return errdef.New(errdef.ErrUnsupported, "layer %s has the media type %q", b.diffID, lb.Desc.MediaType)
 	}
 	want := c
-	if o.Force || o.DockerTypes && c == oci.Zstd {
+	// A layer that came from an archive is packed before it goes over a wire.
+	if o.Force || o.DockerTypes && c == oci.Zstd || o.Push && c == oci.Uncompressed {
 		want = o.compression()
 	}
 	if want == c && (o.Level == nil || !o.Force) {
@@ -104,6 +111,9 @@ func (x *Exporter) pulled(ctx context.Context, b *blob, o *Output) error {
 	b.desc.MediaType = oci.LayerMediaType(want, o.DockerTypes)
 	b.open = func(ctx context.Context) (io.ReadCloser, error) {
 		return packed(ctx, want, o.level(), b.diffID, func(w io.Writer) error { return unpack(ctx, w, lb.Open) }), nil
+	}
+	if want != oci.Uncompressed {
+		b.recall(forms, want, o)
 	}
 	return nil
 }

@@ -91,7 +91,8 @@ func lookupTag(dir, tag string) (digest.Digest, error) {
 		}
 		names = append(names, name)
 	}
-	if tag == "" && len(index.Manifests) == 1 {
+	if len(index.Manifests) == 1 && (tag == "" || names[0] == "") {
+		// As with buildx, the only image is meant by any tag if it has none.
 		return index.Manifests[0].Digest, oci.ValidDigest(index.Manifests[0].Digest)
 	}
 	err = errdef.New(errdef.ErrNotFound, "OCI layout %s: it has no image %q", dir, want)
