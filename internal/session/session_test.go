@@ -303,6 +303,13 @@ func TestParseLayout(t *testing.T) {
 			t.Errorf("%s: got %q, %v", in, got, ok)
 		}
 	}
+	only := t.TempDir()
+	write(t, filepath.Join(only, "index.json"), []byte(`{"schemaVersion":2,"manifests":[{"digest":"sha256:`+a+`","size":1}]}`))
+	for _, tag := range []string{"", ":latest", ":v7"} {
+		if l, err := ParseLayout("oci-layout://" + only + tag); err != nil || l.Digest.Encoded() != a {
+			t.Errorf("the only image, without a name, as %q: got %+v, %v", tag, l, err)
+		}
+	}
 	if _, err := ParseLayout("oci-layout://" + dir + ":v2"); !errors.Is(err, errdef.ErrNotFound) || errdef.Hint(err) != `did you mean "v1"?` {
 		t.Errorf("got %v (hint %q)", err, errdef.Hint(err))
 	}
