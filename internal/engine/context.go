@@ -130,7 +130,10 @@ func unpack(ctx context.Context, dir string, r io.Reader) error {
 		return err
 	}
 	defer plain.Close()
-	_, err = layer.Apply(ctx, dir, plain, layer.ApplyOptions{Archive: true})
+	// The same bounds as for a layer: far above any context, far below what a few
+	// kilobytes of a bomb can ask for.
+	limits := layer.Limits{MaxBytes: 256 << 30, MaxFiles: 20_000_000, MaxEntrySize: 256 << 30}
+	_, err = layer.Apply(ctx, dir, plain, layer.ApplyOptions{Archive: true, Limits: limits})
 	return err
 }
 

@@ -256,10 +256,14 @@ func (e *Engine) runConfig(ctx context.Context, r *RunRequest, root *os.File) (c
 	if err != nil {
 		return cfg, cleanup, err
 	}
-	return sandbox.Config{
+	cfg = sandbox.Config{
 		Spec: spec, Root: root, Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr,
-		TTY: o.TTY, InitProcess: r.Init, CgroupName: "dhow/" + e.Store.ProcID() + "-run",
-	}, cleanup, nil
+		TTY: o.TTY, InitProcess: r.Init,
+	}
+	if o.Resources != (container.Resources{}) || o.CgroupParent != "" {
+		cfg.CgroupName = "dhow/" + e.Store.ProcID() + "-run"
+	}
+	return cfg, cleanup, nil
 }
 
 // networkFiles writes /etc/hosts, /etc/hostname and /etc/resolv.conf beside the
