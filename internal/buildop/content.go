@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
@@ -26,15 +25,15 @@ const contentVersion = "dhow.content.1"
 
 // selector names what an operation reads from an input.
 type selector struct {
-	Path     string   // absolute in the input
-	Wildcard bool     `json:",omitempty"` // Path may have wildcards
-	Follow   bool     `json:",omitempty"` // a link at the end of Path is followed
-	Named    bool     `json:",omitempty"` // the last name of what is read matters, as it does to a copy into a directory
-	Contents bool     `json:",omitempty"` // of a directory only what is in it matters: no name, no attributes
-	Optional bool     `json:",omitempty"` // nothing may be there
-	Include  []string `json:",omitempty"`
-	Exclude  []string `json:",omitempty"`
-	Required []string `json:",omitempty"` // paths one of which every included set must begin with
+	Path     string // absolute in the input
+	Wildcard bool   // Path may have wildcards
+	Follow   bool   // a link at the end of Path is followed
+	Named    bool   // the last name of what is read matters, as it does to a copy into a directory
+	Contents bool   // of a directory only what is in it matters: no name, no attributes
+	Optional bool   // nothing may be there
+	Include  []string
+	Exclude  []string
+	Required []string // paths one of which every included set must begin with
 }
 
 // content returns a function that digests what the selectors read of a result:
@@ -50,11 +49,8 @@ func (d *Deps) content(sels ...selector) func(context.Context, solve.Result) (di
 		if in.Local != nil {
 			return d.contentOf(ctx, in, sels)
 		}
-		raw, err := json.Marshal(sels)
-		if err != nil {
-			return "", fmt.Errorf("digest of content: %w", err)
-		}
-		key := in.Chain.String() + " " + digest.FromBytes(raw).String()
+		// Not JSON: it has one form for all bytes that are not UTF-8.
+		key := in.Chain.String() + " " + digest.FromString(fmt.Sprintf("%#v", sels)).String()
 		if val, ok, err := d.Store.Memo(ctx, contentVersion, key); err != nil {
 			return "", err
 		} else if ok {

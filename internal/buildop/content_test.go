@@ -10,6 +10,7 @@ import (
 
 	"dhow/internal/buildcontext"
 	"dhow/internal/errdef"
+	"dhow/internal/solve"
 
 	"golang.org/x/sys/unix"
 )
@@ -159,5 +160,19 @@ func TestCopyLocalChanged(t *testing.T) {
 		if c.ok && err != nil || !c.ok && !errors.Is(err, errdef.ErrConflict) {
 			t.Errorf("%s: got %v", name, err)
 		}
+	}
+}
+
+// What is remembered of a tree is told apart by every byte of a path, UTF-8 or
+// not.
+func TestContentRemembersPaths(t *testing.T) {
+	d, ctx := newDeps(t), context.Background()
+	in := solve.Result{Chain: chain(t, d, file{path: "f\xfe", data: "1"}, file{path: "f\xff", data: "2"})}
+	one, err := d.content(selector{Path: "/f\xfe"})(ctx, in)
+	must(t, err)
+	two, err := d.content(selector{Path: "/f\xff"})(ctx, in)
+	must(t, err)
+	if one == two {
+		t.Error("two files with different bytes have one digest")
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path"
 	"slices"
@@ -77,6 +78,37 @@ type unpacker struct {
 	c    *copier
 	root *targetDir
 	dirs []freshDir // times to set when all is written
+
+	files, bytes int64 // so far
+}
+
+// What an archive may hold: as much as a layer. A few kilobytes of one can ask
+// for terabytes of zeros, or millions of empty files.
+const (
+	maxUnpackedFiles = 20_000_000
+	maxUnpackedBytes = 256 << 30
+)
+
+// check charges an entry to the limits, and refuses numbers that have no place
+// in a file system: cut to 32 bits they would be somebody else's.
+func (u *unpacker) check(h *tar.Header) error {
+	if h.Typeflag == tar.TypeReg {
+		if h.Size > maxUnpackedBytes-u.bytes {
+			return errdef.New(errdef.ErrNoSpace, "%d bytes on top of %d, the limit is %d", h.Size, u.bytes, int64(maxUnpackedBytes))
+		}
+		u.bytes += h.Size
+	}
+	if u.files++; u.files > maxUnpackedFiles {
+		return errdef.New(errdef.ErrNoSpace, "more than %d entries", maxUnpackedFiles)
+	}
+	// 2³²-1 means "leave it" to chown(2).
+	if h.Uid < 0 || h.Gid < 0 || uint64(h.Uid) >= math.MaxUint32 || uint64(h.Gid) >= math.MaxUint32 {
+		return errdef.New(errdef.ErrInvalid, "owner %d:%d", h.Uid, h.Gid)
+	}
+	if h.Devmajor < 0 || h.Devmajor > math.MaxUint32 || h.Devminor < 0 || h.Devminor > math.MaxUint32 {
+		return errdef.New(errdef.ErrInvalid, "device %d:%d", h.Devmajor, h.Devminor)
+	}
+	return nil
 }
 
 func (u *unpacker) run(r *tar.Reader) (err error) {
@@ -124,6 +156,9 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
 	name := path.Clean(strings.TrimLeft(h.Name, "/"))
 	if name == ".." || strings.HasPrefix(name, "../") {
 		return errdef.New(errdef.ErrInvalid, "the path leads outside of the archive")
+	}
+	if err := u.check(h); err != nil {
+		return err
 	}
 	if name == "." {
 		return nil // the destination keeps its attributes

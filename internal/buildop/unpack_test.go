@@ -5,11 +5,14 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"dhow/internal/errdef"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/moby/buildkit/solver/pb"
@@ -122,16 +125,18 @@ func TestUnpackHostile(t *testing.T) {
 		err  string
 		want string // path that must exist below /out
 	}{
-		"dots":              {list: []tar.Header{{Name: "../evil"}}, err: "outside"},
-		"dots inside":       {list: []tar.Header{{Name: "a/../../evil"}}, err: "outside"},
-		"absolute":          {list: []tar.Header{{Name: "/evil"}}, want: "evil"},
-		"through a link":    {list: []tar.Header{{Name: "l", Typeflag: tar.TypeSymlink, Linkname: host}, {Name: "l/evil"}}, want: host[1:] + "/evil"},
-		"through dots":      {list: []tar.Header{{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "../../../../../.."}, {Name: "l/evil"}}, want: "evil"},
-		"link replaced":     {list: []tar.Header{{Name: "l", Typeflag: tar.TypeSymlink, Linkname: host + "/evil"}, {Name: "l"}}, want: "l"},
-		"hard link outside": {list: []tar.Header{{Name: "h", Typeflag: tar.TypeLink, Linkname: "../../../etc/passwd"}}, err: "hard link"},
-		"hard link to link": {list: []tar.Header{{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "/etc"}, {Name: "h", Typeflag: tar.TypeLink, Linkname: "l/passwd"}}, err: "hard link"},
-		"whiteout device":   {list: []tar.Header{{Name: "w", Typeflag: tar.TypeChar}}, err: "0:0"},
-		"loop":              {list: []tar.Header{{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "l"}, {Name: "l/evil"}}, err: "symbolic links"},
+		"dots":                 {list: []tar.Header{{Name: "../evil"}}, err: "outside"},
+		"dots inside":          {list: []tar.Header{{Name: "a/../../evil"}}, err: "outside"},
+		"absolute":             {list: []tar.Header{{Name: "/evil"}}, want: "evil"},
+		"through a link":       {list: []tar.Header{{Name: "l", Typeflag: tar.TypeSymlink, Linkname: host}, {Name: "l/evil"}}, want: host[1:] + "/evil"},
+		"through dots":         {list: []tar.Header{{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "../../../../../.."}, {Name: "l/evil"}}, want: "evil"},
+		"link replaced":        {list: []tar.Header{{Name: "l", Typeflag: tar.TypeSymlink, Linkname: host + "/evil"}, {Name: "l"}}, want: "l"},
+		"hard link outside":    {list: []tar.Header{{Name: "h", Typeflag: tar.TypeLink, Linkname: "../../../etc/passwd"}}, err: "hard link"},
+		"hard link to link":    {list: []tar.Header{{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "/etc"}, {Name: "h", Typeflag: tar.TypeLink, Linkname: "l/passwd"}}, err: "hard link"},
+		"whiteout device":      {list: []tar.Header{{Name: "w", Typeflag: tar.TypeChar}}, err: "0:0"},
+		"owner beyond 32 bits": {list: []tar.Header{{Name: "f", Uid: 1 << 32}}, err: "owner 4294967296:0"},
+		"owner -1":             {list: []tar.Header{{Name: "f", Gid: 1<<32 - 1}}, err: "owner 0:4294967295"},
+		"loop":                 {list: []tar.Header{{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "l"}, {Name: "l/evil"}}, err: "symbolic links"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			src := t.TempDir()
@@ -172,6 +177,18 @@ func TestUnpackSparse(t *testing.T) {
 	must(t, unix.Lstat(filepath.Join(upper, "zeros"), &st))
 	if st.Size != size || st.Blocks != 0 {
 		t.Errorf("got %d bytes in %d blocks", st.Size, st.Blocks)
+	}
+}
+
+// A header may claim any size: it is refused before a byte is read.
+func TestUnpackBomb(t *testing.T) {
+	src := t.TempDir()
+	var buf bytes.Buffer
+	must(t, tar.NewWriter(&buf).WriteHeader(&tar.Header{Name: "zeros", Size: 1 << 50, Mode: 0o644}))
+	must(t, os.WriteFile(filepath.Join(src, "a.tar"), buf.Bytes(), 0o644))
+	tr, _ := newTree(t, nil)
+	if err := doCopy(tr, layers(t, src), unpackOp("/a.tar", "/"), nil); !errors.Is(err, errdef.ErrNoSpace) {
+		t.Errorf("got %v, want ErrNoSpace", err)
 	}
 }
 

@@ -2,9 +2,11 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
+	"dhow/internal/errdef"
 	"dhow/internal/snapshot"
 
 	"github.com/moby/moby/api/types/image"
@@ -40,6 +42,9 @@ func (im *Images) Prune(ctx context.Context, o PruneOptions) (image.PruneReport,
 		}
 		removed, err := im.removeID(ctx, e.Image, RemoveOptions{Force: true})
 		report.ImagesDeleted = append(report.ImagesDeleted, removed...)
+		if errors.Is(err, errdef.ErrNotFound) {
+			continue // another process was faster
+		}
 		if err != nil {
 			return report, fmt.Errorf("prune images: %w", err)
 		}

@@ -302,6 +302,26 @@ func TestCreate(t *testing.T) {
 	}
 }
 
+// Somebody else may remove what a prune is about to.
+func TestPruneBesideRemove(t *testing.T) {
+	ctx := context.Background()
+	e := newEnv(t)
+	imgs := imported(t, e, "one:1", "two:1")
+	inUse := func(id digest.Digest) (string, bool) {
+		if err := e.store.RemoveImage(ctx, imgs[0].ID); err != nil && !errors.Is(err, errdef.ErrNotFound) {
+			t.Error(err)
+		}
+		return "", false
+	}
+	report, err := e.Prune(ctx, PruneOptions{All: true, InUse: inUse})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]image.DeleteResponse{{Untagged: "two:1"}, {Deleted: string(imgs[1].ID)}}, report.ImagesDeleted); diff != "" {
+		t.Errorf("deleted (-want +got):\n%s", diff)
+	}
+}
+
 func TestPrune(t *testing.T) {
 	ctx := context.Background()
 	e := newEnv(t)

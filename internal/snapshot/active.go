@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
+	"dhow/internal/errdef"
 	"dhow/internal/store"
 	"dhow/internal/sys"
 )
@@ -21,15 +23,17 @@ type Active struct {
 	lowers []string
 	tmp    string
 	mount  *os.File // nil until Mount
+	latest *time.Time
 	done   bool
 }
 
 // Begin starts a tree on top of parent, in the process's temporary directory.
-// End it with Commit or Discard. ErrNotFound when a layer is gone.
+// End it with Commit or Discard. ErrNotFound when a layer is gone;
+// ErrUnsupported when it has more layers than can be mounted.
 func (s *Snapshots) Begin(ctx context.Context, parent Chain) (*Active, error) {
 	a := &Active{s: s, parent: parent}
 	if err := a.begin(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("begin on %s: %w", parent, s.store.FileError(err)), a.Discard())
+		return nil, errors.Join(fmt.Errorf("begin on %s: %w", parent.brief(), s.store.FileError(err)), a.Discard())
 	}
 	return a, nil
 }
@@ -40,6 +44,9 @@ func (a *Active) begin(ctx context.Context) (err error) {
 	}
 	if a.lowers, err = a.s.dirs(a.parent); err != nil {
 		return err
+	}
+	if len(a.lowers) > sys.MaxLowers {
+		return tooHigh()
 	}
 	if a.tmp, err = a.s.store.TempDir("active"); err != nil {
 		return err
@@ -60,6 +67,15 @@ func (a *Active) begin(ctx context.Context) (err error) {
 	return err
 }
 
+// tooHigh is for trees that nothing could mount.
+func tooHigh() error {
+	return errdef.WithHint(errdef.New(errdef.ErrUnsupported, "the kernel stacks at most %d layers", sys.MaxLowers),
+		"join instructions, or copy what is needed into a new stage: each RUN, COPY and ADD is a layer")
+}
+
+// Clamp makes Commit set every time of the changes that is after t back to t.
+func (a *Active) Clamp(t time.Time) { a.latest = &t }
+
 func (a *Active) work() string { return filepath.Join(a.tmp, "work") }
 
 // Mount is the writable tree, mounted detached, without devices. The same file
@@ -76,7 +92,7 @@ func (a *Active) Mount() (*os.File, error) {
 		a.mount, err = sys.MountOverlay(sys.Overlay{Lowers: a.lowers, Upper: a.Upper(), Work: a.work(), Volatile: true})
 	}
 	if err != nil {
-		return nil, fmt.Errorf("mount on %s: %w", a.parent, a.s.store.FileError(err))
+		return nil, fmt.Errorf("mount on %s: %w", a.parent.brief(), a.s.store.FileError(err))
 	}
 	return a.mount, nil
 }
@@ -92,22 +108,26 @@ func (a *Active) Parent() Chain { return a.parent }
 // Commit turns the changes into a layer and returns its id. No changes make an
 // empty layer, as docker's builder does: an image's history has one layer for
 // each step that may write. The chain of the changed tree is
-// a.Parent().Append(id). After an error the caller discards. Nothing may write
+// a.Parent().Append(id). After an error the caller discards. ErrUnsupported
+// when nothing could mount that chain. Nothing may write
 // to the mount any more.
 func (a *Active) Commit(ctx context.Context) (id string, err error) {
 	id, err = a.commit(ctx)
 	if err != nil {
-		return "", fmt.Errorf("commit on %s: %w", a.parent, a.s.store.FileError(err))
+		return "", fmt.Errorf("commit on %s: %w", a.parent.brief(), a.s.store.FileError(err))
 	}
 	return id, nil
 }
 
 func (a *Active) commit(ctx context.Context) (string, error) {
+	if len(a.lowers) >= sys.MaxLowers {
+		return "", tooHigh()
+	}
 	mounted := a.mount != nil
 	if err := a.unmount(); err != nil {
 		return "", err
 	}
-	n := &normaliser{census: newCensus(ctx), strip: mounted}
+	n := &normaliser{census: newCensus(ctx), strip: mounted, latest: a.latest}
 	if len(a.parent) > 0 {
 		n.below = func() (*os.File, error) { return a.s.view(ctx, a.parent) }
 	}

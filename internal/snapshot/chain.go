@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"fmt"
 	"strings"
 
 	"dhow/internal/errdef"
@@ -19,6 +20,14 @@ func (c Chain) String() string {
 		return scratch
 	}
 	return strings.Join(c, ":")
+}
+
+// brief is the chain in messages: of a long one only both ends.
+func (c Chain) brief() string {
+	if len(c) <= 4 {
+		return c.String()
+	}
+	return fmt.Sprintf("%s:…:%s (%d layers)", c[0], c[len(c)-1], len(c))
 }
 
 // ParseChain reads the text form. ErrInvalid.

@@ -25,7 +25,7 @@ func (s *Snapshots) Diff(ctx context.Context, lower, upper Chain) (Chain, error)
 	}
 	id, err := s.diff(ctx, lower, upper)
 	if err != nil {
-		return nil, fmt.Errorf("diff %s and %s: %w", lower, upper, s.store.FileError(err))
+		return nil, fmt.Errorf("diff %s and %s: %w", lower.brief(), upper.brief(), s.store.FileError(err))
 	}
 	return Chain{}.Append(id), nil
 }

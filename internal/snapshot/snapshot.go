@@ -67,7 +67,7 @@ func (s *Snapshots) dirs(c Chain) ([]string, error) {
 func (s *Snapshots) View(ctx context.Context, c Chain) (*os.File, error) {
 	f, err := s.view(ctx, c)
 	if err != nil {
-		return nil, fmt.Errorf("view %s: %w", c, err)
+		return nil, fmt.Errorf("view %s: %w", c.brief(), err)
 	}
 	return f, nil
 }
@@ -76,6 +76,7 @@ func (s *Snapshots) view(ctx context.Context, c Chain) (*os.File, error) {
 	if err := s.store.Lease(ctx); err != nil {
 		return nil, err
 	}
+	c = c.topmost()
 	dirs, err := s.dirs(c)
 	if err != nil {
 		return nil, err

@@ -201,6 +201,30 @@ func TestViewLayerTwice(t *testing.T) {
 	wantView(t, s, Chain{a[0], b[1], a[0]}, "a", "a/gone=2", "a/keep=1", "dir", "dir/x=3", "link", "new=n")
 }
 
+func TestCommitClamps(t *testing.T) {
+	s, _ := open(t)
+	latest, old := time.Unix(1_600_000_000, 0), time.Unix(1_000_000_000, 0)
+	a, err := s.Begin(t.Context(), base(t, s))
+	must(t, err)
+	a.Clamp(latest)
+	m, err := a.Mount()
+	must(t, err)
+	root := in(m, "")
+	put(t, root+"/new/f", "f")
+	must(t, os.Symlink("f", root+"/new/l"))
+	put(t, root+"/old", "o")
+	must(t, os.Chtimes(root+"/old", old, old), os.Remove(root+"/a/gone"))
+	id, err := a.Commit(t.Context())
+	must(t, err)
+	for name, want := range map[string]time.Time{"new": latest, "new/f": latest, "new/l": latest, "old": old, "a": latest} {
+		st, err := os.Lstat(filepath.Join(s.Dir(id), name))
+		must(t, err)
+		if !st.ModTime().Equal(want) {
+			t.Errorf("%s: got %v, want %v", name, st.ModTime(), want)
+		}
+	}
+}
+
 func TestCommitNormalises(t *testing.T) {
 	s, _ := open(t)
 	c := base(t, s)
@@ -302,6 +326,50 @@ func TestManyLayers(t *testing.T) {
 	defer v.Close()
 	if got := len(list(t, in(v, "."))); got != 130 {
 		t.Errorf("entries: got %d, want 130", got)
+	}
+}
+
+// A tree that could never be mounted is refused where it would be made, and
+// the message does not list hundreds of layers.
+func TestTooManyLayers(t *testing.T) {
+	s, _ := open(t)
+	commit := func(c Chain) (Chain, error) {
+		a, err := s.Begin(t.Context(), c)
+		must(t, err)
+		defer a.Discard()
+		id, err := a.Commit(t.Context())
+		return c.Append(id), err
+	}
+	var c Chain
+	for range sys.MaxLowers {
+		var err error
+		c, err = commit(c)
+		must(t, err)
+	}
+	a, err := s.Begin(t.Context(), c) // as a container would
+	must(t, err)
+	defer a.Discard()
+	_, err = a.Mount()
+	must(t, err)
+	if _, err := commit(c); !errors.Is(err, errdef.ErrUnsupported) || len(err.Error()) > 200 {
+		t.Errorf("one more: got %v, want a short ErrUnsupported", err)
+	}
+	if _, err := s.Begin(t.Context(), append(c[:len(c):len(c)], "onemore")); err == nil || len(err.Error()) > 200 {
+		t.Errorf("on top of that: got %v, want a short error", err)
+	}
+}
+
+// A layer alone, given twice, is still one whose whiteouts have to be hidden.
+func TestViewOneLayerTwice(t *testing.T) {
+	s, _ := open(t)
+	a := base(t, s)
+	b := step(t, s, a, func(root string) { must(t, os.Remove(root+"/a/keep")) })
+	top := b[len(b)-1]
+	v, err := s.View(t.Context(), Chain{top, top})
+	must(t, err)
+	defer v.Close()
+	if _, err := os.Lstat(in(v, "a/keep")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a whiteout shows: got %v", err)
 	}
 }
 
