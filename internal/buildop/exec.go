@@ -20,7 +20,7 @@ func newExecOp(d *Deps, v *llb.Vertex, op *pb.ExecOp) (solve.Op, error) {
 	return step.New(&step.Deps{
 		Store: d.Store, Snapshots: d.Snapshots, Session: d.Session, Trees: stepTrees{d},
 		Platform: d.Platform, MemoryBytes: d.MemoryBytes, NanoCPUs: d.NanoCPUs,
-		Allow: d.Allow, AllowSecretInLayer: d.AllowSecretInLayer,
+		Allow: d.Allow, AllowSecretInLayer: d.AllowSecretInLayer, Epoch: d.Epoch,
 	}, v, op)
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -128,6 +129,15 @@ func (e *Engine) newBuilding(r *BuildRequest, p *prepared) (*building, error) {
 
 func buildOptions(r *BuildRequest) (buildop.Options, error) {
 	o := buildop.Options{Platform: oci.HostPlatform()}
+	epoch := r.BuildArgs["SOURCE_DATE_EPOCH"]
+	if epoch == "" {
+		epoch = r.Epoch
+	}
+	// The frontend knows other words for an epoch, and refuses wrong ones.
+	if sec, err := strconv.ParseInt(epoch, 10, 64); err == nil {
+		at := time.Unix(sec, 0).UTC()
+		o.Epoch = &at
+	}
 	for _, a := range r.Allow {
 		id, isSecret := strings.CutPrefix(a, "secret-in-layer=")
 		switch {

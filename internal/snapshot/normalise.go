@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"time"
 
 	"dhow/internal/sys"
 
@@ -33,6 +34,8 @@ type normaliser struct {
 	below func() (*os.File, error)
 	// strip says that overlayfs wrote the directory: attributes are to be removed.
 	strip bool
+	// latest is what no time may be after; nil keeps times.
+	latest *time.Time
 
 	prefix string
 	view   *os.File // what below gave, once it was needed
@@ -137,7 +140,20 @@ func (n *normaliser) entry(parent *os.File, base, name string, hidden bool) (rem
 		}
 	}
 	n.count(&st)
-	return false, nil
+	return false, n.clamp(at, base, name, &st)
+}
+
+// clamp sets a time that is too late back. st is from before directories were
+// changed by this walk, whose own changes have been undone.
+func (n *normaliser) clamp(at int, base, name string, st *unix.Stat_t) error {
+	if n.latest == nil || !time.Unix(st.Mtim.Unix()).After(*n.latest) {
+		return nil
+	}
+	to := unix.NsecToTimespec(n.latest.UnixNano())
+	if err := unix.UtimesNanoAt(at, base, []unix.Timespec{to, to}, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return &os.PathError{Op: "utimensat", Path: name, Err: err}
+	}
+	return nil
 }
 
 // subdir normalises a directory and removes it when it only holds the place of
@@ -169,7 +185,7 @@ func (n *normaliser) subdir(at int, base, name string, st *unix.Stat_t, hidden b
 		}
 	}
 	n.count(st)
-	return false, nil
+	return false, n.clamp(at, base, name, st)
 }
 
 // marks are what overlayfs had to say about an entry.

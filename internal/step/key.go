@@ -24,7 +24,11 @@ func (e *Op) CacheMap(context.Context) (*solve.CacheMap, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode the step: %w", err)
 	}
-	dgst := digest.FromString(keyVersion + " " + oci.FormatPlatform(e.platform) + "\n" + string(raw))
+	head := keyVersion + " " + oci.FormatPlatform(e.platform)
+	if e.deps.Epoch != nil {
+		head += fmt.Sprintf(" epoch %d", e.deps.Epoch.Unix())
+	}
+	dgst := digest.FromString(head + "\n" + string(raw))
 	deps, err := mountDeps(e.op.Mounts, e.ins)
 	if err != nil {
 		return nil, err

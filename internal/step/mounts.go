@@ -188,6 +188,9 @@ func (s *step) commit(ctx context.Context) ([]solve.Result, error) {
 		}
 		chain := t.chain
 		if t.active != nil {
+			if s.deps.Epoch != nil {
+				t.active.Clamp(*s.deps.Epoch)
+			}
 			id, err := t.active.Commit(ctx)
 			if err != nil {
 				return nil, fmt.Errorf("commit %s: %w", t.dest, err)

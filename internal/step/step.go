@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"dhow/internal/errdef"
 	"dhow/internal/llb"
@@ -43,6 +44,9 @@ type Deps struct {
 	Allow []string
 	// AllowSecretInLayer names secrets whose value may end up in a layer.
 	AllowSecretInLayer []string
+	// Epoch is SOURCE_DATE_EPOCH: no file that a step leaves is newer. Nil means
+	// that times are kept.
+	Epoch *time.Time
 }
 
 // Trees reads the trees that are a step's inputs.
