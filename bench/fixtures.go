@@ -62,6 +62,9 @@ func (f *fixtures) makeArchives() error {
 
 func (f *fixtures) context(dir, dockerfile string) (string, error) {
 	dir = filepath.Join(f.work, dir)
+	if err := os.RemoveAll(dir); err != nil { // of an earlier run with the same -work
+		return "", err
+	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}

@@ -271,8 +271,11 @@ func versionOf(args ...string) string {
 	if err != nil {
 		return "unknown"
 	}
-	first, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
-	return first
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	if len(lines) > 1 && strings.HasSuffix(lines[0], ":") {
+		return strings.Join(strings.Fields(lines[1]), " ")
+	}
+	return lines[0]
 }
 
 func ignoreOutput(c command) func() error {
