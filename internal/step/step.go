@@ -127,22 +127,23 @@ func New(d *Deps, v *llb.Vertex, op *pb.ExecOp) (*Op, error) {
 // entitled checks what the step may do beyond a step's usual rights. The texts
 // are BuildKit's.
 func (d *Deps) entitled(op *pb.ExecOp) error {
-	need := ""
-	switch {
-	case op.Network == pb.NetMode_HOST:
-		need = "network.host"
-	case op.Security == pb.SecurityMode_INSECURE:
-		need = "security.insecure"
-	}
 	switch op.Network {
 	case pb.NetMode_UNSET, pb.NetMode_HOST, pb.NetMode_NONE:
 	default:
 		return errdef.New(errdef.ErrInvalid, "unknown network mode %d", op.Network)
 	}
-	if need == "" || slices.Contains(d.Allow, need) {
-		return nil
+	for _, right := range []struct {
+		name   string
+		needed bool
+	}{
+		{"network.host", op.Network == pb.NetMode_HOST},
+		{"security.insecure", op.Security == pb.SecurityMode_INSECURE},
+	} {
+		if right.needed && !slices.Contains(d.Allow, right.name) {
+			return errdef.WithHint(errdef.New(errdef.ErrDenied, "%s is not allowed", right.name), "build with --allow %s", right.name)
+		}
 	}
-	return errdef.WithHint(errdef.New(errdef.ErrDenied, "%s is not allowed", need), "build with --allow %s", need)
+	return nil
 }
 
 func (d *Deps) execPlatform(p *pb.Platform) (oci.Platform, error) {

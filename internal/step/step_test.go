@@ -448,6 +448,11 @@ func TestStepNetworkFiles(t *testing.T) {
 	if !errors.Is(err, errdef.ErrDenied) || err.Error() != "network.host is not allowed" {
 		t.Errorf("got %v", err)
 	}
+	b.deps.Allow = []string{"network.host"}
+	_, _, err = b.run(b.op("true", func(op *pb.ExecOp) { op.Network, op.Security = pb.NetMode_HOST, pb.SecurityMode_INSECURE }))
+	if !errors.Is(err, errdef.ErrDenied) || err.Error() != "security.insecure is not allowed" {
+		t.Errorf("got %v", err)
+	}
 	b.deps.Allow = []string{"network.host", "security.insecure"}
 	b.ok(b.op("true", func(op *pb.ExecOp) { op.Network = pb.NetMode_HOST }))
 	caps := func(op *pb.ExecOp) string {
