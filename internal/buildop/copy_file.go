@@ -83,14 +83,14 @@ func (c *copier) regular(ctx context.Context, src dir, n node, in *targetDir, na
 // that one name (sys.MountOverlay mounts with index=off), and nothing in this
 // package writes to a file it has not just created. Owner,
 // mode, time and attributes are the inode's, so all of them must be wanted as
-// they are.
+// they are; and a tree must not have a file twice, which sharing sees to.
 func (c *copier) share(src dir, n node, in *targetDir, name string) (bool, error) {
-	dir, ok := src.linkFrom(n)
+	dir, layer, ok := src.linkFrom(n)
 	if !ok || !c.literal || c.timeOf(n) != n.mtime || n.size == 0 || c.data.noLinks.Load() {
 		return false, nil
 	}
-	if !c.t.claimLink(inode{dev: n.dev, ino: n.ino}) {
-		return false, nil
+	if ok, err := c.t.sharing.claim(layer, n.ino); !ok || err != nil {
+		return false, err
 	}
 	err := in.put(name, func(up int) error { return unix.Linkat(dir, n.name, up, name, 0) })
 	switch err {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"dhow/internal/errdef"
+	"dhow/internal/snapshot"
+	"dhow/internal/solve"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/buildkit/solver/pb"
@@ -187,14 +189,21 @@ func TestCopyKeeps(t *testing.T) {
 // A shared file must never be one that something else could change.
 func TestCopyShares(t *testing.T) {
 	needRoot(t)
-	srcDir := build(t, t.TempDir(), file{path: "f", data: "data"})
-	src := layers(t, srcDir)
+	d := newDeps(t)
+	from, on := chain(t, d, file{path: "f", data: "data"}), chain(t, d, file{path: "x", data: "x"})
+	srcDir := d.Snapshots.Dir(from[0])
+	src, err := d.openChain(from)
+	must(t, err)
+	defer src.close()
 	ino := func(p string) uint64 {
 		var st unix.Stat_t
 		must(t, unix.Lstat(p, &st))
 		return st.Ino
 	}
-	tr, upper := newTree(t, nil)
+	tr, err := d.openTarget(context.Background(), on)
+	must(t, err)
+	defer tr.discard()
+	upper := tr.active.Upper()
 	must(t, doCopy(tr, src, copyOp("/f", "/shared"), nil))
 	must(t, doCopy(tr, src, copyOp("/f", "/second"), nil))
 	must(t, doCopy(tr, src, copyOp("/f", "/chown"), &owner{1, 1}))
@@ -212,6 +221,56 @@ func TestCopyShares(t *testing.T) {
 	must(t, err)
 	equal(t, string(data), "data")
 	equal(t, content(t, tr.root.upperFD(), "shared"), "changed")
+}
+
+// A file is in a tree once: two names of it would be the same file to cp, mv
+// and tar.
+func TestCopySharesOnce(t *testing.T) {
+	d := newDeps(t)
+	ino := func(c snapshot.Chain, name string) uint64 {
+		t.Helper()
+		var st unix.Stat_t
+		must(t, unix.Lstat(filepath.Join(d.Snapshots.Dir(c[len(c)-1]), name), &st))
+		return st.Ino
+	}
+	link := func(src, on snapshot.Chain, from, to string) snapshot.Chain {
+		t.Helper()
+		outs, _, err := runFile(t, d, []solve.Result{{Chain: on}, {Chain: src}}, act(0, 1, 0, copyOp(from, to)))
+		must(t, err)
+		return outs[0].Chain
+	}
+	src := chain(t, d, file{path: "f", data: "data"}, file{path: "g", data: "g"})
+	base := chain(t, d, file{path: "x", data: "x"})
+	f := ino(src, "f")
+	one := link(src, base, "/f", "/1")
+	if ino(one, "1") != f {
+		t.Error("the first copy is not shared")
+	}
+	if ino(link(src, one, "/f", "/2"), "2") == f {
+		t.Error("a second copy of the same file is shared with the first")
+	}
+	if got := link(src, one, "/g", "/g"); ino(got, "g") != ino(src, "g") {
+		t.Error("another file of the same layer is not shared")
+	}
+	if ino(link(src, src, "/f", "/2"), "2") == f {
+		t.Error("a copy on top of its own layer is shared")
+	}
+	if ino(link(one, src, "/1", "/2"), "2") == f {
+		t.Error("a copy of a shared file is shared with where that came from")
+	}
+	other := link(one, base, "/1", "/3")
+	if ino(other, "3") != f {
+		t.Error("a copy of a shared file is not shared with another tree")
+	}
+	if ino(link(src, other, "/f", "/4"), "4") == f {
+		t.Error("a file is shared twice by way of another tree")
+	}
+	if ino(link(other, src, "/3", "/4"), "4") == f {
+		t.Error("a file is shared with its first layer by way of two trees")
+	}
+	if ino(link(src, nil, "/f", "/5"), "5") == f {
+		t.Error("what may come to lie on any layer is shared")
+	}
 }
 
 func TestCopySparse(t *testing.T) {

@@ -81,8 +81,9 @@ type dir interface {
 	openFile(n node) (int, error)
 	// xattrs returns those that a copy keeps. fd is the open file, or -1.
 	xattrs(n node, fd int) ([]xattr, error)
-	// linkFrom returns a directory from which the file can be hard linked.
-	linkFrom(n node) (fd int, ok bool)
+	// linkFrom returns a directory from which the file can be hard linked, and the
+	// id of the layer that it is in.
+	linkFrom(n node) (fd int, layer string, ok bool)
 	// verify says whether fd still is the file that n tells of.
 	verify(n node, fd int) (same bool, err error)
 	// sum returns the SHA-256 of a file's bytes where that is known.

@@ -22,6 +22,7 @@ type layerDir struct {
 	fds    []int // top layer first
 	layers []int // which layer of the chain each of fds is in, for inode
 	opaque string
+	chain  snapshot.Chain // whose root this is below; nil when it is not known
 }
 
 // openChain opens the root of a chain. The caller closes it. ErrNotFound when
@@ -31,7 +32,11 @@ func (d *Deps) openChain(c snapshot.Chain) (*layerDir, error) {
 	for i, id := range c {
 		dirs[i] = d.Snapshots.Dir(id)
 	}
-	return openLayers(dirs)
+	root, err := openLayers(dirs)
+	if err == nil {
+		root.chain = c
+	}
+	return root, err
 }
 
 // openLayers opens the root of the tree of these layer directories, bottom
@@ -122,7 +127,7 @@ func (d *layerDir) readlink(n node) (string, error) { return readlinkAt(d.fds[n.
 func (d *layerDir) sub(n node) (dir, error) { return d.subLayers(n) }
 
 func (d *layerDir) subLayers(n node) (*layerDir, error) {
-	sub := &layerDir{node: n, opaque: d.opaque}
+	sub := &layerDir{node: n, opaque: d.opaque, chain: d.chain}
 	for i := n.layer; i < len(d.fds); i++ {
 		fd, err := openDir(d.fds[i], n.name)
 		if err == unix.ENOENT {
@@ -195,7 +200,13 @@ func (d *layerDir) dirXattrs(n node) ([]xattr, error) {
 	return readXattrsAt(d.fds[n.layer], n.name)
 }
 
-func (d *layerDir) linkFrom(n node) (int, bool)       { return d.fds[n.layer], true }
+func (d *layerDir) linkFrom(n node) (int, string, bool) {
+	if d.chain == nil {
+		return -1, "", false
+	}
+	return d.fds[n.layer], d.chain[d.layers[n.layer]], true
+}
+
 func (d *layerDir) verify(node, int) (bool, error)    { return true, nil }
 func (d *layerDir) sum(node) (s [32]byte, known bool) { return s, false }
 

@@ -149,7 +149,7 @@ func (d *localDir) xattrs(n node, _ int) ([]xattr, error) {
 
 // linkFrom: the client's own files are never shared with a layer, which must
 // not change when they do.
-func (d *localDir) linkFrom(node) (int, bool) { return -1, false }
+func (d *localDir) linkFrom(node) (int, string, bool) { return -1, "", false }
 
 func (d *localDir) sum(n node) ([32]byte, bool) { return n.entry.Digest, true }
 

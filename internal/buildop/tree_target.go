@@ -26,8 +26,7 @@ type target struct {
 	root   *targetDir
 	opaque string
 
-	mu     sync.Mutex
-	linked map[inode]bool // guarded by mu; files of other layers linked into this one
+	sharing *sharing // nil: no file of another layer is linked into this one
 
 	fresh []freshDir // of the action that runs
 }
@@ -49,6 +48,9 @@ func (d *Deps) openTarget(ctx context.Context, base snapshot.Chain) (*target, er
 		return nil, errors.Join(err, active.Discard())
 	}
 	t.active = active
+	if t.sharing, err = newSharing(d.Snapshots, base); err != nil {
+		return nil, errors.Join(err, t.discard())
+	}
 	return t, nil
 }
 
@@ -59,7 +61,7 @@ func newTarget(upper string, below *layerDir, epoch *time.Time) (*target, error)
 	if err == nil {
 		var st unix.Stat_t
 		if err = unix.Fstat(fd, &st); err == nil {
-			t := &target{epoch: epoch, opaque: opaqueXattr(), linked: map[inode]bool{}}
+			t := &target{epoch: epoch, opaque: opaqueXattr()}
 			t.root = &targetDir{t: t, node: nodeOf("", &st, 0), upper: fd, below: below}
 			return t, nil
 		}
@@ -80,6 +82,9 @@ func (t *target) commit(ctx context.Context) (snapshot.Chain, error) {
 	}
 	t.root.close()
 	t.root = nil
+	if t.sharing != nil {
+		t.active.SetShares(t.sharing.made)
+	}
 	id, err := t.active.Commit(ctx)
 	if err != nil {
 		return nil, err
@@ -98,18 +103,6 @@ func (t *target) discard() error {
 		t.root = nil
 	}
 	return t.active.Discard()
-}
-
-// claimLink says true once for each file. Two names of one file in a layer
-// would be hard links of each other to everyone who unpacks the layer.
-func (t *target) claimLink(id inode) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.linked[id] {
-		return false
-	}
-	t.linked[id] = true
-	return true
 }
 
 // clamp makes a time no newer than SOURCE_DATE_EPOCH.

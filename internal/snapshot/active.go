@@ -22,6 +22,7 @@ type Active struct {
 	parent Chain
 	lowers []string
 	tmp    string
+	shares Shares
 	mount  *os.File // nil until Mount
 	latest *time.Time
 	done   bool
@@ -135,6 +136,9 @@ func (a *Active) commit(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if err := sys.RemoveAll(a.work()); err != nil {
+		return "", err
+	}
+	if err := a.shares.write(a.tmp); err != nil {
 		return "", err
 	}
 	id, err := a.s.publish(ctx, a.tmp, store.Layer{Size: n.bytes, Files: n.files, Marks: n.marks})

@@ -31,7 +31,8 @@ func (s *Snapshots) Diff(ctx context.Context, lower, upper Chain) (Chain, error)
 }
 
 func (s *Snapshots) diff(ctx context.Context, lower, upper Chain) (id string, err error) {
-	d := &differ{census: newCensus(ctx)}
+	upper = upper.topmost()
+	d := &differ{census: newCensus(ctx), shares: NewShares()}
 	if d.lower, err = s.view(ctx, lower); err != nil {
 		return "", err
 	}
@@ -44,7 +45,12 @@ func (s *Snapshots) diff(ctx context.Context, lower, upper Chain) (id string, er
 	if err != nil {
 		return "", err
 	}
-	for _, dir := range slices.Backward(dirs) {
+	for i, dir := range slices.Backward(dirs) {
+		of, err := s.Shares(upper[i])
+		if err != nil {
+			return "", err
+		}
+		d.ids, d.has = append(d.ids, upper[i]), append(d.has, of)
 		f, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 		if err != nil {
 			return "", err
@@ -58,6 +64,9 @@ func (s *Snapshots) diff(ctx context.Context, lower, upper Chain) (id string, er
 	}
 	d.out = filepath.Join(tmp, layerFS)
 	changed, err := d.run()
+	if err == nil && changed {
+		err = d.shares.write(tmp)
+	}
 	if err == nil && changed {
 		id, err = s.publish(ctx, tmp, store.Layer{Size: d.bytes, Files: d.files, Marks: d.marks})
 	}
@@ -73,6 +82,9 @@ type differ struct {
 	census
 	lower, upper *os.File
 	layers       []*os.File // of upper, topmost first
+	ids          []string   // theirs
+	has          []Shares   // theirs
+	shares       Shares     // of the new layer
 	out          string
 }
 
@@ -198,7 +210,7 @@ func (d *differ) whiteouts(dir string, names []string) error {
 // link puts upper's entry into the layer: a link to the file of the layer that
 // shows in upper, which is the topmost that has anything of the name.
 func (d *differ) link(name string) error {
-	for _, l := range d.layers {
+	for i, l := range d.layers {
 		st, err := sys.LstatInRoot(l, name)
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 			continue
@@ -206,6 +218,7 @@ func (d *differ) link(name string) error {
 			return err
 		}
 		d.count(&st)
+		d.shares.Add(d.ids[i], d.has[i], st.Ino)
 		return os.Link(fdPath(int(l.Fd()), name), filepath.Join(d.out, name))
 	}
 	return fmt.Errorf("link %s: no layer has it", name)
