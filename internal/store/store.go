@@ -19,11 +19,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 
 	"dhow/internal/errdef"
 	"dhow/internal/sys"
+
+	"golang.org/x/sys/unix"
 )
 
 // Store is an open root directory. Safe for concurrent use.
@@ -70,6 +73,9 @@ func open(ctx context.Context, root string) (*Store, error) {
 		return nil, err
 	}
 	db, err := openDB(ctx, root)
+	if errors.Is(err, errdef.ErrNoSpace) && dropReserve(root) {
+		db, err = openDB(ctx, root)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -85,6 +91,7 @@ func open(ctx context.Context, root string) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(err, db.close())
 	}
+	keepReserve(root)
 	return &Store{root: root, db: db, proc: p}, nil
 }
 
@@ -104,6 +111,9 @@ func prepareRoot(root string) error {
 	if owner := int(fi.Sys().(*syscall.Stat_t).Uid); owner != os.Geteuid() {
 		return errdef.WithHint(errdef.New(errdef.ErrDenied, "%s belongs to uid %d, not to uid %d", root, owner, os.Geteuid()),
 			"choose another directory with --root")
+	}
+	if errors.Is(unix.Access(root, unix.W_OK), unix.EROFS) {
+		return errdef.WithHint(errdef.New(errdef.ErrDenied, "%s is on a read-only file system", root), "choose another directory with --root")
 	}
 	if err := checkOurs(root); err != nil {
 		return err
@@ -130,10 +140,32 @@ func checkOurs(root string) error {
 		return err
 	}
 	if len(names) == 0 || names[0].Name() == "lost+found" || hasDB() {
-		return nil
+		return canMark(root)
 	}
 	return errdef.WithHint(errdef.New(errdef.ErrInvalid, "%s is neither a store of dhow nor empty", root),
 		"choose another directory with --root")
+}
+
+// canMark finds out, before anything is stored, whether the file system keeps
+// the attributes by which a layer hides a directory. Without them overlayfs
+// stacks all the same, but removing a directory fails in the midst of a step.
+func canMark(root string) error {
+	name := "trusted.overlay.dhow"
+	if sys.InUserNS() {
+		name = "user.overlay.dhow"
+	}
+	err := unix.Setxattr(root, name, nil, 0)
+	if errors.Is(err, unix.ENOTSUP) {
+		return errdef.WithHint(errdef.New(errdef.ErrUnsupported, "the file system of %s keeps no extended attributes (%s.*), which layers need", root, strings.SplitN(name, ".", 2)[0]),
+			"choose a directory on ext4, xfs or btrfs with --root")
+	}
+	if err == nil {
+		err = unix.Removexattr(root, name)
+	}
+	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EPERM) {
+		return nil // another process did the same; or a right is missing, which mounting will tell
+	}
+	return err
 }
 
 // makeEmpty makes the directory that stands for an empty tree. Its mode is that
@@ -259,6 +291,9 @@ func (s *Store) Exclusive(ctx context.Context, waiting func()) (*sys.Lock, error
 	s.mu.Unlock()
 	if held {
 		return nil, errdef.New(errdef.ErrConflict, "lock store: this process holds a lease on it")
+	}
+	if nearlyFull(s.root) {
+		dropReserve(s.root) // removing takes transactions, too
 	}
 	l, ok, err := sys.TryLockFile(s.gcLockPath(), true)
 	if err == nil && !ok {
