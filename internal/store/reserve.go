@@ -13,8 +13,8 @@ import (
 // room.
 const (
 	reserveName  = "reserve"
-	reserveSize  = 4 << 20   // bytes: the database's shared memory and a large transaction
-	reserveFloor = 256 << 20 // free bytes below which none is made, and the disk counts as full for prune
+	reserveSize  = 4 << 20  // bytes: the database's shared memory and a large transaction
+	reserveFloor = 64 << 20 // free bytes below which none is made, and the disk counts as full for prune
 )
 
 // dropReserve gives the reserve up, and says whether there was one.

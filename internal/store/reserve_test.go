@@ -28,14 +28,14 @@ func mountOn(t *testing.T, fstype, options string) string {
 
 // TestFullDisk fills the disk to the last block: what frees space still runs.
 func TestFullDisk(t *testing.T) {
-	dir := mountOn(t, "tmpfs", "size=300m")
+	dir := mountOn(t, "tmpfs", "size=100m")
 	root := filepath.Join(dir, "root")
 	s, err := Open(t.Context(), root)
 	must(t, err, s.Close())
 	fill, err := os.Create(filepath.Join(dir, "fill"))
 	must(t, err)
-	must(t, unix.Fallocate(int(fill.Fd()), 0, 0, 290<<20))
-	for off := int64(290 << 20); unix.Fallocate(int(fill.Fd()), 0, off, 4096) == nil; off += 4096 {
+	must(t, unix.Fallocate(int(fill.Fd()), 0, 0, 90<<20))
+	for off := int64(90 << 20); unix.Fallocate(int(fill.Fd()), 0, off, 4096) == nil; off += 4096 {
 	}
 	must(t, fill.Close())
 
