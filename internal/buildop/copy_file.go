@@ -270,6 +270,10 @@ type copyData struct {
 // bufferSize is for copies through memory, in bytes.
 const bufferSize = 64 << 10
 
+// minSparse is the least size in bytes at which holes are worth a look where
+// their number is not known.
+const minSparse = 64 << 10
+
 // copy copies size bytes between files that stand at their start, and keeps
 // holes. A file that is shorter by now is no error here.
 func (d *copyData) copy(ctx context.Context, to, from int, size, blocks int64) error {
@@ -284,6 +288,10 @@ func (d *copyData) copy(ctx context.Context, to, from int, size, blocks int64) e
 		default:
 			d.noClone.Store(true)
 		}
+	}
+	var st unix.Stat_t
+	if blocks < 0 && size >= minSparse && unix.Fstat(from, &st) == nil {
+		blocks = st.Blocks
 	}
 	if blocks >= 0 && blocks*512 < size {
 		return d.sparse(ctx, to, from, size)

@@ -286,6 +286,13 @@ func TestCopySparse(t *testing.T) {
 	src := layers(t, dir)
 	must(t, doCopy(tr, src, copyOp("/f", "/g", func(o *pb.FileActionCopy) { o.Mode = 0o600 }), nil))
 	var st unix.Stat_t
+	small := build(t, t.TempDir(), file{path: "f"})
+	must(t, os.Truncate(filepath.Join(small, "f"), 8<<20))
+	must(t, doCopy(tr, local(t, small), copyOp("/f", "/local"), nil))
+	must(t, unix.Lstat(filepath.Join(upper, "local"), &st))
+	if st.Size != 8<<20 || st.Blocks > 1000 {
+		t.Errorf("from a context: got %d bytes in %d blocks", st.Size, st.Blocks)
+	}
 	must(t, unix.Lstat(filepath.Join(upper, "g"), &st))
 	if st.Size != size || st.Blocks > 1000 {
 		t.Errorf("got %d bytes in %d blocks", st.Size, st.Blocks)

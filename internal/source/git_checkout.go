@@ -99,10 +99,7 @@ func (g *gitSource) openBare(ctx context.Context, r *gitRepo, sha256 bool) error
 		return err
 	}
 	if _, err := os.Stat(filepath.Join(r.bare, "HEAD")); err == nil {
-		// A git that was killed leaves this behind, and nobody else is at it: the
-		// repository is locked.
-		_ = os.Remove(filepath.Join(r.bare, "shallow.lock"))
-		return nil
+		return tidyBare(r.bare)
 	}
 	made := filepath.Join(r.dir, "bare")
 	args := []string{"init", "--quiet", "--bare", "--template="}
@@ -124,6 +121,33 @@ func (g *gitSource) openBare(ctx context.Context, r *gitRepo, sha256 bool) error
 	}
 	return os.Rename(made, r.bare)
 }
+
+// tidyBare removes what a git that was killed left behind, and what would stop
+// every later one: its lock files, and repositories of submodules that were
+// never complete. Nobody else is at it: the repository is locked.
+func tidyBare(bare string) error {
+	if _, err := os.Lstat(filepath.Join(bare, modulesDirty)); err == nil {
+		if err := sys.RemoveAll(filepath.Join(bare, "modules")); err != nil {
+			return err
+		}
+	}
+	return filepath.WalkDir(bare, func(p string, d fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case err != nil:
+			return err
+		case d.IsDir() && d.Name() == "objects":
+			return fs.SkipDir // its names are digests, and there are many
+		case !d.IsDir() && strings.HasSuffix(p, ".lock"):
+			return os.Remove(p)
+		}
+		return nil
+	})
+}
+
+// modulesDirty is there while submodules are brought into the bare repository.
+const modulesDirty = "dhow-modules-dirty"
 
 // fetchPin fetches one commit without its history. Servers that know only refs
 // are asked for the ref, then for everything.
@@ -273,10 +297,17 @@ func (g *gitSource) updateSubmodules(ctx context.Context, r *gitRepo, gitDir, wo
 	if _, err := os.Lstat(filepath.Join(work, ".gitmodules")); err != nil {
 		return nil
 	}
+	dirty := filepath.Join(r.bare, modulesDirty)
+	if err := os.WriteFile(dirty, nil, 0o600); err != nil {
+		return err
+	}
 	run := *r.gitRun
 	run.dir = work
 	if _, err := run.git(ctx, "--git-dir", gitDir, "--work-tree", work, "submodule", "update", "--quiet", "--init", "--recursive", "--depth=1"); err != nil {
 		return fmt.Errorf("update submodules: %w", err)
+	}
+	if err := os.Remove(dirty); err != nil {
+		return err
 	}
 	if g.keepGitDir {
 		return nil

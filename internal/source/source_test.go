@@ -517,6 +517,36 @@ func TestGitSubmodules(t *testing.T) {
 	equal(t, b.names(res), []string{".gitmodules", "f", "lib"})
 }
 
+// TestGitKilled finds what a git that was killed leaves in the bare repository.
+func TestGitKilled(t *testing.T) {
+	dir, url := gitServer(t)
+	b := newBench(t, session.Options{})
+	newRepository(t, filepath.Join(dir, "lib")).commit(map[string]string{"l": "lib"})
+	repo := newRepository(t, filepath.Join(dir, "r"))
+	repo.git("submodule", "--quiet", "add", url+"/lib/.git", "lib")
+	repo.commit(map[string]string{"f": "one"})
+	if _, _, err := b.bringGit(url, "r", "", nil); err != nil {
+		t.Fatal(err)
+	}
+	id := repo.commit(map[string]string{"f": "two"})
+	bares, err := filepath.Glob(filepath.Join(b.deps.Store.CacheMountsDir(), "git-*"))
+	if err != nil || len(bares) != 1 {
+		t.Fatal(bares, err)
+	}
+	if err := os.RemoveAll(filepath.Join(bares[0], "modules/lib/objects")); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"shallow.lock", "config.lock", "packed-refs.lock", "HEAD.lock", "refs/dhow/" + id + ".lock", "modules/lib/shallow.lock", modulesDirty} {
+		put(t, bares[0], name, "", 0o644)
+	}
+	_, res, err := b.bringGit(url, "r", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, b.read(res, "f"), "two")
+	equal(t, b.read(res, "lib/l"), "lib")
+}
+
 // TestGitHostile fetches repositories that try to get out.
 func TestGitHostile(t *testing.T) {
 	dir, url := gitServer(t)
