@@ -1,6 +1,6 @@
 // Command bench times dhow beside every other container tool it finds, on the
 // same work in turn, and writes bench/RESULTS.md. It is run by hand (make
-// bench) on a machine that does nothing else; it takes some minutes and 20 GB
+// bench) on a machine that does nothing else; it takes some minutes and 40 GB
 // of disk, and leaves nothing behind.
 //
 // Every row is measured A B A B after a warm-up, so that a machine that slows

@@ -32,9 +32,9 @@ type row struct {
 	name   string
 	goal   string
 	rounds int
+	cold   bool // starts from an empty store every time: there is nothing to warm up
 	memory bool // the figure is the peak, not the time
-	floor  *command
-	reset  func() error // before each measurement of the floor
+	floor  func(round int) command
 	job    func(t *tool, round int) (job, bool)
 }
 
@@ -46,8 +46,7 @@ type result struct {
 	failed  map[string]error
 }
 
-// measure runs the row on every tool in turn, once to warm up and then round
-// by round. A peer that fails is reported and left out of the row.
+// measure runs the row on every tool in turn, round by round; round 0 warms up. A peer that fails is reported and left out of the row.
 func measure(r row, tools []*tool, rounds int) (result, error) {
 	if rounds == 0 {
 		rounds = r.rounds
@@ -56,9 +55,13 @@ func measure(r row, tools []*tool, rounds int) (result, error) {
 	for _, t := range tools {
 		res.order = append(res.order, t.name)
 	}
-	for round := range rounds + 1 {
+	first := 0
+	if r.cold {
+		first = 1
+	}
+	for round := first; round <= rounds; round++ {
 		if r.floor != nil {
-			s, err := floorSample(r)
+			s, err := r.floor(round).run()
 			if err != nil {
 				return res, fmt.Errorf("floor: %w", err)
 			}
@@ -85,15 +88,6 @@ func measure(r row, tools []*tool, rounds int) (result, error) {
 	return res, nil
 }
 
-func floorSample(r row) (sample, error) {
-	if r.reset != nil {
-		if err := r.reset(); err != nil {
-			return sample{}, err
-		}
-	}
-	return r.floor.run()
-}
-
 // perform does a job and looks at the memory of the tool's daemons too.
 func (t *tool) perform(j job) (sample, error) {
 	if j.before != nil {
@@ -101,7 +95,11 @@ func (t *tool) perform(j job) (sample, error) {
 			return sample{}, fmt.Errorf("prepare: %w", err)
 		}
 	}
-	for _, pid := range t.daemons {
+	var daemons []int
+	if t.daemons != nil {
+		daemons = t.daemons()
+	}
+	for _, pid := range daemons {
 		// "5" resets the peak resident set size (proc(5), clear_refs).
 		_ = os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0)
 	}
@@ -109,7 +107,7 @@ func (t *tool) perform(j job) (sample, error) {
 	if err != nil {
 		return s, err
 	}
-	for _, pid := range t.daemons {
+	for _, pid := range daemons {
 		s.peak = max(s.peak, peakOf(pid))
 	}
 	if j.minus != nil {

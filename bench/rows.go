@@ -2,9 +2,13 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 )
+
+// always is a floor that is the same command in every round.
+func always(args ...string) func(int) command {
+	return func(int) command { return command{args: args} }
+}
 
 // rows is the table.
 func rows(fix *fixtures) []row {
@@ -16,7 +20,7 @@ func rows(fix *fixtures) []row {
 func startRow() row {
 	return row{
 		name: "run --rm --network none busybox true", goal: "≤ 20 ms, ≥ 7× docker", rounds: 21,
-		floor: &command{args: []string{"bwrap", "--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "/bin/true"}},
+		floor: always("bwrap", "--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "/bin/true"),
 		job: func(t *tool, round int) (job, bool) {
 			if t.run == nil {
 				return job{}, false
@@ -48,7 +52,7 @@ func stepRow(fix *fixtures) row {
 func cachedRow(fix *fixtures) row {
 	return row{
 		name: "cached build, 13 steps, 10,000 files of 60 MB", goal: "≤ 40 ms, ≥ 10× buildx", rounds: 15,
-		floor: &command{args: []string{"git", "status", "--porcelain"}, dir: fix.project},
+		floor: always("git", "-C", fix.project, "status", "--porcelain"),
 		job: func(t *tool, round int) (job, bool) {
 			j := job{cmd: t.build(build{context: fix.project, tag: "bench/project"})}
 			if round == 0 {
@@ -73,11 +77,11 @@ func uncachedRow(fix *fixtures) row {
 }
 
 func toolchainRow(fix *fixtures) row {
-	to := filepath.Join(fix.work, "cp")
 	return row{
-		name: "COPY of a Go toolchain, no cache", goal: "≥ 5× docker", rounds: 3,
-		floor: &command{args: []string{"cp", "-a", filepath.Join(fix.toolchain, "go"), to}},
-		reset: func() error { return os.RemoveAll(to) },
+		name: "COPY of a Go toolchain, no cache", goal: "≥ 5× docker", rounds: 3, cold: true,
+		floor: func(round int) command {
+			return command{args: []string{"cp", "-a", filepath.Join(fix.toolchain, "go"), filepath.Join(fix.work, fmt.Sprintf("cp-%d", round))}}
+		},
 		job: func(t *tool, _ int) (job, bool) {
 			return job{before: t.fresh, cmd: t.build(build{context: fix.toolchain, tag: "bench/toolchain", noCache: true})}, true
 		},
@@ -86,8 +90,8 @@ func toolchainRow(fix *fixtures) row {
 
 func pullRow(fix *fixtures) row {
 	return row{
-		name: "pull and unpack of a 480 MB image (2 layers), loopback", goal: "≥ 3× docker", rounds: 3,
-		floor: &command{args: []string{"sh", "-c", "for l in " + fix.layerFiles + "; do gzip -dc $l > /dev/null & done; wait"}},
+		name: "pull and unpack of a 480 MB image (2 layers), loopback", goal: "≥ 3× docker", rounds: 3, cold: true,
+		floor: always("sh", "-c", "for l in "+fix.layerFiles+"; do gzip -dc $l > /dev/null & done; wait"),
 		job: func(t *tool, _ int) (job, bool) {
 			if t.pull == nil {
 				return job{}, false
@@ -100,7 +104,7 @@ func pullRow(fix *fixtures) row {
 // pushRow changes the content every time, so that nothing is there already.
 func pushRow(fix *fixtures) row {
 	return row{
-		name: "build + push of that image", goal: "≥ 3× docker", rounds: 3,
+		name: "build + push of that image", goal: "≥ 3× docker", rounds: 3, cold: true,
 		job: func(t *tool, round int) (job, bool) {
 			tag := fmt.Sprintf("%s/bench/push-%s:%d", fix.registry, t.name, round)
 			before := func() error {
@@ -116,7 +120,7 @@ func pushRow(fix *fixtures) row {
 
 func memoryRow(fix *fixtures) row {
 	return row{
-		name: "peak memory, build of a 2 GB context", goal: "≤ 200 MB", rounds: 1, memory: true,
+		name: "peak memory, build of a 2 GB context", goal: "≤ 200 MB", rounds: 1, cold: true, memory: true,
 		job: func(t *tool, round int) (job, bool) {
 			if err := fix.makeHuge(); err != nil {
 				return job{before: func() error { return err }}, true
@@ -129,7 +133,7 @@ func memoryRow(fix *fixtures) row {
 func versionRow() row {
 	return row{
 		name: "version", goal: "≤ 12 ms", rounds: 31,
-		floor: &command{args: []string{"true"}},
+		floor: always("true"),
 		job: func(t *tool, _ int) (job, bool) {
 			return job{cmd: t.versionCmd}, len(t.versionCmd.args) > 0
 		},

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -25,12 +26,29 @@ type tool struct {
 	version    string
 	versionCmd command
 	base       func() error // loads busybox, so that FROM and run need no registry
-	fresh      func() error // empties the store as far as the tool can
+	fresh      func() error // goes on with a new, empty store; the old one stays (see store)
 	build      func(b build) command
 	run        func(image string, args ...string) command
 	pull       func(ref string) command
-	daemons    []int // processes whose memory counts
+	daemons    func() []int // processes whose memory counts; nil: none
 	stop       func()
+}
+
+// A store is the directory of a tool's state, and its successors. None is
+// removed before the end: for minutes after a large removal ext4 looks for
+// inodes that were not in use lately (recently_deleted), which made the next
+// measurement three times as long.
+type store struct {
+	base string
+	n    int
+}
+
+func (s *store) dir() string { return fmt.Sprintf("%s-%d", s.base, s.n) }
+
+// next moves on to an empty directory.
+func (s *store) next() error {
+	s.n++
+	return os.MkdirAll(s.dir(), 0o755)
 }
 
 // findTools returns dhow and every peer that is installed and starts.
@@ -48,13 +66,17 @@ func findTools(o options, fix *fixtures) []*tool {
 }
 
 func newDhow(program string, fix *fixtures) *tool {
-	root := filepath.Join(fix.work, "dhow")
-	env := []string{"DHOW_ROOT=" + root}
-	cmd := func(args ...string) command { return command{args: append([]string{program}, args...), env: env} }
+	root := &store{base: filepath.Join(fix.work, "dhow")}
+	cmd := func(args ...string) command {
+		return command{args: append([]string{program}, args...), env: []string{"DHOW_ROOT=" + root.dir()}}
+	}
 	return &tool{
 		name: "dhow", version: versionOf(program, "version"), versionCmd: cmd("version"),
-		base:  ignoreOutput(cmd("load", "-q", "-i", filepath.Join(fix.archives, "busybox.tar"))),
-		fresh: func() error { return os.RemoveAll(root) },
+		base: func() error {
+			_, err := cmd("load", "-q", "-i", filepath.Join(fix.archives, "busybox.tar")).run()
+			return err
+		},
+		fresh: root.next,
 		build: func(b build) command {
 			args := []string{"build", "--progress=quiet", "-t", b.tag}
 			args = append(args, when(b.noCache, "--no-cache")...)
@@ -64,7 +86,7 @@ func newDhow(program string, fix *fixtures) *tool {
 			return cmd(append([]string{"run", "--rm", "--network", "none", image}, args...)...)
 		},
 		pull: func(ref string) command { return cmd("pull", "-q", ref) },
-		stop: func() { _ = os.RemoveAll(root) },
+		stop: func() {},
 	}
 }
 
@@ -85,18 +107,17 @@ func newDocker(fix *fixtures) (*tool, error) {
 	socket := "unix://" + filepath.Join(dir, "sock")
 	env := []string{"DOCKER_HOST=" + socket, "DOCKER_BUILDKIT=1", "DOCKER_CONFIG=" + filepath.Join(dir, "config")}
 	cmd := func(args ...string) command { return command{args: append([]string{"docker"}, args...), env: env} }
-	daemon, err := startDaemon(dir, cmd("version"), "dockerd", "--data-root", filepath.Join(dir, "root"), "--exec-root", filepath.Join(dir, "exec"),
-		"--pidfile", filepath.Join(dir, "pid"), "-H", socket, "--bridge", "none", "--iptables=false", "--ip6tables=false", "--insecure-registry", fix.registry)
-	if err != nil {
+	server := &server{dir: dir, store: store{base: filepath.Join(dir, "root")}, probe: cmd("version"), line: func(root string) []string {
+		return []string{"dockerd", "--data-root", root, "--exec-root", filepath.Join(dir, "exec"), "--pidfile", filepath.Join(dir, "pid"),
+			"-H", socket, "--bridge", "none", "--iptables=false", "--ip6tables=false", "--insecure-registry", fix.registry}
+	}}
+	if err := server.start(); err != nil {
 		return nil, err
 	}
 	return &tool{
 		name: "docker", version: versionOf("dockerd", "--version") + "; client " + versionOf("docker", "--version"), versionCmd: command{args: []string{"docker", "--version"}},
-		base: ignoreOutput(cmd("load", "-q", "-i", filepath.Join(fix.archives, "busybox.tar"))),
-		fresh: func() error {
-			_, err := command{args: []string{"sh", "-c", `docker rmi -f $(docker images -aq) ; docker builder prune -af; docker system prune -af; true`}, env: env}.run()
-			return err
-		},
+		base:  ignoreOutput(cmd("load", "-q", "-i", filepath.Join(fix.archives, "busybox.tar"))),
+		fresh: server.fresh,
 		build: func(b build) command {
 			line := `docker build -q --network host ` + strings.Join(when(b.noCache, "--no-cache"), "") + ` -t "$0" "$1"`
 			if b.push {
@@ -109,8 +130,8 @@ func newDocker(fix *fixtures) (*tool, error) {
 			return cmd(append([]string{"run", "--rm", "--network", "none", "--ulimit", "nofile=1024:1024", image}, args...)...)
 		},
 		pull:    func(ref string) command { return cmd("pull", "-q", ref) },
-		daemons: daemon.pids(),
-		stop:    daemon.stop,
+		daemons: server.pids,
+		stop:    server.stop,
 	}, nil
 }
 
@@ -133,23 +154,23 @@ func newBuildKit(fix *fixtures) (*tool, error) {
 	cmd := func(args ...string) command {
 		return command{args: append([]string{"buildctl", "--addr", socket}, args...)}
 	}
-	daemon, err := startDaemon(dir, cmd("debug", "workers"), "buildkitd", "--root", filepath.Join(dir, "root"), "--addr", socket, "--config", toml,
-		"--containerd-worker=false", "--oci-worker-gc=false")
-	if err != nil {
+	server := &server{dir: dir, store: store{base: filepath.Join(dir, "root")}, probe: cmd("debug", "workers"), line: func(root string) []string {
+		return []string{"buildkitd", "--root", root, "--addr", socket, "--config", toml, "--containerd-worker=false", "--oci-worker-gc=false"}
+	}}
+	if err := server.start(); err != nil {
 		return nil, err
 	}
-	prune := cmd("prune", "--all")
 	return &tool{
 		name: "buildkit", version: versionOf("buildkitd", "--version"), versionCmd: command{args: []string{"buildctl", "--version"}},
 		base:  func() error { return nil },
-		fresh: ignoreOutput(prune),
+		fresh: server.fresh,
 		build: func(b build) command {
 			args := []string{"build", "--progress=plain", "--frontend", "dockerfile.v0", "--local", "context=" + b.context, "--local", "dockerfile=" + b.context}
 			args = append(args, when(b.noCache, "--no-cache")...)
 			return cmd(append(args, when(b.push, "--output", "type=image,name="+b.tag+",push=true,registry.insecure=true")...)...)
 		},
-		daemons: daemon.pids(),
-		stop:    daemon.stop,
+		daemons: server.pids,
+		stop:    server.stop,
 	}, nil
 }
 
@@ -157,15 +178,14 @@ func newPodman(fix *fixtures) (*tool, error) {
 	if err := installed("podman", "runc"); err != nil {
 		return nil, err
 	}
-	t := containersTool("podman", fix, []string{"--cgroup-manager", "cgroupfs", "--runtime", "runc"}, nil)
-	podman := func(args ...string) command {
-		return command{args: append(append([]string{"podman", "--cgroup-manager", "cgroupfs", "--runtime", "runc"}, storage(fix)...), args...)}
+	t, podman := containersTool(fix, []string{"podman", "--cgroup-manager", "cgroupfs", "--runtime", "runc"}, nil)
+	t.base = func() error {
+		_, err := podman("load", "-q", "-i", filepath.Join(fix.archives, "busybox.tar")).run()
+		return err
 	}
-	t.base = ignoreOutput(podman("load", "-q", "-i", filepath.Join(fix.archives, "busybox.tar")))
 	t.run = func(image string, args ...string) command {
 		return podman(append([]string{"run", "--rm", "--network", "none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", image}, args...)...)
 	}
-	t.pull = func(ref string) command { return podman("pull", "-q", "--tls-verify=false", ref) }
 	return t, nil
 }
 
@@ -173,29 +193,26 @@ func newBuildah(fix *fixtures) (*tool, error) {
 	if err := installed("buildah", "runc"); err != nil {
 		return nil, err
 	}
-	t := containersTool("buildah", fix, nil, []string{"--runtime", "runc"})
-	buildah := func(args ...string) command {
-		return command{args: append(append([]string{"buildah"}, storage(fix)...), args...)}
+	t, buildah := containersTool(fix, []string{"buildah"}, []string{"--runtime", "runc"})
+	t.base = func() error {
+		_, err := buildah("pull", "-q", "docker-archive:"+filepath.Join(fix.archives, "busybox.tar")).run()
+		return err
 	}
-	t.base = ignoreOutput(buildah("pull", "-q", "docker-archive:"+filepath.Join(fix.archives, "busybox.tar")))
-	t.pull = func(ref string) command { return buildah("pull", "-q", "--tls-verify=false", ref) }
 	return t, nil
 }
 
-// storage are the flags that give podman and buildah a store of our own.
-func storage(fix *fixtures) []string {
-	dir := filepath.Join(fix.work, "containers")
-	return []string{"--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", "overlay"}
-}
-
-// containersTool is what podman and buildah have in common.
-func containersTool(program string, fix *fixtures, global, buildFlags []string) *tool {
-	prefix := append(append([]string{program}, global...), storage(fix)...)
-	cmd := func(args ...string) command { return command{args: append(append([]string{}, prefix...), args...)} }
-	remove := cmd("rmi", "-a", "-f")
+// containersTool is what podman and buildah have in common. It also returns
+// how to make a command of the tool, with its present store.
+func containersTool(fix *fixtures, program, buildFlags []string) (*tool, func(args ...string) command) {
+	name := program[0]
+	root := &store{base: filepath.Join(fix.work, name)}
+	cmd := func(args ...string) command {
+		line := append(append([]string{}, program...), "--root", filepath.Join(root.dir(), "root"), "--runroot", filepath.Join(root.dir(), "run"), "--storage-driver", "overlay")
+		return command{args: append(line, args...)}
+	}
 	return &tool{
-		name: program, version: versionOf(program, "--version"), versionCmd: command{args: []string{program, "--version"}},
-		fresh: ignoreOutput(remove),
+		name: name, version: versionOf(name, "--version"), versionCmd: command{args: []string{name, "--version"}},
+		fresh: root.next,
 		build: func(b build) command {
 			args := append([]string{"build", "-q", "--layers", "--network", "host", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "-t", b.tag}, buildFlags...)
 			line := cmd(append(append(args, when(b.noCache, "--no-cache")...), b.context)...)
@@ -205,55 +222,68 @@ func containersTool(program string, fix *fixtures, global, buildFlags []string) 
 			}
 			return line
 		},
-		stop: func() { _, _ = remove.run() },
+		pull: func(ref string) command { return cmd("pull", "-q", "--tls-verify=false", ref) },
+		stop: func() {},
+	}, cmd
+}
+
+// A server is a daemon that we start, give new stores, and end.
+type server struct {
+	dir   string
+	store store
+	probe command
+	line  func(root string) []string
+	cmd   *exec.Cmd
+}
+
+// start starts the daemon and waits until probe succeeds.
+func (s *server) start() error {
+	if err := s.store.next(); err != nil {
+		return err
 	}
-}
-
-// A daemon is a server that we started and end.
-type daemon struct {
-	cmd *exec.Cmd
-	log *os.File
-}
-
-// startDaemon starts a server and waits until probe succeeds.
-func startDaemon(dir string, probe command, args ...string) (*daemon, error) {
-	logFile, err := os.Create(filepath.Join(dir, "log"))
+	logFile, err := os.Create(filepath.Join(s.dir, "log"))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	d := &daemon{cmd: exec.Command(args[0], args[1:]...), log: logFile}
-	d.cmd.Stdout, d.cmd.Stderr = logFile, logFile
-	if err := d.cmd.Start(); err != nil {
-		return nil, err
+	defer logFile.Close()
+	line := s.line(s.store.dir())
+	s.cmd = exec.Command(line[0], line[1:]...)
+	s.cmd.Stdout, s.cmd.Stderr = logFile, logFile
+	if err := s.cmd.Start(); err != nil {
+		return err
 	}
-	for range 150 {
-		if _, err := probe.run(); err == nil {
-			return d, nil
+	for range 300 {
+		if _, err := s.probe.run(); err == nil {
+			return nil
 		}
-		time.Sleep(200 * time.Millisecond)
+		time.Sleep(100 * time.Millisecond)
 	}
-	d.stop()
+	s.stop()
 	tail, _ := os.ReadFile(logFile.Name())
-	return nil, fmt.Errorf("%s does not answer:\n%s", args[0], tail[max(0, len(tail)-600):])
+	return fmt.Errorf("%s does not answer:\n%s", line[0], tail[max(0, len(tail)-600):])
+}
+
+// fresh starts the daemon again, with a new store.
+func (s *server) fresh() error {
+	s.stop()
+	return s.start()
 }
 
 // pids are the daemon and its children (dockerd's containerd).
-func (d *daemon) pids() []int {
-	pids := []int{d.cmd.Process.Pid}
-	children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", d.cmd.Process.Pid, d.cmd.Process.Pid))
+func (s *server) pids() []int {
+	pids := []int{s.cmd.Process.Pid}
+	children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pids[0], pids[0]))
 	for field := range bytes.FieldsSeq(children) {
-		var pid int
-		if _, err := fmt.Sscan(string(field), &pid); err == nil {
+		if pid, err := strconv.Atoi(string(field)); err == nil {
 			pids = append(pids, pid)
 		}
 	}
 	return pids
 }
 
-func (d *daemon) stop() {
-	_ = d.cmd.Process.Signal(os.Interrupt)
-	_ = d.cmd.Wait()
-	_ = d.log.Close()
+func (s *server) stop() {
+	_ = s.cmd.Process.Signal(os.Interrupt)
+	_ = s.cmd.Wait()
 }
 
 // installed returns an error that names the first program that is not in PATH.
