@@ -155,12 +155,12 @@ func setOption(fd int, key, value string) error {
 	return nil
 }
 
-// setPath sets an option to a directory. A path that is too long for fsconfig
-// is opened and named through /proc; the kernel keeps the directory, not the
-// name.
+// setPath sets an option to a directory. A path that is too long for fsconfig,
+// or has a backslash, which overlayfs takes away from upper directories, is
+// opened and named through /proc; the kernel keeps the directory, not the name.
 func setPath(fd int, key, path string) error {
 	value := path
-	if len(path) > fsconfigMax {
+	if len(path) > fsconfigMax || strings.Contains(path, `\`) {
 		f, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY, 0)
 		if err != nil {
 			return err

@@ -153,6 +153,23 @@ func TestMountOverlayOddPaths(t *testing.T) {
 	}
 }
 
+// A short path goes to the kernel as it is, which has its own idea of backslashes.
+func TestMountOverlayBackslash(t *testing.T) {
+	needMounts(t)
+	dir := filepath.Join(t.TempDir(), "a:b,c\\d\ne=f")
+	lowers := layers(t, dir, 2)
+	o := Overlay{Lowers: lowers, Upper: filepath.Join(dir, "up\\per"), Work: filepath.Join(dir, "wo,rk")}
+	if err := errors.Join(os.Mkdir(o.Upper, 0o755), os.Mkdir(o.Work, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	f, err := MountOverlay(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	checkTree(t, f, 2)
+}
+
 func TestMountOverlayRefuses(t *testing.T) {
 	needMounts(t)
 	if _, err := MountOverlay(Overlay{Lowers: make([]string, MaxLowers+1)}); !errors.Is(err, errdef.ErrUnsupported) {
