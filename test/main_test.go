@@ -127,6 +127,7 @@ func setup(env *testscript.Env) error {
 		env.Setenv("BUILDX_NO_DEFAULT_ATTESTATIONS", "1")
 	}
 	env.Setenv("PATH", shared.bin+":"+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	env.Setenv("DOCKER_HOST", os.Getenv("DOCKER_HOST"))
 	env.Setenv("GIT_CONFIG_NOSYSTEM", "1")
 	env.Setenv("GIT_AUTHOR_NAME", "t")
 	env.Setenv("GIT_AUTHOR_EMAIL", "t@example.com")
