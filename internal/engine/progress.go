@@ -161,6 +161,7 @@ type job struct {
 
 	mu   sync.Mutex
 	file *os.File // guarded by mu; opened with the first byte
+	kept int64    // guarded by mu; bytes in file
 }
 
 func (j *job) Stdout() io.Writer { return &j.out }
@@ -177,19 +178,44 @@ func (j *job) log(stream int, data []byte) error {
 		Vertex: j.vertex.Digest, Stream: stream, Data: data, Timestamp: time.Now(),
 	}}})
 	j.tail.write(data)
+	if err := j.keep(data); err != nil {
+		// The output is still shown, and the step goes on.
+		j.Warn("the rest of the output is not kept: %v", err)
+	}
+	return nil
+}
+
+// maxStepLog bounds what is kept on disk of one step's output, in bytes: a
+// program gone wild prints gigabytes in seconds.
+const maxStepLog = 64 << 20
+
+// keep writes to the step's log file. After a failure, or when it is as large as
+// it may be, it does nothing.
+func (j *job) keep(data []byte) (err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.file == nil {
-		if j.progress.dir == "" {
-			return nil
+	room := maxStepLog - j.kept
+	if j.progress.dir == "" || room <= 0 {
+		return nil
+	}
+	defer func() {
+		if err != nil {
+			j.kept = maxStepLog
 		}
+	}()
+	if j.file == nil {
 		f, err := os.OpenFile(filepath.Join(j.progress.dir, logName(j.vertex.Digest)), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 		if err != nil {
 			return fmt.Errorf("open step log: %w", err)
 		}
 		j.file = f
 	}
-	_, err := j.file.Write(data)
+	cut := int64(len(data)) >= room
+	if cut {
+		data = append(data[:room:room], fmt.Sprintf("\n[%d MiB of output; the rest is not kept]\n", maxStepLog>>20)...)
+	}
+	j.kept += int64(len(data))
+	_, err = j.file.Write(data)
 	return err
 }
 

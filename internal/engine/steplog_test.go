@@ -1,10 +1,15 @@
 package engine
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"dhow/internal/llb"
 )
 
 func TestMaskerOverWrites(t *testing.T) {
@@ -42,5 +47,37 @@ func TestTailKeepsLastLines(t *testing.T) {
 	tl.write(make([]byte, 3*tailBytes))
 	if n := len(tl.buf); n > 2*tailBytes {
 		t.Errorf("kept %d bytes", n)
+	}
+}
+
+// A step may print without end; the disk is not its to fill.
+func TestStepLogIsBounded(t *testing.T) {
+	dir := t.TempDir()
+	j := newProgress(nil, dir).Job(&llb.Vertex{Digest: "sha256:0123456789abcdef0"}).(*job)
+	for range 70 {
+		if _, err := j.Stdout().Write(bytes.Repeat([]byte("x"), 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	fi, err := os.Stat(filepath.Join(dir, "0123456789abcdef.log"))
+	if err != nil || fi.Size() < maxStepLog || fi.Size() > maxStepLog+100 {
+		t.Errorf("got %v, %v, want about %d bytes", fi, err, maxStepLog)
+	}
+}
+
+// Output goes on when its log cannot be written.
+func TestStepLogFails(t *testing.T) {
+	p := newProgress(nil, filepath.Join(t.TempDir(), "none"))
+	j := p.Job(&llb.Vertex{Digest: "sha256:0123456789abcdef0"}).(*job)
+	for range 3 {
+		if _, err := fmt.Fprintln(j.Stdout(), "line"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := j.tail.lines(); len(got) != 3 || len(p.stepWarnings()) != 1 {
+		t.Errorf("got %d lines and the warnings %q, want 3 and one", len(got), p.stepWarnings())
 	}
 }
