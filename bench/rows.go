@@ -37,7 +37,7 @@ func startRow() row {
 // stepRow takes a build of one step off a build of 21.
 func stepRow(fix *fixtures) row {
 	return row{
-		name: "one RUN step", goal: "≤ 12 ms", rounds: 7,
+		name: "one RUN step", goal: "≤ 12 ms", rounds: 5,
 		job: func(t *tool, round int) (job, bool) {
 			short := t.build(build{context: fix.steps1, tag: "bench/steps", noCache: true})
 			j := job{cmd: t.build(build{context: fix.steps21, tag: "bench/steps", noCache: true}), minus: &short, per: 20}
@@ -51,7 +51,7 @@ func stepRow(fix *fixtures) row {
 
 func cachedRow(fix *fixtures) row {
 	return row{
-		name: "cached build, 13 steps, 10,000 files of 60 MB", goal: "≤ 40 ms, ≥ 10× buildx", rounds: 15,
+		name: "cached build, 13 steps, 10,000 files of 60 MB", goal: "≤ 40 ms, ≥ 10× docker", rounds: 11,
 		floor: always("git", "-C", fix.project, "status", "--porcelain"),
 		job: func(t *tool, round int) (job, bool) {
 			j := job{cmd: t.build(build{context: fix.project, tag: "bench/project"})}
@@ -65,7 +65,7 @@ func cachedRow(fix *fixtures) row {
 
 func uncachedRow(fix *fixtures) row {
 	return row{
-		name: "the same with --no-cache", goal: "≤ 1.6 s, ≥ 4× docker", rounds: 5,
+		name: "the same with --no-cache", goal: "≤ 1.6 s, ≥ 4× docker", rounds: 3,
 		job: func(t *tool, round int) (job, bool) {
 			j := job{cmd: t.build(build{context: fix.project, tag: "bench/project", noCache: true})}
 			if round == 0 {
