@@ -35,8 +35,9 @@ type gitSource struct {
 // gitAccess is how a remote is reached: names of what the session offers.
 type gitAccess struct {
 	tokenSecret, headerSecret string
-	ssh                       string // id of an agent; "" for none
-	knownHosts                string // contents of a known_hosts file
+	ssh                       string        // id of an agent; "" for none
+	knownHosts                string        // contents of a known_hosts file
+	user                      *url.Userinfo // from the remote's address; nil for none
 }
 
 // gitPin is what a ref stands for now.
@@ -77,7 +78,20 @@ func newGitSource(d *Deps, id string, attrs map[string]string) (*gitSource, erro
 			return nil, fmt.Errorf("git repository %s: %w", redact(g.remote), err)
 		}
 	}
+	g.hideUser()
 	return g, g.check()
+}
+
+// hideUser takes the credentials out of a web address: as a part of it they
+// would be in git's arguments, which everybody can read, and in the repository
+// that is kept.
+func (g *gitSource) hideUser() {
+	u, err := url.Parse(g.remote)
+	if err != nil || u.User == nil || u.Scheme != "http" && u.Scheme != "https" {
+		return
+	}
+	g.access.user, u.User = u.User, nil
+	g.remote = u.String()
 }
 
 // attr takes one attribute of the source.
@@ -291,6 +305,16 @@ func tokenScope(remote string) string {
 		}
 	}
 	return remote
+}
+
+// hostScope is the part of a URL that credentials in it are sent for: as with
+// git, whatever has an address relative to it.
+func hostScope(remote string) string {
+	u, err := url.Parse(remote)
+	if err != nil {
+		return remote
+	}
+	return u.Scheme + "://" + u.Host + "/"
 }
 
 // host is the host name of a remote, which secrets may be named after.

@@ -70,6 +70,11 @@ func (g *gitSource) newRun(ctx context.Context) (_ *gitRun, err error) {
 // auth adds the header that a secret of the build gives for the remote. It goes
 // through the environment: arguments can be read by everybody.
 func (g *gitSource) auth(ctx context.Context, r *gitRun) error {
+	if u := g.access.user; u != nil {
+		password, _ := u.Password()
+		r.authorize(hostScope(g.remote), "basic "+base64.StdEncoding.EncodeToString([]byte(u.Username()+":"+password)))
+		return nil
+	}
 	type candidate struct {
 		id    string
 		token bool
@@ -96,12 +101,14 @@ func (g *gitSource) auth(ctx context.Context, r *gitRun) error {
 		if c.token {
 			header = "basic " + base64.StdEncoding.EncodeToString([]byte("x-access-token:"+header))
 		}
-		r.env = append(r.env, "GIT_CONFIG_COUNT=1",
-			"GIT_CONFIG_KEY_0=http."+tokenScope(g.remote)+".extraheader",
-			"GIT_CONFIG_VALUE_0=Authorization: "+header)
+		r.authorize(tokenScope(g.remote), header)
 		return nil
 	}
 	return nil
+}
+
+func (r *gitRun) authorize(scope, header string) {
+	r.env = append(r.env, "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=http."+scope+".extraheader", "GIT_CONFIG_VALUE_0=Authorization: "+header)
 }
 
 // ssh sets how ssh is run: without the user's configuration, never asking, with

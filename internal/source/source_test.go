@@ -614,6 +614,26 @@ func TestGitAuth(t *testing.T) {
 	}
 }
 
+// Credentials in an address work, and are neither kept nor in git's arguments.
+func TestGitAddressWithPassword(t *testing.T) {
+	dir, url := gitServer(t)
+	newRepository(t, filepath.Join(dir, "private")).commit(map[string]string{"f": "x"})
+	b := newBench(t, session.Options{})
+	with := strings.Replace(url, "://", "://x-access-token:token@", 1)
+	_, res, err := b.bringGit(with, "private", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, b.read(res, "f"), "x")
+	found, _ := exec.Command("grep", "-rl", "x-access-token", b.deps.Store.Root()).Output()
+	equal(t, string(found), "")
+	g, err := newGitSource(b.deps, with, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, g.remote, url)
+}
+
 func TestGitMetadata(t *testing.T) {
 	dir, url := gitServer(t)
 	b := newBench(t, session.Options{})
