@@ -274,7 +274,7 @@ func recordSteps(steps []solve.Step, failure error) (records []StepRecord, trees
 func describe(r *StepRecord, v *llb.Vertex) {
 	switch op := v.Op.Op.(type) {
 	case *pb.Op_Source:
-		r.Kind, r.Source = "source", op.Source.Identifier
+		r.Kind, r.Source = "source", llb.HidePasswords(op.Source.Identifier)
 	case *pb.Op_Exec:
 		r.Kind, r.Args, r.Env = "exec", op.Exec.Meta.Args, op.Exec.Meta.Env
 	case *pb.Op_File:

@@ -150,7 +150,7 @@ func (d *decoder) finish(dgst digest.Digest, op *pb.Op) error {
 	if err := checkBody(v); err != nil {
 		return fmt.Errorf("build definition: operation %s: %w", dgst, err)
 	}
-	v.Name = name(v)
+	v.Name = HidePasswords(name(v))
 	v.Platform = platform(op.Platform)
 	v.Sources = d.positions(dgst)
 	d.state[dgst] = v
