@@ -131,26 +131,40 @@ func addMissing(history []ocispecs.History, base oci.Image, layers []layerInfo, 
 	return append(out, slices.Repeat([]ocispecs.History{entry}, missing-below)...)
 }
 
-// fillTimes gives each entry without a time that of its layer, or that of the
-// entry before; those before any, that of the first one after.
+// fillTimes gives each entry without a time that of its layer; others that of
+// the layer before among the build's own, or of the first after, so that what
+// only the configuration changed does not seem as old as the base image. The
+// entries of a build that made no layer have the time of the last one below.
 func fillTimes(history []ocispecs.History, layers []layerInfo) {
 	next := 0
-	var last *time.Time
+	own := len(history) // the first entry that came without a time
 	for i := range history {
 		h := &history[i]
-		if !h.EmptyLayer {
-			if h.Created == nil && next < len(layers) && !layers[next].created.IsZero() {
-				t := layers[next].created.UTC()
-				h.Created = &t
-			}
-			next++
-		}
 		if h.Created == nil {
-			h.Created = last
+			own = min(own, i)
 		}
-		last = h.Created
+		if h.EmptyLayer {
+			continue
+		}
+		if h.Created == nil && next < len(layers) && !layers[next].created.IsZero() {
+			t := layers[next].created.UTC()
+			h.Created = &t
+		}
+		next++
 	}
-	for i := len(history) - 1; i >= 0; i-- {
+	var last *time.Time
+	for _, h := range history[:own] {
+		if h.Created != nil {
+			last = h.Created
+		}
+	}
+	for _, h := range history[own:] {
+		if h.Created != nil {
+			last = h.Created
+			break
+		}
+	}
+	for i := own; i < len(history); i++ {
 		if history[i].Created == nil {
 			history[i].Created = last
 		}

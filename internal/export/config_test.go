@@ -88,6 +88,8 @@ func TestFinishConfigHistory(t *testing.T) {
 			[]string{"ADD rootfs@10", "-CMD sh@11", "RUN a@1001", "-ENV x@1001", "COPY b@1002"}, 1002},
 		{"only metadata", historyJSON("ADD rootfs@10", "-CMD sh@11", "-ENV x"), base, 1, nil,
 			[]string{"ADD rootfs@10", "-CMD sh@11", "-ENV x@11"}, 11},
+		{"metadata before the first layer", historyJSON("ADD rootfs@10", "-CMD sh@11", "-ENV x", "RUN a"), base, 2, nil,
+			[]string{"ADD rootfs@10", "-CMD sh@11", "-ENV x@1001", "RUN a@1001"}, 1001},
 		{"metadata first", historyJSON("-ENV x", "COPY b"), "", 1, nil, []string{"-ENV x@1000", "COPY b@1000"}, 1000},
 		{"more entries than layers", historyJSON("ADD rootfs@10", "-CMD sh@11", "RUN a", "COPY b"), base, 2, nil,
 			[]string{"ADD rootfs@10", "-CMD sh@11", "RUN a@1001", "-COPY b@1001"}, 1001},
