@@ -64,7 +64,14 @@ func (a *app) buildCommand() *cobra.Command {
 		"compress":       "the context is read in place, nothing is sent",
 		"policy":         "source policies are not supported",
 		"no-build-cache": "write --no-cache",
+		"debug,D":        "use --progress plain",
+		"resource":       "use --memory and --cpus",
 	})
+	for _, name := range []string{"rm", "force-rm"} {
+		flag := fl.VarPF(&granted{name: name, why: "a step leaves no container behind"}, name, "", "")
+		flag.Hidden = true
+		flag.NoOptDefVal = "true"
+	}
 	return cmd
 }
 
@@ -299,5 +306,23 @@ func (r *refused) Set(v string) error {
 	if off, err := strconv.ParseBool(v); err == nil && !off {
 		return nil
 	}
-	return fmt.Errorf("dhow has no --%s: %s", r.name, r.why)
+	return &refusedError{fmt.Sprintf("dhow has no --%s: %s", r.name, r.why)}
 }
+
+// granted is a flag that asks for what is so anyway; only its opposite is refused.
+type granted struct{ name, why string }
+
+func (g *granted) String() string { return "true" }
+func (g *granted) Type() string   { return "bool" }
+func (g *granted) Set(v string) error {
+	on, err := strconv.ParseBool(v)
+	if err == nil && !on {
+		return &refusedError{fmt.Sprintf("dhow has no --%s=false: %s", g.name, g.why)}
+	}
+	return err
+}
+
+// refusedError is shown as it is: what was written behind the flag is no matter.
+type refusedError struct{ msg string }
+
+func (e *refusedError) Error() string { return e.msg }

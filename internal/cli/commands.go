@@ -60,9 +60,12 @@ func (a *app) versionCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "version [OPTIONS]", Short: "Show the dhow version information", Args: exactArgs(0),
 		RunE: func(*cobra.Command, []string) error {
+			type about struct{ Version, GitCommit, GoVersion, Os, Arch string }
 			v := struct {
-				Version, GitCommit, GoVersion, Os, Arch string
-			}{a.version.Version, a.version.Commit, runtime.Version(), runtime.GOOS, runtime.GOARCH}
+				about
+				Client about // as docker's templates call it
+			}{about: about{a.version.Version, a.version.Commit, runtime.Version(), runtime.GOOS, runtime.GOARCH}}
+			v.Client = v.about
 			if format == "" {
 				format = "dhow:\n Version:\t{{.Version}}\n Git commit:\t{{.GitCommit}}\n Go version:\t{{.GoVersion}}\n OS/Arch:\t{{.Os}}/{{.Arch}}\n"
 			}

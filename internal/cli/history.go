@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"strconv"
 	"strings"
 	"time"
 
@@ -110,12 +111,12 @@ func (h *historyRow) CreatedBy() string {
 	return by
 }
 
-// Size is the layer's.
+// Size is the layer's, in bytes unless it is for people.
 func (h *historyRow) Size() string {
 	if h.human {
 		return units.HumanSizeWithPrecision(float64(h.item.Size), 3)
 	}
-	return units.BytesSize(float64(h.item.Size))
+	return strconv.FormatInt(h.item.Size, 10)
 }
 
 // Comment is who made it.

@@ -89,6 +89,7 @@ func (a *app) imagesCommand() *cobra.Command {
 	fl.StringVar(&format, "format", "", "Format output using a custom template: 'table', 'json', or a Go template")
 	fl.BoolVar(&noTrunc, "no-trunc", false, "Don't truncate output")
 	fl.BoolVarP(&quiet, "quiet", "q", false, "Only show image IDs")
+	refuseFlags(fl, map[string]string{"tree": "an image's platforms are shown by dhow image inspect --platform"})
 	return cmd
 }
 
@@ -121,6 +122,7 @@ func (a *app) rmiCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "Force removal of the image")
 	cmd.Flags().BoolVar(&noPrune, "no-prune", false, "Do not delete untagged parents")
+	refuseFlags(cmd.Flags(), map[string]string{"platform": "an image is removed with all its platforms"})
 	return cmd
 }
 

@@ -61,7 +61,7 @@ func (e exitError) Error() string { return fmt.Sprintf("exit status %d", e.code)
 //
 //	0    success
 //	1    the command failed
-//	125  dhow run: the container could not be started
+//	125  the flags cannot be read; dhow run: the container could not be started
 //	126, 127  dhow run: the program cannot be run, was not found
 //	else dhow run: the program's own status
 func Main(args []string, version Version) int {
@@ -207,11 +207,23 @@ func unknownCommand(cmd *cobra.Command, name string) error {
 
 // flagError turns cobra's complaint into one with advice.
 func flagError(cmd *cobra.Command, err error) error {
+	var refused *refusedError
+	if errors.As(err, &refused) {
+		err = refused
+	}
 	err = errdef.As(errdef.ErrInvalid, err)
+	hint := errdef.WithHint(err, "see %s --help", cmd.CommandPath())
 	if name, ok := unknownFlag(err.Error()); ok {
 		if near := nearestFlag(cmd, name); near != "" {
-			return errdef.WithHint(err, "did you mean --%s? See %s --help", near, cmd.CommandPath())
+			hint = errdef.WithHint(err, "did you mean --%s? See %s --help", near, cmd.CommandPath())
 		}
 	}
-	return errdef.WithHint(err, "see %s --help", cmd.CommandPath())
+	return usageError{hint}
 }
+
+// usageError is a command line that cannot be read; docker's status for it is
+// the same with every command.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error   { return e.error }
+func (e usageError) ExitStatus() int { return 125 }

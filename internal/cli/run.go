@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 
@@ -31,6 +32,7 @@ type runFlags struct {
 	rm, interactive, tty, init, readOnly, privileged, sigProxy, quiet bool
 	env, envFile, volumes, tmpfs, ulimits                             []string
 	capAdd, capDrop, securityOpt, addHosts, devices, dns, sysctls     []string
+	dnsSearch, dnsOptions                                             []string
 	mounts                                                            opts.MountOpt
 	workdir, user, entrypoint, name, network, hostname, domainname    string
 	platform, pull, cgroupParent, cpusetCPUs, cpusetMems              string
@@ -51,30 +53,45 @@ func (a *app) runCommand() *cobra.Command {
 			return a.run(cmd.Context(), &f, args)
 		},
 	}
-	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return &engine.RunError{Status: 125, Err: flagError(cmd, err)}
-	})
 	fl := cmd.Flags()
 	fl.SetInterspersed(false)
 	f.register(fl)
 	f.registerLimits(fl)
-	later := "containers in the background are not supported yet"
-	refuseFlags(fl, map[string]string{
+	refuseFlags(fl, refusedByRun())
+	fl.Bool("help", false, "Print usage") // -h is --hostname
+	return cmd
+}
+
+// refusedByRun are docker's flags that dhow does not have, and why.
+func refusedByRun() map[string]string {
+	const (
+		later    = "containers in the background are not supported yet"
+		networks = "use --network host"
+		windows  = "it is for Windows"
+		no       = "not supported"
+	)
+	return map[string]string{
 		"detach,d": later, "restart": later, "attach,a": later, "cidfile": later, "detach-keys": later,
-		"publish,p": "use --network host", "publish-all,P": "use --network host", "expose": "use --network host", "ip": "use --network host",
-		"link": "use --network host", "network-alias": "use --network host", "mac-address": "use --network host",
 		"health-cmd": later, "health-interval": later, "health-timeout": later, "health-retries": later,
 		"health-start-period": later, "health-start-interval": later, "no-healthcheck": later,
 		"log-driver": later, "log-opt": later, "label,l": later, "label-file": later, "stop-signal": later, "stop-timeout": later,
-		"volumes-from": later, "volume-driver": "only local volumes are supported", "runtime": "there is one runtime: this program",
-		"gpus": "devices by vendor are not supported; use --device", "isolation": "it is for Windows",
-		"pid": "the container has a process namespace of its own", "ipc": "the container has an IPC namespace of its own",
-		"uts": "the container has a UTS namespace of its own", "userns": "not supported", "cgroupns": "not supported",
-		"group-add": "not supported", "oom-kill-disable": "not supported", "oom-score-adj": "not supported",
-		"storage-opt": "not supported", "device-cgroup-rule": "not supported", "blkio-weight": "not supported", "kernel-memory": "not supported",
-	})
-	fl.Bool("help", false, "Print usage") // -h is --hostname
-	return cmd
+		"volumes-from": later, "annotation": later,
+		"publish,p": networks, "publish-all,P": networks, "expose": networks, "ip": networks, "ip6": networks,
+		"link": networks, "link-local-ip": networks, "network-alias": networks, "net-alias": networks, "mac-address": networks,
+		"isolation": windows, "cpu-count": windows, "cpu-percent": windows, "io-maxbandwidth": windows, "io-maxiops": windows,
+		"pid":    "the container has a process namespace of its own",
+		"ipc":    "the container has an IPC namespace of its own",
+		"uts":    "the container has a UTS namespace of its own",
+		"userns": no, "cgroupns": no, "group-add": no, "oom-kill-disable": no, "oom-score-adj": no, "storage-opt": no,
+		"device-cgroup-rule": no, "blkio-weight": no, "blkio-weight-device": no, "kernel-memory": no, "memory-swappiness": no,
+		"device-read-bps": no, "device-read-iops": no, "device-write-bps": no, "device-write-iops": no,
+		"cpu-rt-period": no, "cpu-rt-runtime": no,
+		"disable-content-trust": "images are checked by digest",
+		"use-api-socket":        "there is no daemon",
+		"volume-driver":         "only local volumes are supported",
+		"runtime":               "there is one runtime: this program",
+		"gpus":                  "devices by vendor are not supported; use --device",
+	}
 }
 
 func (f *runFlags) register(fl *pflag.FlagSet) {
@@ -83,6 +100,10 @@ func (f *runFlags) register(fl *pflag.FlagSet) {
 	fl.StringArrayVar(&f.capDrop, "cap-drop", nil, "Drop Linux capabilities")
 	fl.StringArrayVar(&f.devices, "device", nil, "Add a host device to the container")
 	fl.StringArrayVar(&f.dns, "dns", nil, "Set custom DNS servers")
+	fl.StringArrayVar(&f.dnsOptions, "dns-option", nil, "Set DNS options")
+	fl.StringArrayVar(&f.dnsOptions, "dns-opt", nil, "Set DNS options")
+	fl.Lookup("dns-opt").Hidden = true
+	fl.StringArrayVar(&f.dnsSearch, "dns-search", nil, "Set custom DNS search domains")
 	fl.StringVar(&f.domainname, "domainname", "", "Container NIS domain name")
 	fl.StringVar(&f.entrypoint, "entrypoint", "", "Overwrite the default ENTRYPOINT of the image")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "Set environment variables")
@@ -130,7 +151,7 @@ func (f *runFlags) registerLimits(fl *pflag.FlagSet) {
 // request turns the flags into what the engine takes.
 func (f *runFlags) request(args []string) (engine.RunRequest, error) {
 	r := engine.RunRequest{
-		Image: args[0], Pull: f.pull, Name: f.name, User: f.user, DNS: f.dns, Init: f.init,
+		Image: args[0], Pull: f.pull, Name: f.name, User: f.user, DNS: f.dns, DNSSearch: f.dnsSearch, DNSOptions: f.dnsOptions, Init: f.init,
 		Options: container.Options{
 			Args: args[1:], Cwd: f.workdir, Hostname: f.hostname, Domainname: f.domainname, ShmSize: f.shmSize.Value(),
 			CapAdd: f.capAdd, CapDrop: f.capDrop, Privileged: f.privileged, CgroupParent: f.cgroupParent,
@@ -141,6 +162,9 @@ func (f *runFlags) request(args []string) (engine.RunRequest, error) {
 				CpusetCPUs: f.cpusetCPUs, CpusetMems: f.cpusetMems, Pids: f.pids,
 			},
 		},
+	}
+	if n := runtime.NumCPU(); f.cpus.Value() > int64(n)*1e9 {
+		return r, errdef.New(errdef.ErrInvalid, "--cpus %s: the range is from 0.01 to %d.00, as there are only %d CPUs available", f.cpus.String(), n, n)
 	}
 	switch f.pull {
 	case "always", "missing", "never":
@@ -185,7 +209,15 @@ func (f *runFlags) requestLists(r *engine.RunRequest) (err error) {
 		if _, err := opts.ValidateExtraHost(h); err != nil {
 			return errdef.As(errdef.ErrInvalid, err)
 		}
-		r.AddHosts = append(r.AddHosts, strings.Replace(h, "=", ":", 1))
+		host, ip, _ := strings.Cut(strings.Replace(h, "=", ":", 1), ":")
+		if ip == "host-gateway" {
+			if o.Network != container.NetworkHost {
+				err := errdef.New(errdef.ErrUnsupported, "--add-host %s: the container cannot reach the host without a network", h)
+				return errdef.WithHint(err, "use --network host")
+			}
+			ip = "127.0.0.1"
+		}
+		r.AddHosts = append(r.AddHosts, host+":"+strings.Trim(ip, "[]"))
 	}
 	if o.Security, err = container.ParseSecurityOpts(f.securityOpt, os.ReadFile); err != nil {
 		return err

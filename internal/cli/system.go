@@ -116,6 +116,7 @@ func (a *app) dfCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&format, "format", "", "Format output: 'json', or a Go template")
+	refuseFlags(cmd.Flags(), map[string]string{"verbose,v": "see dhow images and dhow builds"})
 	return cmd
 }
 

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -38,8 +39,9 @@ type RunRequest struct {
 	Options  container.Options
 	Volumes  []Volume
 	AddHosts []string // "name:ip"
-	DNS      []string
-	Init     bool
+	// DNS, DNSSearch and DNSOptions replace what the host's resolv.conf says.
+	DNS, DNSSearch, DNSOptions []string
+	Init                       bool
 
 	Stdin          *os.File // nil: nothing to read
 	Stdout, Stderr *os.File
@@ -110,6 +112,8 @@ func (e *Engine) run(ctx context.Context, r *RunRequest) (sandbox.Status, error)
 	r.Options.Image = config.Config.ImageConfig
 	if r.Name == "" {
 		r.Name = newBuildID()
+	} else if err := checkName("container", r.Name); err != nil {
+		return sandbox.Status{}, err
 	}
 	unlock, err := e.holdName(r.Name)
 	if err != nil {
@@ -237,7 +241,7 @@ func (e *Engine) runConfig(ctx context.Context, r *RunRequest, root *os.File) (c
 		return cfg, cleanup, err
 	}
 	cleanup = func() { _ = sys.RemoveAll(dir) } // it is the process's temporary directory
-	volumes, err := e.volumeMounts(ctx, r.Volumes, root, dir)
+	volumes, err := e.volumeMounts(ctx, append(imageVolumes(o, r.Volumes), r.Volumes...), root, dir)
 	if err != nil {
 		return cfg, cleanup, err
 	}
@@ -274,11 +278,18 @@ func (r *RunRequest) networkFiles(dir string) ([]specs.Mount, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("read the host's name servers: %w", err)
 	}
+	hosts := container.Hosts(o.Hostname, o.Domainname, nil, r.AddHosts)
+	if o.Network == container.NetworkHost {
+		// The host's own names are part of its network, as with docker.
+		if own, err := os.ReadFile("/etc/hosts"); err == nil {
+			hosts = hostHosts(own, r.AddHosts)
+		}
+	}
 	var mounts []specs.Mount
 	for name, data := range map[string][]byte{
-		"hosts":       container.Hosts(o.Hostname, o.Domainname, nil, r.AddHosts),
+		"hosts":       hosts,
 		"hostname":    container.Hostname(o.Hostname),
-		"resolv.conf": container.ResolvConf(host, o.Network, r.DNS, nil, nil),
+		"resolv.conf": container.ResolvConf(host, o.Network, r.DNS, r.DNSSearch, r.DNSOptions),
 	} {
 		file := filepath.Join(dir, name)
 		if err := os.WriteFile(file, data, 0o644); err != nil {
@@ -290,6 +301,19 @@ func (r *RunRequest) networkFiles(dir string) ([]specs.Mount, error) {
 		mounts = append(mounts, specs.Mount{Destination: "/etc/" + name, Type: "bind", Source: file, Options: []string{"rbind", "rprivate"}})
 	}
 	return mounts, nil
+}
+
+// hostHosts is the host's /etc/hosts with "name:ip" entries behind it.
+func hostHosts(own []byte, extra []string) []byte {
+	own = bytes.Clone(own)
+	if len(own) > 0 && own[len(own)-1] != '\n' {
+		own = append(own, '\n')
+	}
+	for _, e := range extra {
+		name, ip, _ := strings.Cut(e, ":")
+		own = fmt.Appendf(own, "%s\t%s\n", ip, name)
+	}
+	return own
 }
 
 // volumeMounts makes what volumes need to exist and returns their mounts.
@@ -344,8 +368,7 @@ func hostDir(v Volume) error {
 // namedVolume opens the volume of that name, making it the first time: it is
 // filled beside its place and then moved there, so that it is never half full.
 func (e *Engine) namedVolume(ctx context.Context, root *os.File, v Volume) (string, error) {
-	if strings.ContainsAny(v.Source, "/\\:") || strings.HasPrefix(v.Source, ".") {
-		err := errdef.New(errdef.ErrInvalid, "volume name %q has characters that names may not have", v.Source)
+	if err := checkName("volume", v.Source); err != nil {
 		return "", errdef.WithHint(err, "write an absolute path to mount a directory")
 	}
 	dir := filepath.Join(e.Store.Root(), "volumes", v.Source)
@@ -390,12 +413,7 @@ func (e *Engine) fillVolume(ctx context.Context, dir string, root *os.File, v Vo
 		return err
 	}
 	defer src.Close()
-	dst, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer dst.Close()
-	if err := copyTree(ctx, src, dst); err != nil {
+	if err := copyTree(ctx, src, dir); err != nil {
 		return fmt.Errorf("fill the volume at %s: %w", v.Target, err)
 	}
 	return nil
