@@ -32,7 +32,8 @@ type entry struct {
 	labels map[string]string
 }
 
-// List returns the images, newest first. ErrInvalid for a filter that is unknown
+// List returns the images, newest first; with a reference filter, only the names
+// that it fits. ErrInvalid for a filter that is unknown
 // or malformed.
 func (im *Images) List(ctx context.Context, o ListOptions) ([]image.Summary, error) {
 	keep, err := im.filter(ctx, o.Filters, o.Now, listFilters)
@@ -47,6 +48,9 @@ func (im *Images) List(ctx context.Context, o ListOptions) ([]image.Summary, err
 	for _, e := range entries {
 		if !keep(&e) {
 			continue
+		}
+		if refs := o.Filters["reference"]; len(refs) > 0 {
+			e.names = e.matching(refs)
 		}
 		out = append(out, image.Summary{
 			ID: string(e.ID), Created: unix(e.Created), Labels: e.labels, Size: e.Size,
@@ -208,26 +212,41 @@ func labelFilter(value string, want bool) predicate {
 	}
 }
 
-// matchesReference compares the pattern with each name in its forms: familiar
-// with and without tag, and canonical.
+// matchesReference says whether one of the image's names does.
 func (e *entry) matchesReference(pattern string) bool {
-	var forms []string
-	add := func(name, suffix string) {
-		if ref, err := oci.ParseRef(name); err == nil {
-			forms = append(forms, ref.FamiliarName(), ref.FamiliarName()+suffix, ref.Name(), ref.Name()+suffix)
+	m := e.matching([]string{pattern})
+	return len(m.tags)+len(m.digests) > 0
+}
+
+// matching are the names that one of the patterns fits in one of their forms:
+// familiar with and without tag, and canonical.
+func (n names) matching(patterns []string) names {
+	fits := func(name, suffix string) bool {
+		ref, err := oci.ParseRef(name)
+		if err != nil {
+			return false
+		}
+		for _, form := range []string{ref.FamiliarName(), ref.FamiliarName() + suffix, ref.Name(), ref.Name() + suffix} {
+			for _, p := range patterns {
+				if ok, _ := path.Match(p, form); ok { // the pattern was checked
+					return true
+				}
+			}
+		}
+		return false
+	}
+	var out names
+	for _, t := range n.tags {
+		if i := strings.LastIndexByte(t.Name, ':'); fits(t.Name[:i], t.Name[i:]) {
+			out.tags = append(out.tags, t)
 		}
 	}
-	for _, t := range e.tags {
-		i := strings.LastIndexByte(t.Name, ':')
-		add(t.Name[:i], t.Name[i:])
+	for _, d := range n.digests {
+		if fits(d.Name, "@"+string(d.Digest)) {
+			out.digests = append(out.digests, d)
+		}
 	}
-	for _, d := range e.digests {
-		add(d.Name, "@"+string(d.Digest))
-	}
-	return slices.ContainsFunc(forms, func(s string) bool {
-		ok, _ := path.Match(pattern, s) // the pattern was checked
-		return ok
-	})
+	return out
 }
 
 // until reads a point in time: a duration before now, seconds since 1970, or a

@@ -122,11 +122,12 @@ func (r Ref) WithDigest(d digest.Digest) Ref {
 func (r Ref) Repo() Ref { return Ref{Domain: r.Domain, Path: r.Path} }
 
 var (
-	idPattern  = regexp.MustCompile(`^(?:sha256:)?[0-9a-f]{1,64}$`)
+	idPattern  = regexp.MustCompile(`^(?:sha256:)?[0-9a-f]{4,64}$`)
 	tagPattern = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
 )
 
-// IsID says whether s can be an image's id or the beginning of one. Most such
+// IsID says whether s can be an image's id or the beginning of one, of four
+// digits at least, as docker wants it. Most such
 // strings are repository names, too: names are tried first, as docker does,
 // unless all 64 digits or "sha256:" are given.
 func IsID(s string) bool { return idPattern.MatchString(s) }
