@@ -369,6 +369,11 @@ func (a *app) run(_ context.Context, f *runFlags, args []string) error {
 		r.Stdout, _ = a.out.(*os.File)
 		r.Stderr, _ = a.err.(*os.File)
 	}
+	if f, ok := a.out.(*os.File); ok && terminal(a.out) {
+		if w, h, err := term.GetSize(int(f.Fd())); err == nil {
+			r.ConsoleSize = &specs.Box{Height: uint(h), Width: uint(w)}
+		}
+	}
 	r.Started = t.start
 	// Signals go to the container: its end ends the command, not the signal.
 	ctx := context.Background()
@@ -428,9 +433,20 @@ func (t *terminalSession) start(p *sandbox.Process) {
 	go t.forward(p)
 }
 
-// forward passes signals on, as docker's --sig-proxy does.
+// forward passes signals on, as docker's --sig-proxy does. A program that is the
+// first of its namespace ignores what it has no handler for: the third request
+// to end is one that it cannot ignore, so that Ctrl-C leads out.
 func (t *terminalSession) forward(p *sandbox.Process) {
+	const patience = 3
+	asked := 0
 	for s := range t.signals {
+		if s == syscall.SIGINT || s == syscall.SIGTERM {
+			if asked++; asked == patience {
+				fmt.Fprintf(t.app.err, "dhow: got %d SIGTERM/SIGINTs, killing the container\n", asked)
+				_ = p.Signal(syscall.SIGKILL) // it has ended: the command is about to
+				continue
+			}
+		}
 		switch s {
 		case syscall.SIGWINCH:
 			t.resize(p)

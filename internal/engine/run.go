@@ -43,6 +43,10 @@ type RunRequest struct {
 	DNS, DNSSearch, DNSOptions []string
 	Init                       bool
 
+	// ConsoleSize is the terminal's first size, so that a program that asks at
+	// once gets it; nil is unknown.
+	ConsoleSize *specs.Box
+
 	Stdin          *os.File // nil: nothing to read
 	Stdout, Stderr *os.File
 	// Started is called with the process once it runs. With a TTY the caller
@@ -259,6 +263,9 @@ func (e *Engine) runConfig(ctx context.Context, r *RunRequest, root *os.File) (c
 	spec, err := container.Spec(*o)
 	if err != nil {
 		return cfg, cleanup, err
+	}
+	if o.TTY {
+		spec.Process.ConsoleSize = r.ConsoleSize
 	}
 	cfg = sandbox.Config{
 		Spec: spec, Root: root, Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr,
