@@ -12,9 +12,11 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"syscall"
 	"time"
 )
 
@@ -82,11 +84,13 @@ func run(args []string) error {
 	}
 	defer fix.close()
 	all := findTools(o, fix)
-	defer func() {
+	stop := func() {
 		for _, t := range all {
 			t.stop()
 		}
-	}()
+	}
+	defer stop()
+	go stopWhenInterrupted(stop)
 	all = slices.DeleteFunc(all, func(t *tool) bool { return !o.tools.MatchString(t.name) })
 	var results []result
 	for _, r := range rows(fix) {
@@ -101,6 +105,16 @@ func run(args []string) error {
 		results = append(results, res)
 	}
 	return write(o.out, report(all, results, time.Now()))
+}
+
+// stopWhenInterrupted ends the daemons and the program on SIGINT or SIGTERM;
+// fixtures and stores stay, as after any other failure of the machine.
+func stopWhenInterrupted(stop func()) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	<-signals
+	stop()
+	os.Exit(130)
 }
 
 // write puts the table into the file, or on standard output for "-".
