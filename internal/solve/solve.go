@@ -276,7 +276,11 @@ func (s *Solver) run(ctx context.Context, st *state, key string, inputs []outcom
 		err = cerr
 	}
 	st.note(func(t *Step) { t.Completed = time.Now() })
-	s.opts.Events.Done(st.vertex, false, err)
+	told := err
+	if err != nil && ctx.Err() != nil {
+		told = context.Canceled // whatever its operation made of being stopped
+	}
+	s.opts.Events.Done(st.vertex, false, told)
 	if err != nil {
 		return outcome{}, err
 	}
