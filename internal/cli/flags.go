@@ -85,5 +85,5 @@ func keyValues(flag string, list []string, lookup func(string) (string, bool)) (
 
 // registryOptions is how every command talks to registries.
 func registryOptions(v Version) registry.Options {
-	return registry.Options{UserAgent: "dhow/" + v.Version, Credentials: creds.Docker("").For}
+	return registry.Options{UserAgent: "dhow/" + v.Version, Credentials: creds.Open(creds.Options{Passphrase: askPassphrase}).For}
 }

@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -38,15 +39,20 @@ type app struct {
 }
 
 // usesStore says whether the command line may touch the state directory, and so
-// needs the user namespace: all but those that only tell about the program.
+// needs the user namespace: all but those that only tell about the program or
+// keep logins, whose helpers and keys are the user's own.
 func usesStore(args []string) bool {
 	for _, arg := range args {
 		switch arg {
 		case "--help", "-v", "--version":
 			return false
 		}
-		if !strings.HasPrefix(arg, "-") {
-			return arg != "version" && arg != "help" && arg != "completion" && arg != "__complete"
+		switch {
+		case strings.HasPrefix(arg, "-"):
+		case slices.Contains([]string{"version", "help", "completion", "__complete", "login", "logout"}, arg):
+			return false
+		default:
+			return true
 		}
 	}
 	return false

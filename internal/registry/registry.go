@@ -35,10 +35,11 @@ type Options struct {
 	// addresses always may.
 	PlainHTTP func(host string) bool
 	// Credentials is asked once for each repository that is spoken to, with the
-	// domain as references have it ("docker.io"). An empty user is anonymous; the
-	// user "<token>" says that the secret is an identity token. When it fails the
-	// client is anonymous, and the error is told if that is refused.
-	Credentials func(ctx context.Context, domain string) (user, secret string, err error)
+	// domain as references have it ("docker.io") and the repository's path. An empty
+	// user is anonymous; the user "<token>" says that the secret is an identity
+	// token. When it fails a push fails, too. A pull goes on as anonymous, and the
+	// error is told when that is refused.
+	Credentials func(ctx context.Context, domain, path string) (user, secret string, err error)
 	// UserAgent is sent with each request; "" is "dhow".
 	UserAgent string
 	// Stall is how long an answer may give no byte before the request is tried

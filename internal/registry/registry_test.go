@@ -368,7 +368,7 @@ func TestCredentials(t *testing.T) {
 	_, host := serve(t, tokenRegistry(&logins, &mu))
 	ref := mustRef(t, host+"/a/b")
 	var asked []string
-	c := quick(Options{Credentials: func(_ context.Context, domain string) (string, string, error) {
+	c := quick(Options{Credentials: func(_ context.Context, domain, _ string) (string, string, error) {
 		asked = append(asked, domain)
 		return "me", "secret", nil
 	}})
@@ -413,7 +413,7 @@ func TestRedirectLeak(t *testing.T) {
 			http.Redirect(w, r, storage.URL+"/blob?signature=s3cret", http.StatusTemporaryRedirect)
 		})(next))
 	})
-	c := quick(Options{Credentials: func(context.Context, string) (string, string, error) { return "me", "secret", nil }})
+	c := quick(Options{Credentials: func(context.Context, string, string) (string, string, error) { return "me", "secret", nil }})
 	got, err := fetchAll(c, mustRef(t, host+"/a"), desc)
 	if err != nil || !bytes.Equal(got, b) {
 		t.Fatalf("got %d bytes, %v", len(got), err)
@@ -637,7 +637,7 @@ func TestNoCredentials(t *testing.T) {
 			next.ServeHTTP(w, r)
 		})
 	})
-	c := quick(Options{Credentials: func(context.Context, string) (string, string, error) { return "", "", locked }})
+	c := quick(Options{Credentials: func(context.Context, string, string) (string, string, error) { return "", "", locked }})
 	b, desc := randomBlob(10)
 	if err := c.Push(context.Background(), mustRef(t, host+"/public"), desc, opener(b)); err != nil {
 		t.Errorf("public: %v", err)

@@ -85,8 +85,8 @@ func (c *Client) once(ctx context.Context, s *session, r request) (*http.Respons
 			return nil, errdef.As(errdef.ErrInvalid, err)
 		}
 	}
-	ctx, dog := watch(ctx, c.o.Stall)
-	req, err := newRequest(ctx, dog, u, r)
+	wctx, dog := watch(ctx, c.o.Stall)
+	req, err := newRequest(wctx, dog, u, r)
 	if err != nil {
 		dog.end()
 		return nil, err
@@ -104,6 +104,9 @@ func (c *Client) once(ctx context.Context, s *session, r request) (*http.Respons
 		return resp, nil
 	}
 	defer resp.Body.Close()
+	if (resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden) && s.auth.setOpen(false) {
+		return c.once(ctx, s, r) // it is only this repository that wants credentials
+	}
 	return nil, statusKind(resp.StatusCode, retryAfter(resp.Header.Get("Retry-After"), time.Now()), s.auth.explain(resp.StatusCode, wrap(what, answer(resp))))
 }
 
@@ -167,7 +170,7 @@ func statusKind(status int, after time.Duration, err error) error {
 	switch status {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return errdef.WithHint(errdef.As(errdef.ErrDenied, err),
-			"the repository may not exist, or needs a login: credentials are read from docker's config.json")
+			"the repository may not exist, or needs a login: dhow login; dhow login ls NAME shows which one is used")
 	case http.StatusNotFound:
 		return errdef.As(errdef.ErrNotFound, err)
 	case http.StatusTooManyRequests, http.StatusRequestTimeout, http.StatusInternalServerError,
@@ -187,7 +190,10 @@ func networkKind(err error, first bool) error {
 	var dns *net.DNSError
 	var cert *tls.CertificateVerificationError
 	var own *sourceError
+	var creds *credentialsError
 	switch {
+	case errors.As(err, &creds):
+		return err
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err
 	case errors.Is(err, errdef.ErrDenied), errors.Is(err, errdef.ErrInvalid):

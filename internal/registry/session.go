@@ -12,7 +12,6 @@ import (
 	"dhow/internal/oci"
 
 	"github.com/google/go-containerregistry/pkg/authn"
-	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
 
@@ -46,7 +45,7 @@ func (c *Client) session(ctx context.Context, domain, path, actions, source stri
 	c.mu.Lock()
 	s := c.sessions[key]
 	if s == nil {
-		s = &session{key: key, domain: domain, gate: make(chan struct{}, 1), auth: &authenticator{domain: domain, ask: c.o.Credentials}}
+		s = &session{key: key, domain: domain, gate: make(chan struct{}, 1), auth: &authenticator{domain: domain, path: path, needed: actions == push, ask: c.o.Credentials}}
 		c.sessions[key] = s
 	}
 	c.mu.Unlock()
@@ -64,13 +63,9 @@ func (c *Client) handshake(ctx context.Context, s *session) error {
 	if s.ready() != nil {
 		return nil
 	}
-	var opts []name.Option
-	if c.plain(s.key.host) {
-		opts = append(opts, name.Insecure)
-	}
-	reg, err := name.NewRegistry(s.key.host, opts...)
+	reg, err := c.registryAt(s.key.host)
 	if err != nil {
-		return errdef.New(errdef.ErrInvalid, "registry %s: %w", s.key.host, err)
+		return err
 	}
 	scopes := []string{"repository:" + s.key.path + ":" + s.key.actions}
 	if s.key.source != "" {
@@ -78,7 +73,7 @@ func (c *Client) handshake(ctx context.Context, s *session) error {
 	}
 	hctx, dog := watch(ctx, c.o.Stall)
 	defer dog.end()
-	next, err := transport.NewWithContext(hctx, reg, s.auth, c.t, scopes)
+	next, err := transport.NewWithContext(hctx, reg, s.auth, &first{next: c.t, host: s.key.host, auth: s.auth}, scopes)
 	if err != nil {
 		return c.handshakeError(s, dog.cause(err))
 	}
@@ -98,7 +93,10 @@ func (s *session) ready() http.RoundTripper {
 // that refuses connections or does not exist now will not do better in a second.
 func (c *Client) handshakeError(s *session, err error) error {
 	var answer *transport.Error
+	var creds *credentialsError
 	switch {
+	case errors.As(err, &creds):
+		return creds
 	case errors.As(err, &answer):
 		return statusKind(answer.StatusCode, 0, s.auth.explain(answer.StatusCode, wrap("registry "+s.key.host, answer)))
 	case errors.Is(err, http.ErrSchemeMismatch):
@@ -118,11 +116,14 @@ func (s *session) RoundTrip(r *http.Request) (*http.Response, error) {
 // reason is told when that was not enough.
 type authenticator struct {
 	domain string
-	ask    func(ctx context.Context, domain string) (user, secret string, err error)
+	path   string
+	needed bool // to be anonymous is no use
+	ask    func(ctx context.Context, domain, path string) (user, secret string, err error)
 
 	mu    sync.Mutex
 	known *authn.AuthConfig // guarded by mu
 	err   error             // guarded by mu
+	open  bool              // guarded by mu; so far the registry wants no credentials
 }
 
 var _ authn.ContextAuthenticator = (*authenticator)(nil)
@@ -135,19 +136,24 @@ func (a *authenticator) Authorization() (*authn.AuthConfig, error) {
 // AuthorizationContext implements authn.ContextAuthenticator.
 func (a *authenticator) AuthorizationContext(ctx context.Context) (*authn.AuthConfig, error) {
 	a.mu.Lock()
-	known := a.known
+	known, open := a.known, a.open
 	a.mu.Unlock()
-	if known != nil {
+	switch {
+	case open:
+		return &authn.AuthConfig{}, nil
+	case known != nil:
 		return known, nil
 	}
 	cfg := &authn.AuthConfig{}
 	var err error
 	if a.ask != nil {
 		var user, secret string
-		user, secret, err = a.ask(ctx, a.domain)
+		user, secret, err = a.ask(ctx, a.domain, a.path)
 		switch {
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
+		case err != nil && a.needed:
+			return nil, &credentialsError{fmt.Errorf("credentials for %s: %w", a.domain, err)}
 		case user == "<token>":
 			cfg.IdentityToken = secret
 		default:
@@ -159,6 +165,44 @@ func (a *authenticator) AuthorizationContext(ctx context.Context) (*authn.AuthCo
 	a.mu.Unlock()
 	return cfg, nil
 }
+
+// setOpen says whether credentials are wanted, and returns what was said before.
+func (a *authenticator) setOpen(open bool) (before bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	before, a.open = a.open, open
+	return before
+}
+
+// first watches the first contact. A registry that answers it without a
+// challenge is spoken to without credentials, so that no helper is started for
+// it. Another host that it redirects to may not say how to log in: the password
+// would go to whom that host names.
+type first struct {
+	next http.RoundTripper
+	host string
+	auth *authenticator
+}
+
+func (f *first) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Path != "/v2/" || r.Method != http.MethodGet {
+		return f.next.RoundTrip(r)
+	}
+	if r.URL.Host != f.host {
+		return nil, errdef.New(errdef.ErrDenied, "it redirects to %s before it says how to log in", r.URL.Host)
+	}
+	resp, err := f.next.RoundTrip(r)
+	if err == nil {
+		f.auth.setOpen(resp.StatusCode == http.StatusOK)
+	}
+	return resp, err
+}
+
+// credentialsError is why a push has no credentials: no answer of a registry,
+// so nothing that would go away by itself.
+type credentialsError struct{ error }
+
+func (e *credentialsError) Unwrap() error { return e.error }
 
 // explain adds why there were no credentials to a refusal.
 func (a *authenticator) explain(status int, err error) error {
