@@ -15,16 +15,17 @@ import (
 // commands are the words that scripts have beside testscript's own.
 func commands() map[string]func(ts *testscript.TestScript, neg bool, args []string) {
 	return map[string]func(ts *testscript.TestScript, neg bool, args []string){
-		"dhow":      cmdDhow,
-		"images":    cmdImages,
-		"case":      cmdCase,
-		"check":     cmdCheck,
-		"registry":  cmdRegistry,
-		"serve":     cmdServe,
-		"gitserve":  cmdGitServe,
-		"sshagent":  cmdSSHAgent,
-		"interrupt": cmdInterrupt,
-		"fill":      cmdFill,
+		"dhow":         cmdDhow,
+		"images":       cmdImages,
+		"case":         cmdCase,
+		"check":        cmdCheck,
+		"registry":     cmdRegistry,
+		"distribution": cmdDistribution,
+		"serve":        cmdServe,
+		"gitserve":     cmdGitServe,
+		"sshagent":     cmdSSHAgent,
+		"interrupt":    cmdInterrupt,
+		"fill":         cmdFill,
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 func (a *app) addCommands(root *cobra.Command) {
 	root.AddGroup(&cobra.Group{ID: "common", Title: "Common Commands:"}, &cobra.Group{ID: "manage", Title: "Management Commands:"})
 	common := []*cobra.Command{
-		a.runCommand(), a.buildCommand(), a.pullCommand(), a.imagesCommand(), a.versionCommand(),
+		a.runCommand(), a.buildCommand(), a.pullCommand(), a.pushCommand(), a.imagesCommand(), a.versionCommand(),
 	}
 	for _, c := range common {
 		c.GroupID = "common"

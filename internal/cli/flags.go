@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 
-	"dhow/internal/creds"
 	"dhow/internal/errdef"
 	"dhow/internal/registry"
 
@@ -84,6 +83,6 @@ func keyValues(flag string, list []string, lookup func(string) (string, bool)) (
 }
 
 // registryOptions is how every command talks to registries.
-func registryOptions(v Version) registry.Options {
-	return registry.Options{UserAgent: "dhow/" + v.Version, Credentials: creds.Open(creds.Options{Passphrase: askPassphrase}).For}
+func (a *app) registryOptions() registry.Options {
+	return registry.Options{UserAgent: "dhow/" + a.version.Version, Credentials: a.logins(a.profile).For}
 }

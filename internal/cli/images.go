@@ -34,6 +34,7 @@ func (a *app) imageCommand() *cobra.Command {
 		renamed(a.imagesCommand(), "ls [OPTIONS] [REPOSITORY[:TAG]]", "list"),
 		a.imagePruneCommand(),
 		renamed(a.pullCommand(), "pull [OPTIONS] NAME[:TAG|@DIGEST]"),
+		renamed(a.pushCommand(), "push [OPTIONS] NAME[:TAG]"),
 		renamed(a.rmiCommand(), "rm [OPTIONS] IMAGE [IMAGE...]", "remove"),
 		renamed(a.saveCommand(), "save [OPTIONS] IMAGE [IMAGE...]"),
 		renamed(a.tagCommand(), "tag SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]"),

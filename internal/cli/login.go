@@ -73,7 +73,7 @@ func (a *app) login(ctx context.Context, server creds.Server, f loginFlags) erro
 	if err != nil {
 		return err
 	}
-	o := registryOptions(a.version)
+	o := a.registryOptions()
 	o.Credentials = nil
 	in, err := registry.New(o).Login(ctx, server.Domain, login.User, login.Secret)
 	if err != nil {

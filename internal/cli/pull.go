@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
 	"dhow/internal/image"
+	"dhow/internal/oci"
 
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
@@ -21,9 +23,6 @@ func (a *app) pullCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "pull [OPTIONS] NAME[:TAG|@DIGEST]", Short: "Download an image from a registry", Args: exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if allTags {
-				return errdef.New(errdef.ErrUnsupported, "--all-tags: pull the tags by name")
-			}
 			p, err := hostOr(platform)
 			if err != nil {
 				return err
@@ -34,20 +33,19 @@ func (a *app) pullCommand() *cobra.Command {
 				o.Progress = d.update
 			}
 			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
-				pulled, err := e.Images.Pull(cmd.Context(), args[0], o)
-				d.close()
+				names, err := pullNames(cmd.Context(), e, args[0], allTags)
 				if err != nil {
 					return err
 				}
-				if quiet {
-					fmt.Fprintln(a.out, pulled.Ref)
-					return nil
+				for _, name := range names {
+					pulled, err := e.Images.Pull(cmd.Context(), name, o)
+					d.close()
+					d.reset()
+					if err != nil {
+						return err
+					}
+					a.tellPulled(pulled, quiet)
 				}
-				state := "Image is up to date for "
-				if pulled.Newer {
-					state = "Downloaded newer image for "
-				}
-				fmt.Fprintf(a.out, "Digest: %s\nStatus: %s%s\n%s\n", pulled.Digest, state, pulled.Ref.Familiar(), pulled.Ref)
 				return nil
 			})
 		},
@@ -55,7 +53,49 @@ func (a *app) pullCommand() *cobra.Command {
 	cmd.Flags().BoolVarP(&allTags, "all-tags", "a", false, "Download all tagged images in the repository")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "Suppress verbose output")
 	cmd.Flags().StringVar(&platform, "platform", "", "Set platform if server is multi-platform capable")
+	a.registryFlags(cmd)
 	return cmd
+}
+
+// pullNames are the names that a pull means: one, or all tags of a repository.
+func pullNames(ctx context.Context, e *engine.Engine, name string, allTags bool) ([]string, error) {
+	if !allTags {
+		return []string{name}, nil
+	}
+	ref, err := oci.ParseRef(name)
+	if err != nil {
+		return nil, err
+	}
+	if ref != ref.Repo() {
+		return nil, errdef.New(errdef.ErrInvalid, "pull %s: a tag or digest and --all-tags exclude each other", name)
+	}
+	tags, err := e.Registry.Tags(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	if len(tags) == 0 {
+		return nil, errdef.New(errdef.ErrNotFound, "pull %s: the repository has no tags", name)
+	}
+	names := make([]string, len(tags))
+	for i, tag := range tags {
+		if !oci.ValidTag(tag) {
+			return nil, errdef.New(errdef.ErrInvalid, "pull %s: the registry lists the tag %q", name, tag)
+		}
+		names[i] = ref.WithTag(tag).String()
+	}
+	return names, nil
+}
+
+func (a *app) tellPulled(p image.Pulled, quiet bool) {
+	if quiet {
+		fmt.Fprintln(a.out, p.Ref)
+		return
+	}
+	state := "Image is up to date for "
+	if p.Newer {
+		state = "Downloaded newer image for "
+	}
+	fmt.Fprintf(a.out, "Digest: %s\nStatus: %s%s\n%s\n", p.Digest, state, p.Ref.Familiar(), p.Ref)
 }
 
 // pullDisplay shows layers as docker does: a line each that is drawn again on a
@@ -116,6 +156,13 @@ func (d *pullDisplay) close() {
 	if d.tty && len(d.order) > 0 {
 		d.draw()
 	}
+}
+
+// reset forgets what was shown: the next image begins below it.
+func (d *pullDisplay) reset() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.order, d.last, d.drawn = nil, map[string]image.Progress{}, 0
 }
 
 func line(p image.Progress, bar bool) string {

@@ -34,6 +34,7 @@ type app struct {
 	out, err io.Writer
 	version  Version
 	root     string
+	profile  string // whose logins are used
 	ordinary bool   // the user is not root outside
 	warning  string // of entering the user namespace
 }
@@ -151,7 +152,7 @@ func (a *app) open(ctx context.Context) (*engine.Engine, error) {
 			return nil, err
 		}
 	}
-	return engine.Open(ctx, engine.Options{Root: root, Registry: registryOptions(a.version)})
+	return engine.Open(ctx, engine.Options{Root: root, Registry: a.registryOptions()})
 }
 
 // withEngine runs f on an open engine.

@@ -56,6 +56,9 @@ type Exporter struct {
 	// Progress, when not nil, is told of each part's progress, in bytes; total 0 is
 	// unknown. It is called from several goroutines.
 	Progress func(id string, current, total int64, done bool)
+	// Phase, when not nil, is told what happens to a layer that is pushed, under the
+	// same id: one of the Phase constants. It is called from several goroutines.
+	Phase func(id, phase string)
 }
 
 // Result tells what an output became.

@@ -79,6 +79,21 @@ func (x *Exporter) remember(ctx context.Context, repo oci.Ref, top document, out
 	return nil
 }
 
+// The phases of a layer on its way to a registry, in docker's words.
+const (
+	PhasePushing = "Pushing"
+	PhasePushed  = "Pushed"
+	PhaseExists  = "Layer already exists"
+	PhaseMounted = "Mounted from" // followed by the repository
+)
+
+// phase tells what happens to a layer.
+func (x *Exporter) phase(b *blob, phase string) {
+	if x.Phase != nil {
+		x.Phase(layerName(b), phase)
+	}
+}
+
 // repoSink writes into a registry's repository.
 type repoSink struct {
 	x    *Exporter
@@ -93,13 +108,23 @@ func (s *repoSink) layer(ctx context.Context, b *blob) error {
 	}
 	open := func() (io.ReadCloser, error) { return b.open(ctx) }
 	if b.known() {
-		if ok, err := s.takeOver(ctx, b); err != nil || ok {
+		from, ok, err := s.takeOver(ctx, b)
+		switch {
+		case err != nil:
 			return err
+		case ok && from == "":
+			s.x.phase(b, PhaseExists)
+			return nil
+		case ok:
+			s.x.phase(b, PhaseMounted+" "+from)
+			return nil
 		}
-		if err := s.x.Registry.Push(ctx, s.repo, b.desc, open); err != nil {
+		s.x.phase(b, PhasePushing)
+		if err := s.x.Registry.PushNew(ctx, s.repo, b.desc, open); err != nil {
 			return err
 		}
 	} else {
+		s.x.phase(b, PhasePushing)
 		desc, err := s.x.Registry.PushStream(ctx, s.repo, open)
 		if err != nil {
 			return err
@@ -108,18 +133,19 @@ func (s *repoSink) layer(ctx context.Context, b *blob) error {
 			return err
 		}
 	}
+	s.x.phase(b, PhasePushed)
 	return s.x.Store.PutBlobSource(ctx, b.desc.Digest, s.repo.Name())
 }
 
-// takeOver has the registry take the blob from another of its repositories, or
-// finds it there already.
-func (s *repoSink) takeOver(ctx context.Context, b *blob) (bool, error) {
-	sources, err := s.x.Store.BlobSources(ctx, b.desc.Digest)
-	if err != nil || len(sources) == 0 {
-		return false, err
-	}
+// takeOver finds the blob in the repository already, or has the registry take it
+// from another of its repositories, which it names.
+func (s *repoSink) takeOver(ctx context.Context, b *blob) (mounted string, ok bool, err error) {
 	if ok, err := s.x.Registry.Exists(ctx, s.repo, b.desc.Digest); err != nil || ok {
-		return ok, err
+		return "", ok, err
+	}
+	sources, err := s.x.Store.BlobSources(ctx, b.desc.Digest)
+	if err != nil {
+		return "", false, err
 	}
 	for _, name := range sources {
 		from, err := oci.ParseRef(name)
@@ -128,13 +154,13 @@ func (s *repoSink) takeOver(ctx context.Context, b *blob) (bool, error) {
 		}
 		ok, err := s.x.Registry.Mount(ctx, s.repo, b.desc.Digest, from)
 		if err != nil {
-			return false, err
+			return "", false, err
 		}
 		if ok {
-			return true, s.x.Store.PutBlobSource(ctx, b.desc.Digest, s.repo.Name())
+			return from.Path, true, s.x.Store.PutBlobSource(ctx, b.desc.Digest, s.repo.Name())
 		}
 	}
-	return false, nil
+	return "", false, nil
 }
 
 func (s *repoSink) config(ctx context.Context, d document) error {

@@ -94,7 +94,7 @@ func (x *Exporter) shown(b *blob) *blob {
 	if x.Progress == nil {
 		return b
 	}
-	open, name := b.open, "layer "+b.diffID.Encoded()[:12]
+	open, name := b.open, layerName(b)
 	b.open = func(ctx context.Context) (io.ReadCloser, error) {
 		rc, err := open(ctx)
 		if err != nil {
@@ -104,6 +104,9 @@ func (x *Exporter) shown(b *blob) *blob {
 	}
 	return b
 }
+
+// layerName is a layer in the display.
+func layerName(b *blob) string { return "layer " + b.diffID.Encoded()[:12] }
 
 // progressReader tells how far reading has come, in bytes of what is sent; the
 // total is unknown while a layer is packed for the first time.

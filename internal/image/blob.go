@@ -168,6 +168,21 @@ func (im *Images) fromStore(diffID digest.Digest, desc ocispecs.Descriptor) Laye
 	}}
 }
 
+// OpenBlob opens exactly that blob of a layer, from the store or brought back
+// from a registry that is known to have it. ErrNotFound.
+func (im *Images) OpenBlob(ctx context.Context, diffID digest.Digest, desc ocispecs.Descriptor) (io.ReadCloser, error) {
+	f, err := im.store.OpenBlob(desc.Digest)
+	if errors.Is(err, errdef.ErrNotFound) {
+		if err = im.refetch(ctx, diffID, desc); err == nil {
+			f, err = im.store.OpenBlob(desc.Digest)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
 // derived describes the canonical tar of a layer made here.
 func (im *Images) derived(ctx context.Context, l store.ImageLayer) (LayerBlob, error) {
 	diffID, size, err := im.snaps.DiffID(ctx, l.Snapshot)

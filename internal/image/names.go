@@ -242,3 +242,36 @@ func digestName(d store.RepoDigest) string {
 	}
 	return d.Name + "@" + string(d.Digest)
 }
+
+// Tagged returns the tagged names of a repository.
+func (im *Images) Tagged(ctx context.Context, repo oci.Ref) ([]oci.Ref, error) {
+	return im.tagsOf(ctx, repo)
+}
+
+// AllPlatforms returns the images that a tagged name stands for, one a platform,
+// or the one for a platform that is given. ErrNotFound.
+func (im *Images) AllPlatforms(ctx context.Context, ref oci.Ref, platform oci.Platform) ([]store.Image, error) {
+	if platform.OS != "" {
+		img, err := im.named(ctx, ref, platform)
+		return []store.Image{img}, err
+	}
+	tags, err := im.store.Tags(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []store.Image
+	for _, t := range tags {
+		if t.Name != ref.String() {
+			continue
+		}
+		img, err := im.store.Image(ctx, string(t.ID))
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, img)
+	}
+	if len(out) == 0 {
+		return nil, im.unnamed(ref, errdef.ErrNotFound)
+	}
+	return out, nil
+}

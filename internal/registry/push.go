@@ -87,6 +87,11 @@ func (c *Client) Push(ctx context.Context, repo oci.Ref, desc ocispecs.Descripto
 	if err != nil || have {
 		return err
 	}
+	return c.PushNew(ctx, repo, desc, open)
+}
+
+// PushNew is Push for a blob that the repository is known not to have.
+func (c *Client) PushNew(ctx context.Context, repo oci.Ref, desc ocispecs.Descriptor, open func() (io.ReadCloser, error)) error {
 	s, err := c.session(ctx, repo.Domain, repo.Path, push, "")
 	if err == nil {
 		err = c.retry(ctx, func() error { return c.upload(ctx, s, desc, open) })
