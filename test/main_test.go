@@ -121,6 +121,7 @@ func setup(env *testscript.Env) error {
 	env.Setenv("HOME", filepath.Join(state, "home"))
 	env.Setenv("XDG_RUNTIME_DIR", filepath.Join(state, "run"))
 	env.Setenv("EXAMPLES", examples)
+	env.Setenv("DHOW", filepath.Join(shared.bin, "dhow"))
 	env.Setenv("IMAGES", shared.images)
 	if shared.peer != nil {
 		env.Setenv("BUILDX_CONFIG", os.Getenv("BUILDX_CONFIG"))

@@ -1,10 +1,13 @@
-// Command dhow builds Dockerfiles and runs containers, with no daemon.
+// Command dhow builds Dockerfiles and runs containers, with no daemon. Under the
+// name docker-credential-dhow it is a credential helper.
 package main
 
 import (
 	"os"
+	"path/filepath"
 
 	"dhow/internal/cli"
+	"dhow/internal/creds"
 )
 
 // Set by the linker (see Makefile).
@@ -14,5 +17,9 @@ var (
 )
 
 func main() {
-	os.Exit(cli.Main(os.Args[1:], cli.Version{Version: version, Commit: commit}))
+	v := cli.Version{Version: version, Commit: commit}
+	if filepath.Base(os.Args[0]) == creds.HelperProgram {
+		os.Exit(cli.CredentialHelper(os.Args[1:], v))
+	}
+	os.Exit(cli.Main(os.Args[1:], v))
 }
