@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"dhow/internal/errdef"
+	"dhow/internal/hosts"
 	"dhow/internal/registry"
 
 	"github.com/moby/buildkit/util/suggest"
@@ -84,5 +85,9 @@ func keyValues(flag string, list []string, lookup func(string) (string, bool)) (
 
 // registryOptions is how every command talks to registries.
 func (a *app) registryOptions() registry.Options {
-	return registry.Options{UserAgent: "dhow/" + a.version.Version, Credentials: a.logins(a.profile).For}
+	h := hosts.Open(hosts.Options{Unverified: a.unverified})
+	return registry.Options{
+		UserAgent: "dhow/" + a.version.Version, Credentials: a.logins(a.profile).For,
+		Transport: h.Transport(registry.DefaultTransport()), Places: h.Places, PlainHTTP: h.Insecure,
+	}
 }

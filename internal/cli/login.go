@@ -22,7 +22,7 @@ import (
 // loginFlags are the flags of dhow login.
 type loginFlags struct {
 	user, password, profile, key string
-	passwordStdin, plain         bool
+	passwordStdin, plain, verify bool
 }
 
 func (a *app) loginCommand() *cobra.Command {
@@ -51,6 +51,7 @@ func (a *app) loginCommand() *cobra.Command {
 	fl.StringVar(&f.profile, "as", "", "Keep the login under a profile's name, for use with pull --as and push --as")
 	fl.BoolVar(&f.plain, "plain-text", false, "Keep the password readable in docker's config.json")
 	fl.StringVar(&f.key, "key", "", "What to encrypt a new store with: "+strings.Join(creds.KeyKinds(), ", ")+" (default the first that works)")
+	fl.BoolVar(&f.verify, "tls-verify", true, "Check the certificate of the registry")
 	cmd.AddCommand(a.loginLsCommand())
 	return cmd
 }
@@ -72,6 +73,9 @@ func (a *app) login(ctx context.Context, server creds.Server, f loginFlags) erro
 	login, stored, err := a.askLogin(ctx, logins, server, f)
 	if err != nil {
 		return err
+	}
+	if !f.verify {
+		a.unverified = []string{server.Domain}
 	}
 	o := a.registryOptions()
 	o.Credentials = nil

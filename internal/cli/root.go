@@ -30,13 +30,14 @@ type Version struct {
 
 // app is what all commands share: the streams of the process and global flags.
 type app struct {
-	in       io.Reader
-	out, err io.Writer
-	version  Version
-	root     string
-	profile  string // whose logins are used
-	ordinary bool   // the user is not root outside
-	warning  string // of entering the user namespace
+	in         io.Reader
+	out, err   io.Writer
+	version    Version
+	root       string
+	profile    string   // whose logins are used
+	unverified []string // hosts whose certificates are not checked
+	ordinary   bool     // the user is not root outside
+	warning    string   // of entering the user namespace
 }
 
 // usesStore says whether the command line may touch the state directory, and so

@@ -28,9 +28,11 @@ type Options struct {
 	// Transport carries the requests; nil is a transport of the client's own
 	// that follows the proxy environment.
 	Transport http.RoundTripper
-	// Mirrors are hosts to try, in order, before the domain itself, by domain
-	// ("docker.io"). They are only read from.
-	Mirrors map[string][]string
+	// Places says where a repository is read from, by its domain as references have
+	// it ("docker.io") and its path: mirrors in the order in which they are tried,
+	// and as the last one where the answer is final. Pushes go to the last one. Nil is
+	// the domain alone.
+	Places func(domain, path string) ([]Place, error)
 	// PlainHTTP says whether a host may be spoken to without TLS. Loopback
 	// addresses always may.
 	PlainHTTP func(host string) bool
@@ -53,6 +55,17 @@ type Options struct {
 	Backoff func(n int) time.Duration
 }
 
+// Place is where a repository is to be had.
+type Place struct {
+	Domain string // as references have it: "docker.io", "mirror.example:5000"
+	Path   string // of the repository there
+	// Namespace is the domain that is mirrored, for mirrors that serve several: they
+	// are told with each request ("ns=", as containerd does). "" for none.
+	Namespace string
+	// OnlyDigests keeps tags from being looked up there, OnlyTags digests.
+	OnlyDigests, OnlyTags bool
+}
+
 // MaxManifest is the size in bytes up to which manifests and indexes are read,
 // the least that the specification wants registries to accept.
 const MaxManifest = 4 << 20
@@ -69,7 +82,7 @@ type Client struct {
 // New makes a client. It sends nothing.
 func New(o Options) *Client {
 	if o.Transport == nil {
-		o.Transport = defaultTransport()
+		o.Transport = DefaultTransport()
 	}
 	if o.UserAgent == "" {
 		o.UserAgent = "dhow"
@@ -88,9 +101,9 @@ func New(o Options) *Client {
 	return c
 }
 
-// defaultTransport keeps as many idle connections to a host as layers are
+// DefaultTransport is how a Client sends requests unless told otherwise. It keeps as many idle connections to a host as layers are
 // fetched at once, and never unpacks a body: digests are of the bytes sent.
-func defaultTransport() http.RoundTripper {
+func DefaultTransport() *http.Transport {
 	dialer := &net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second}
 	return &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,

@@ -470,6 +470,17 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// mirrored has everything of origin at mirror first.
+func mirrored(origin, mirror string) func(string, string) ([]Place, error) {
+	return func(domain, path string) ([]Place, error) {
+		own := Place{Domain: domain, Path: path}
+		if domain != origin {
+			return []Place{own}, nil
+		}
+		return []Place{{Domain: mirror, Path: path, Namespace: origin}, own}, nil
+	}
+}
+
 func TestMirror(t *testing.T) {
 	ctx := context.Background()
 	var hits atomic.Int64
@@ -481,7 +492,7 @@ func TestMirror(t *testing.T) {
 	})
 	_, origin := serve(t, nil)
 	b, desc := randomBlob(1000)
-	c := quick(Options{Mirrors: map[string][]string{origin: {mirror}}})
+	c := quick(Options{Places: mirrored(origin, mirror)})
 	if err := c.Push(ctx, mustRef(t, origin+"/only/here"), desc, opener(b)); err != nil {
 		t.Fatal(err)
 	}
@@ -701,5 +712,65 @@ func TestCancel(t *testing.T) {
 	time.AfterFunc(20*time.Millisecond, cancel)
 	if _, err := io.ReadAll(rc); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want context.Canceled", err)
+	}
+}
+
+// TestRateLimit: the limit and its end are told; a storm is not answered by one.
+func TestRateLimit(t *testing.T) {
+	var hits atomic.Int64
+	_, host := serve(t, func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/v2/" {
+				next.ServeHTTP(w, r)
+				return
+			}
+			hits.Add(1)
+			w.Header().Set("RateLimit-Limit", "100;w=21600")
+			w.Header().Set("RateLimit-Remaining", "0;w=21600")
+			w.Header().Set("Docker-RateLimit-Source", "192.0.2.1")
+			w.Header().Set("Retry-After", "3600")
+			w.WriteHeader(http.StatusTooManyRequests)
+			fmt.Fprint(w, `{"errors":[{"code":"TOOMANYREQUESTS","message":"slow down"}]}`)
+		})
+	})
+	_, err := quick(Options{}).Resolve(context.Background(), mustRef(t, host+"/a"))
+	if !errors.Is(err, errdef.ErrUnavailable) || hits.Load() != 1 {
+		t.Errorf("got %v after %d requests, want ErrUnavailable after one", err, hits.Load())
+	}
+	for _, want := range []string{"100 requests in 6h0m0s", "0 left", "192.0.2.1", "in 1h0m0s"} {
+		if err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want it to tell %q", err, want)
+		}
+	}
+	if !strings.Contains(errdef.Hint(err), "dhow login "+host) {
+		t.Errorf("got the hint %q", errdef.Hint(err))
+	}
+}
+
+// TestOpenAsksNobody: a registry that wants no credentials costs no helper, and
+// one that wants them for a repository alone gets them there.
+func TestOpenAsksNobody(t *testing.T) {
+	ctx := context.Background()
+	_, host := serve(t, func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			user, _, _ := r.BasicAuth()
+			if strings.Contains(r.URL.Path, "/private/") && user != "me" {
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	})
+	var asked atomic.Int64
+	c := quick(Options{Credentials: func(context.Context, string, string) (string, string, error) {
+		asked.Add(1)
+		return "me", "secret", nil
+	}})
+	b, desc := randomBlob(10)
+	if err := c.Push(ctx, mustRef(t, host+"/public/a"), desc, opener(b)); err != nil || asked.Load() != 0 {
+		t.Errorf("got %v, and credentials were asked for %d times", err, asked.Load())
+	}
+	if err := c.Push(ctx, mustRef(t, host+"/private/a"), desc, opener(b)); err != nil || asked.Load() == 0 {
+		t.Errorf("got %v, and credentials were asked for %d times", err, asked.Load())
 	}
 }

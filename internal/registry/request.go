@@ -84,6 +84,9 @@ func (c *Client) once(ctx context.Context, s *session, r request) (*http.Respons
 		if u, err = url.Parse("https://" + s.key.host + "/v2/" + s.key.path + "/" + r.path); err != nil {
 			return nil, errdef.As(errdef.ErrInvalid, err)
 		}
+		if s.key.namespace != "" {
+			u = withQuery(u, "ns", s.key.namespace)
+		}
 	}
 	wctx, dog := watch(ctx, c.o.Stall)
 	req, err := newRequest(wctx, dog, u, r)
@@ -104,6 +107,9 @@ func (c *Client) once(ctx context.Context, s *session, r request) (*http.Respons
 		return resp, nil
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusTooManyRequests {
+		return nil, tooMany(resp, what, time.Now())
+	}
 	if (resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden) && s.auth.setOpen(false) {
 		return c.once(ctx, s, r) // it is only this repository that wants credentials
 	}

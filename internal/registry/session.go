@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -18,7 +19,7 @@ import (
 // sessionKey tells sessions apart: tokens are issued for a repository and what
 // may be done with it.
 type sessionKey struct {
-	host, path, actions, source string
+	host, path, actions, source, namespace string
 }
 
 // session is a repository on one host with the right to do something.
@@ -41,7 +42,29 @@ const (
 // session returns the session for the key, shaking hands on first use. source
 // is a second repository that must be readable, for mounts.
 func (c *Client) session(ctx context.Context, domain, path, actions, source string) (*session, error) {
-	key := sessionKey{host: host(domain), path: path, actions: actions, source: source}
+	places, err := c.places(domain, path)
+	if err != nil {
+		return nil, err
+	}
+	last := places[len(places)-1]
+	return c.sessionAt(ctx, last, actions, source)
+}
+
+// places are where a repository is, the last one at the end.
+func (c *Client) places(domain, path string) ([]Place, error) {
+	if c.o.Places == nil {
+		return []Place{{Domain: domain, Path: path}}, nil
+	}
+	places, err := c.o.Places(domain, path)
+	if err == nil && len(places) == 0 {
+		err = errdef.New(errdef.ErrInvalid, "registry %s: there is no place to find it", domain)
+	}
+	return places, err
+}
+
+func (c *Client) sessionAt(ctx context.Context, at Place, actions, source string) (*session, error) {
+	domain, path := at.Domain, at.Path
+	key := sessionKey{host: host(domain), path: path, actions: actions, source: source, namespace: at.Namespace}
 	c.mu.Lock()
 	s := c.sessions[key]
 	if s == nil {
@@ -94,9 +117,13 @@ func (s *session) ready() http.RoundTripper {
 func (c *Client) handshakeError(s *session, err error) error {
 	var answer *transport.Error
 	var creds *credentialsError
+	var cert *tls.CertificateVerificationError
 	switch {
 	case errors.As(err, &creds):
 		return creds
+	case errors.As(err, &cert):
+		return errdef.WithHint(errdef.New(errdef.ErrDenied, "registry %s: %w", s.key.host, cert),
+			"put its authority's certificate into ~/.docker/certs.d/%s/ca.crt, or trust it for once with --tls-verify=false", s.key.host)
 	case errors.As(err, &answer):
 		return statusKind(answer.StatusCode, 0, s.auth.explain(answer.StatusCode, wrap("registry "+s.key.host, answer)))
 	case errors.Is(err, http.ErrSchemeMismatch):
@@ -178,10 +205,16 @@ func (a *authenticator) setOpen(open bool) (before bool) {
 // challenge is spoken to without credentials, so that no helper is started for
 // it. Another host that it redirects to may not say how to log in: the password
 // would go to whom that host names.
+//
+// A host that may be spoken to without TLS is tried with it all the same. When
+// its certificate is wrong, that is the answer: it does speak TLS.
 type first struct {
 	next http.RoundTripper
 	host string
 	auth *authenticator
+
+	mu   sync.Mutex
+	cert *tls.CertificateVerificationError // guarded by mu
 }
 
 func (f *first) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -191,7 +224,18 @@ func (f *first) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Host != f.host {
 		return nil, errdef.New(errdef.ErrDenied, "it redirects to %s before it says how to log in", r.URL.Host)
 	}
+	f.mu.Lock()
+	cert := f.cert
+	f.mu.Unlock()
+	if cert != nil {
+		return nil, cert
+	}
 	resp, err := f.next.RoundTrip(r)
+	if errors.As(err, &cert) {
+		f.mu.Lock()
+		f.cert = cert
+		f.mu.Unlock()
+	}
 	if err == nil {
 		f.auth.setOpen(resp.StatusCode == http.StatusOK)
 	}
@@ -234,15 +278,24 @@ func redacted(u *url.URL) string {
 	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
 }
 
-// eachSource runs f on the mirrors of ref's domain, then on the domain, until
-// one succeeds; the error is the domain's own.
+// eachSource runs f on the places that ref is to be had from, until one
+// succeeds; the error is the last one's, which is the registry's own.
 func (c *Client) eachSource(ctx context.Context, ref oci.Ref, f func(*session) error) error {
-	for _, domain := range append(append([]string(nil), c.o.Mirrors[ref.Domain]...), ref.Domain) {
-		s, err := c.session(ctx, domain, ref.Path, pull, "")
+	places, err := c.places(ref.Domain, ref.Path)
+	if err != nil {
+		return err
+	}
+	byTag := ref.Digest == "" && ref.Tag != ""
+	for i, at := range places {
+		last := i == len(places)-1
+		if !last && (byTag && at.OnlyDigests || !byTag && at.OnlyTags) {
+			continue
+		}
+		s, err := c.sessionAt(ctx, at, pull, "")
 		if err == nil {
 			err = f(s)
 		}
-		if err == nil || ctx.Err() != nil || domain == ref.Domain {
+		if err == nil || ctx.Err() != nil || last {
 			return err
 		}
 	}
