@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 
 	"dhow/internal/cli"
-	"dhow/internal/creds"
 )
 
 // Set by the linker (see Makefile).
@@ -18,7 +17,7 @@ var (
 
 func main() {
 	v := cli.Version{Version: version, Commit: commit}
-	if filepath.Base(os.Args[0]) == creds.HelperProgram {
+	if filepath.Base(os.Args[0]) == cli.CredentialHelperName {
 		os.Exit(cli.CredentialHelper(os.Args[1:], v))
 	}
 	os.Exit(cli.Main(os.Args[1:], v))

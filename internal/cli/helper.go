@@ -10,6 +10,10 @@ import (
 	"dhow/internal/creds"
 )
 
+// CredentialHelperName is the name under which the program is to call
+// CredentialHelper.
+const CredentialHelperName = creds.HelperProgram
+
 // CredentialHelper is the program under the name docker-credential-dhow: one
 // action of docker's credential helper protocol, on the process's streams. It
 // returns the exit status.
