@@ -26,6 +26,9 @@ const manifestTypes = ocispecs.MediaTypeImageIndex + ", " + oci.DockerManifestLi
 // count of failures in a row starts again.
 const progress = 64 << 10
 
+// slowest is how many times Options.Stall a manifest may take in all.
+const slowest = 4
+
 // Resolve asks what the reference stands for now: digest, size and media type of
 // a manifest or an index. ErrNotFound, ErrDenied, ErrUnavailable;
 // ErrUnsupported, with advice, for docker's schema 1.
@@ -120,6 +123,10 @@ func (c *Client) Manifest(ctx context.Context, ref oci.Ref, desc ocispecs.Descri
 
 // getManifest reads a manifest whole, again when it is cut.
 func (c *Client) getManifest(ctx context.Context, s *session, version string) (raw []byte, typ string, err error) {
+	// The watchdog is content with a byte now and then; a document has to end.
+	limit := slowest * c.o.Stall
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, errdef.New(errdef.ErrUnavailable, "the manifest did not arrive within %s", limit))
+	defer cancel()
 	err = c.retry(ctx, func() error {
 		resp, err := c.once(ctx, s, request{
 			method: http.MethodGet, path: "manifests/" + version,
@@ -136,6 +143,8 @@ func (c *Client) getManifest(ctx context.Context, s *session, version string) (r
 		return nil
 	})
 	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return nil, "", context.Cause(ctx)
 	case err != nil:
 		return nil, "", err
 	case len(raw) > MaxManifest:

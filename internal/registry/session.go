@@ -270,6 +270,10 @@ func (g *guard) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Scheme != "https" && !g.plain(r.URL.Host) {
 		return nil, errdef.New(errdef.ErrDenied, "%s %s: plain http is used for loopback addresses and hosts named as insecure only", r.Method, redacted(r.URL))
 	}
+	// A token server that redirects would have its identity token posted again.
+	if from := r.Response; from != nil && r.Method == http.MethodPost && r.Body != nil && from.Request.URL.Host != r.URL.Host {
+		return nil, errdef.New(errdef.ErrDenied, "POST %s: redirected there from %s with credentials", redacted(r.URL), from.Request.URL.Host)
+	}
 	return g.next.RoundTrip(r)
 }
 
