@@ -27,6 +27,7 @@ func invalidTemplate(format string, err error) error {
 func (a *app) imageCommand() *cobra.Command {
 	return a.group("image COMMAND", "Manage images",
 		renamed(a.buildCommand(), "build [OPTIONS] PATH | URL | -"),
+		a.imageCopyCommand(),
 		renamed(a.historyCommand(), "history [OPTIONS] IMAGE"),
 		renamed(a.importCommand(), "import [OPTIONS] file|URL|- [REPOSITORY[:TAG]]"),
 		renamed(a.inspectCommand(), "inspect [OPTIONS] IMAGE [IMAGE...]"),

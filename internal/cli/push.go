@@ -74,23 +74,25 @@ func (p *pushProgress) progress(id string, current, total int64, _ bool) {
 	p.to.update(image.Progress{ID: strings.TrimPrefix(id, "layer "), Phase: phase, Current: current, Total: total})
 }
 
-// registryFlags are the flags of commands that talk to the registry of the name
-// that is their first argument. They take effect when the engine is opened.
+// registryFlags are the flags of commands that talk to the registries of the
+// names that are their arguments. They take effect when the engine is opened.
 func (a *app) registryFlags(cmd *cobra.Command) {
 	var verify bool
 	cmd.Flags().StringVar(&a.profile, "as", "", "Use the logins of a profile (dhow login --as)")
-	cmd.Flags().BoolVar(&verify, "tls-verify", true, "Check the certificate of the registry")
+	cmd.Flags().BoolVar(&verify, "tls-verify", true, "Check certificates of the registries that are named")
 	run := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if cmd.Flags().Changed("as") && !creds.ValidProfile(a.profile) {
 			return errdef.New(errdef.ErrInvalid, "--as %q is not a profile's name", a.profile)
 		}
 		if !verify {
-			ref, err := oci.ParseRef(args[0])
-			if err != nil {
-				return err
+			for _, name := range args {
+				ref, err := oci.ParseRef(name)
+				if err != nil {
+					return err
+				}
+				a.unverified = append(a.unverified, ref.Domain)
 			}
-			a.unverified = []string{ref.Domain}
 		}
 		return run(cmd, args)
 	}

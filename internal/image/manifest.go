@@ -113,3 +113,13 @@ func noPlatform(want oci.Platform, have []oci.Platform) error {
 	}
 	return errdef.WithHint(err, "it is there for %s", strings.Join(names, ", "))
 }
+
+// ChooseManifest picks the manifest of an index, given as its exact bytes, that
+// serves the platform. ErrInvalid; ErrNotFound names the platforms there are.
+func ChooseManifest(index []byte, want oci.Platform) (ocispecs.Descriptor, error) {
+	x, err := parseIndex(index)
+	if err != nil {
+		return ocispecs.Descriptor{}, err
+	}
+	return choose(x, want)
+}

@@ -1,0 +1,204 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"dhow/internal/engine"
+	"dhow/internal/errdef"
+	"dhow/internal/oci"
+
+	"github.com/spf13/cobra"
+)
+
+func (a *app) manifestCommand() *cobra.Command {
+	return a.group("manifest COMMAND", "Manage manifests and manifest lists of registries",
+		a.manifestAnnotate(), a.manifestCreate(), a.manifestInspect(), a.manifestPush(), a.manifestRm())
+}
+
+// refs parses names, with the default tag.
+func refs(names []string) ([]oci.Ref, error) {
+	out := make([]oci.Ref, len(names))
+	for i, name := range names {
+		ref, err := oci.ParseRef(name)
+		if err != nil {
+			return nil, err
+		}
+		out[i] = ref.WithDefaultTag()
+	}
+	return out, nil
+}
+
+func (a *app) manifestCreate() *cobra.Command {
+	var amend bool
+	cmd := &cobra.Command{
+		Use: "create [OPTIONS] MANIFEST_LIST MANIFEST [MANIFEST...]", Short: "Create a local manifest list of images in registries", Args: minArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			names, err := refs(args)
+			if err != nil {
+				return err
+			}
+			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+				if err := e.CreateManifestList(cmd.Context(), names[0], names[1:], amend); err != nil {
+					return err
+				}
+				fmt.Fprintln(a.out, "Created manifest list "+names[0].String())
+				return nil
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&amend, "amend", "a", false, "Amend an existing manifest list")
+	a.registryFlags(cmd)
+	return cmd
+}
+
+func (a *app) manifestAnnotate() *cobra.Command {
+	var p oci.Platform
+	cmd := &cobra.Command{
+		Use: "annotate [OPTIONS] MANIFEST_LIST MANIFEST", Short: "Set the platform of an image in a local manifest list", Args: exactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			names, err := refs(args)
+			if err != nil {
+				return err
+			}
+			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+				return e.AnnotateManifestList(cmd.Context(), names[0], names[1], p)
+			})
+		},
+	}
+	fl := cmd.Flags()
+	fl.StringVar(&p.Architecture, "arch", "", "Set architecture")
+	fl.StringVar(&p.OS, "os", "", "Set operating system")
+	fl.StringSliceVar(&p.OSFeatures, "os-features", nil, "Set operating system features")
+	fl.StringVar(&p.OSVersion, "os-version", "", "Set operating system version")
+	fl.StringVar(&p.Variant, "variant", "", "Set architecture variant")
+	return cmd
+}
+
+func (a *app) manifestInspect() *cobra.Command {
+	var verbose bool
+	cmd := &cobra.Command{
+		Use: "inspect [OPTIONS] MANIFEST", Short: "Display a manifest, or a manifest list, local or in a registry", Args: exactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			names, err := refs(args)
+			if err != nil {
+				return err
+			}
+			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+				l, err := e.ManifestList(names[0])
+				if err == nil {
+					return a.printJSON(l.Index())
+				}
+				if !errors.Is(err, errdef.ErrNotFound) {
+					return err
+				}
+				found, err := e.InspectManifest(cmd.Context(), names[0], verbose)
+				switch {
+				case err != nil:
+					return err
+				case verbose:
+					return a.printJSON(found)
+				}
+				return a.printJSON(found[0].Manifest)
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "Show the descriptor, and each manifest of a list")
+	a.registryFlags(cmd)
+	return cmd
+}
+
+// printJSON prints a value indented.
+func (a *app) printJSON(v any) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	var out bytes.Buffer
+	if err := json.Indent(&out, raw, "", "   "); err != nil {
+		return err
+	}
+	fmt.Fprintln(a.out, out.String())
+	return nil
+}
+
+func (a *app) manifestPush() *cobra.Command {
+	var purge bool
+	cmd := &cobra.Command{
+		Use: "push [OPTIONS] MANIFEST_LIST", Short: "Push a manifest list to its registry", Args: exactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			names, err := refs(args)
+			if err != nil {
+				return err
+			}
+			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+				desc, err := e.PushManifestList(cmd.Context(), names[0])
+				if err != nil {
+					return err
+				}
+				fmt.Fprintln(a.out, desc.Digest)
+				if purge {
+					return e.RemoveManifestList(names[0])
+				}
+				return nil
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&purge, "purge", "p", false, "Remove the local manifest list after it was pushed")
+	a.registryFlags(cmd)
+	return cmd
+}
+
+func (a *app) manifestRm() *cobra.Command {
+	return &cobra.Command{
+		Use: "rm MANIFEST_LIST [MANIFEST_LIST...]", Short: "Remove local manifest lists", Args: minArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			names, err := refs(args)
+			if err != nil {
+				return err
+			}
+			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+				var errs []error
+				for _, name := range names {
+					errs = append(errs, e.RemoveManifestList(name))
+				}
+				return errors.Join(errs...)
+			})
+		},
+	}
+}
+
+func (a *app) imageCopyCommand() *cobra.Command {
+	var platform string
+	cmd := &cobra.Command{
+		Use: "copy [OPTIONS] SOURCE TARGET", Short: "Copy an image from one registry to another, keeping nothing here", Aliases: []string{"cp"}, Args: exactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			names, err := refs(args)
+			if err != nil {
+				return err
+			}
+			r := engine.CopyRequest{From: names[0], To: names[1]}
+			if r.To.Digest != "" {
+				return errdef.New(errdef.ErrInvalid, "copy to %s: a digest cannot be given", args[1])
+			}
+			if platform != "" {
+				if r.Platform, err = oci.ParsePlatform(platform); err != nil {
+					return err
+				}
+			}
+			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+				desc, err := e.Copy(cmd.Context(), r)
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(a.out, "%s: digest: %s size: %d\n", r.To.Familiar(), desc.Digest, desc.Size)
+				return nil
+			})
+		},
+	}
+	cmd.Flags().StringVar(&platform, "platform", "", "Copy only the image for one platform (default all)")
+	a.registryFlags(cmd)
+	return cmd
+}
