@@ -103,18 +103,25 @@ func (c *Client) PushNew(ctx context.Context, repo oci.Ref, desc ocispecs.Descri
 }
 
 // upload sends the blob in one request (distribution spec v1.1, "POST then
-// PUT"). It is not repeated in parts: the place of a broken upload is gone in
-// most registries, and a blob that is there already costs one HEAD.
+// PUT"), and in more only when that is cut.
 func (c *Client) upload(ctx context.Context, s *session, desc ocispecs.Descriptor, open func() (io.ReadCloser, error)) error {
 	u, err := c.startUpload(ctx, s)
 	if err != nil {
 		return err
 	}
-	resp, err := c.once(ctx, s, request{
+	put := request{
 		method: http.MethodPut, url: withQuery(u, "digest", string(desc.Digest)),
 		header: http.Header{"Content-Type": {"application/octet-stream"}},
 		body:   open, length: desc.Size, want: []int{http.StatusCreated, http.StatusNoContent},
-	})
+	}
+	resp, err := c.once(ctx, s, put)
+	if err != nil {
+		var at *url.URL
+		if at, err = c.resume(ctx, s, u, open, desc.Size, err); err == nil {
+			u = at
+			resp, err = c.once(ctx, s, request{method: http.MethodPut, url: withQuery(u, "digest", string(desc.Digest)), want: put.want})
+		}
+	}
 	if err != nil {
 		c.cancelUpload(ctx, s, u)
 		return forgotten(err)
@@ -176,25 +183,29 @@ func (c *Client) stream(ctx context.Context, s *session, open func() (io.ReadClo
 		return ocispecs.Descriptor{}, err
 	}
 	var m *measured
+	measure := func() (io.ReadCloser, error) {
+		rc, err := open()
+		m = &measured{ReadCloser: rc, digester: digest.SHA256.Digester()}
+		return m, err
+	}
 	resp, err := c.once(ctx, s, request{
-		method: http.MethodPatch, url: u, length: -1,
+		method: http.MethodPatch, url: u, length: -1, body: measure,
 		header: http.Header{"Content-Type": {"application/octet-stream"}},
-		body: func() (io.ReadCloser, error) {
-			rc, err := open()
-			m = &measured{ReadCloser: rc, digester: digest.SHA256.Digester()}
-			return m, err
-		},
-		want: []int{http.StatusAccepted, http.StatusNoContent, http.StatusCreated},
+		want:   []int{http.StatusAccepted, http.StatusNoContent, http.StatusCreated},
 	})
+	if err == nil {
+		resp.Body.Close()
+		if resp.Header.Get("Location") != "" {
+			u, err = location(resp)
+		}
+	} else if at, rerr := c.resume(ctx, s, u, measure, -1, err); rerr == nil {
+		u, err = at, nil
+	} else {
+		err = rerr
+	}
 	if err != nil {
 		c.cancelUpload(ctx, s, u)
 		return ocispecs.Descriptor{}, forgotten(err)
-	}
-	resp.Body.Close()
-	if resp.Header.Get("Location") != "" {
-		if u, err = location(resp); err != nil {
-			return ocispecs.Descriptor{}, err
-		}
 	}
 	desc, ended := m.result()
 	if !ended {
