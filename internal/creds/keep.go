@@ -40,15 +40,10 @@ func (l *Logins) Keep(ctx context.Context, s Server, login Login, o KeepOptions)
 	}
 	helper := docker.helper(s)
 	switch {
-	case o.PlainText && helper != "":
+	case o.PlainText && helper != "" && (helper != ownHelper || docker.CredsStore == ownHelper):
 		return Kept{}, errHelped(s, helper)
 	case o.PlainText:
-		path := l.dockerFile()
-		if s.Path != "" {
-			path = l.podmanFile()
-		}
-		k := Kept{Where: path, Plain: true, Others: l.o.Profile == ""}
-		return k, edit(ctx, path, func(_ *authFile, doc *document) error { return doc.set("auths", key, newEntry(login)) })
+		return l.keepPlain(ctx, s, key, login)
 	case helper == "" || helper == ownHelper:
 		return l.keepEncrypted(ctx, s, key, login, helper, o)
 	}
@@ -58,6 +53,34 @@ func (l *Logins) Keep(ctx context.Context, s Server, login Login, o KeepOptions)
 	// The empty entry is how docker marks what a helper keeps.
 	return Kept{Where: helperPrefix + helper, Others: l.o.Profile == ""},
 		edit(ctx, l.dockerFile(), func(_ *authFile, doc *document) error { return doc.set("auths", key, entry{}) })
+}
+
+// keepPlain writes the login into a file that other tools read. One for the same
+// in the encrypted store goes.
+func (l *Logins) keepPlain(ctx context.Context, s Server, key string, login Login) (Kept, error) {
+	path := l.dockerFile()
+	if s.Path != "" {
+		path = l.podmanFile()
+	}
+	err := edit(ctx, path, func(now *authFile, doc *document) error {
+		return errors.Join(doc.set("auths", key, newEntry(login)), dropOwnHelper(now, doc, s))
+	})
+	if err == nil {
+		_, err = l.vault.erase(ctx, key)
+	}
+	return Kept{Where: path, Plain: true, Others: l.o.Profile == ""}, err
+}
+
+// dropOwnHelper takes this program out of a file as the server's helper.
+func dropOwnHelper(now *authFile, doc *document, s Server) error {
+	for host, name := range now.CredHelpers {
+		if _, got := parseKey(host); name == ownHelper && got == s {
+			if err := doc.set("credHelpers", host, nil); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // keepEncrypted puts the login into the encrypted store. Other tools are told to
@@ -141,7 +164,7 @@ func (l *Logins) forgetIn(ctx context.Context, f *authFile, s Server) (from []st
 			from = append(from, helperPrefix+helper)
 		}
 	}
-	if len(keys) == 0 {
+	if len(keys) == 0 && len(f.CredHelpers) == 0 {
 		return from, nil
 	}
 	plain := false
@@ -152,7 +175,10 @@ func (l *Logins) forgetIn(ctx context.Context, f *authFile, s Server) (from []st
 				return err
 			}
 		}
-		return nil
+		if l.o.Profile != "" {
+			return nil
+		}
+		return dropOwnHelper(now, doc, s)
 	})
 	if plain && err == nil {
 		from = append(from, f.path)
