@@ -88,7 +88,7 @@ func (a *app) login(ctx context.Context, server creds.Server, f loginFlags) erro
 	}
 	if !stored {
 		if in.IdentityToken != "" {
-			login = creds.Login{User: creds.TokenUser, Secret: in.IdentityToken}
+			login = creds.Login{User: creds.TokenUser, Secret: in.IdentityToken, Name: login.User}
 		}
 		kept, err := logins.Keep(ctx, server, login, creds.KeepOptions{PlainText: f.plain, Key: f.key})
 		if err != nil {
@@ -143,7 +143,7 @@ func (a *app) askLogin(ctx context.Context, logins *creds.Logins, server creds.S
 			return l, false, err
 		}
 		if len(found) > 0 && found[0].Server == server {
-			fmt.Fprintf(a.err, "Authenticating with existing credentials... [Username: %s]\n", found[0].Login.User)
+			fmt.Fprintf(a.err, "Authenticating with existing credentials... [Username: %s]\n", found[0].Login.Who())
 			return found[0].Login, true, nil
 		}
 	}
@@ -266,7 +266,7 @@ func (a *app) explainLogin(ctx context.Context, logins *creds.Logins, name strin
 		case l.Server != found[0].Server:
 			why = "a longer scope has one"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", used, l.Server, l.Login.User, l.Source, why)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", used, l.Server, l.Login.Who(), l.Source, why)
 	}
 	return errors.Join(w.Flush(), err)
 }

@@ -36,6 +36,15 @@ const TokenUser = "<token>"
 type Login struct {
 	User   string
 	Secret string // a password or, when User is TokenUser, an identity token
+	Name   string // whose the identity token is, as far as it is known
+}
+
+// Who is the user to be shown.
+func (l Login) Who() string {
+	if l.Name != "" {
+		return l.Name
+	}
+	return l.User
 }
 
 // Options says where logins are.

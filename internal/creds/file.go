@@ -40,7 +40,7 @@ func (e entry) login() (l Login, ok bool, err error) {
 		l = Login{User: user, Secret: strings.Trim(secret, "\x00")}
 	}
 	if e.IdentityToken != "" {
-		l = Login{User: TokenUser, Secret: e.IdentityToken}
+		l = Login{User: TokenUser, Secret: e.IdentityToken, Name: l.User}
 	}
 	return l, l.User != "", nil
 }
@@ -48,7 +48,7 @@ func (e entry) login() (l Login, ok bool, err error) {
 // newEntry is the entry of a login.
 func newEntry(l Login) entry {
 	if l.User == TokenUser {
-		return entry{Auth: base64.StdEncoding.EncodeToString([]byte(TokenUser + ":")), IdentityToken: l.Secret}
+		return entry{Auth: base64.StdEncoding.EncodeToString([]byte(l.Who() + ":")), IdentityToken: l.Secret}
 	}
 	return entry{Auth: base64.StdEncoding.EncodeToString([]byte(l.User + ":" + l.Secret))}
 }

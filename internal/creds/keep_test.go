@@ -44,7 +44,7 @@ func TestKeepPlain(t *testing.T) {
 	dir := configDir(t, `{"HttpHeaders":{"X":"y"},"plugins":{"a":{"b":"c"}},"auths":{"old.example":{"auth":"b2xkOng=","email":"e"}},"unknown":[1,2.50]}`)
 	o := testOptions(t, dir, nil)
 	for _, name := range []string{"", "ghcr.io"} {
-		k, err := Open(o).Keep(ctx, server(t, name), Login{"me", "pw"}, KeepOptions{PlainText: true})
+		k, err := Open(o).Keep(ctx, server(t, name), Login{User: "me", Secret: "pw"}, KeepOptions{PlainText: true})
 		if err != nil || !k.Plain || !k.Others {
 			t.Fatalf("got %+v, %v", k, err)
 		}
@@ -81,7 +81,7 @@ func TestKeepPlain(t *testing.T) {
 func TestKeepBroken(t *testing.T) {
 	const text = "{\n\t\"auths\": {\n\t\t\"a\": {}\n\t\t\"b\": {}\n\t}\n}"
 	dir := configDir(t, text)
-	_, err := Open(testOptions(t, dir, nil)).Keep(context.Background(), server(t, "ghcr.io"), Login{"me", "pw"}, KeepOptions{PlainText: true})
+	_, err := Open(testOptions(t, dir, nil)).Keep(context.Background(), server(t, "ghcr.io"), Login{User: "me", Secret: "pw"}, KeepOptions{PlainText: true})
 	if !errors.Is(err, errdef.ErrInvalid) || !strings.Contains(err.Error(), "config.json: line 4") {
 		t.Errorf("got %v, want ErrInvalid with line 4", err)
 	}
@@ -97,7 +97,7 @@ func TestKeepLink(t *testing.T) {
 	if err := os.Symlink(real, filepath.Join(dir, "config.json")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(testOptions(t, dir, nil)).Keep(context.Background(), server(t, "ghcr.io"), Login{"me", "pw"}, KeepOptions{PlainText: true}); err != nil {
+	if _, err := Open(testOptions(t, dir, nil)).Keep(context.Background(), server(t, "ghcr.io"), Login{User: "me", Secret: "pw"}, KeepOptions{PlainText: true}); err != nil {
 		t.Fatal(err)
 	}
 	if !strings.Contains(read(t, real), "ghcr.io") {
@@ -119,7 +119,7 @@ func TestKeepAtOnce(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range 8 {
 			wg.Go(func() {
-				_, err := Open(o).Keep(context.Background(), Server{Domain: fmt.Sprintf("r%d.example", i)}, Login{"me", "pw"}, KeepOptions{PlainText: plain, Key: map[bool]string{false: KeyPassphrase}[plain]})
+				_, err := Open(o).Keep(context.Background(), Server{Domain: fmt.Sprintf("r%d.example", i)}, Login{User: "me", Secret: "pw"}, KeepOptions{PlainText: plain, Key: map[bool]string{false: KeyPassphrase}[plain]})
 				if err != nil {
 					t.Error(err)
 				}
@@ -140,7 +140,7 @@ func TestKeepHelper(t *testing.T) {
 	dir := configDir(t, `{"credsStore":"test"}`)
 	ctx := context.Background()
 	o := testOptions(t, dir, nil)
-	k, err := Open(o).Keep(ctx, server(t, ""), Login{"me", "pw"}, KeepOptions{})
+	k, err := Open(o).Keep(ctx, server(t, ""), Login{User: "me", Secret: "pw"}, KeepOptions{})
 	if err != nil || k.Where != "docker-credential-test" || k.Plain {
 		t.Errorf("got %+v, %v", k, err)
 	}
@@ -151,7 +151,7 @@ func TestKeepHelper(t *testing.T) {
 	if !strings.Contains(text, `"https://index.docker.io/v1/": {}`) || strings.Contains(text, "pw") {
 		t.Errorf("config.json: %s", text)
 	}
-	if _, err := Open(o).Keep(ctx, server(t, ""), Login{"me", "pw"}, KeepOptions{PlainText: true}); !errors.Is(err, errdef.ErrConflict) {
+	if _, err := Open(o).Keep(ctx, server(t, ""), Login{User: "me", Secret: "pw"}, KeepOptions{PlainText: true}); !errors.Is(err, errdef.ErrConflict) {
 		t.Errorf("plain text beside a helper: got %v, want ErrConflict", err)
 	}
 }
@@ -197,7 +197,7 @@ func TestEncrypted(t *testing.T) {
 			ctx, dir := context.Background(), t.TempDir()
 			dropKey(t, dir)
 			o := testOptions(t, dir, map[string]string{"SSH_AUTH_SOCK": socket, "DHOW_PASSPHRASE_FILE": phrase})
-			k, err := Open(o).Keep(ctx, server(t, "ghcr.io"), Login{"me", "hunter2"}, KeepOptions{Key: kind})
+			k, err := Open(o).Keep(ctx, server(t, "ghcr.io"), Login{User: "me", Secret: "hunter2"}, KeepOptions{Key: kind})
 			if kind == KeyKeyring && errors.Is(err, errdef.ErrUnsupported) {
 				t.Skipf("no kernel keyring: %v", err)
 			}
@@ -229,7 +229,7 @@ func TestEncrypted(t *testing.T) {
 			KeySSHAgent:   func() { _ = ring.RemoveAll() },
 		} {
 			o := testOptions(t, t.TempDir(), map[string]string{"SSH_AUTH_SOCK": socket, "DHOW_PASSPHRASE_FILE": phrase})
-			if _, err := Open(o).Keep(ctx, server(t, "ghcr.io"), Login{"me", "hunter2"}, KeepOptions{Key: kind}); err != nil {
+			if _, err := Open(o).Keep(ctx, server(t, "ghcr.io"), Login{User: "me", Secret: "hunter2"}, KeepOptions{Key: kind}); err != nil {
 				t.Fatal(err)
 			}
 			spoil()
@@ -265,7 +265,7 @@ func fakeSystemd(t *testing.T) {
 func TestNeverPlain(t *testing.T) {
 	dir := t.TempDir()
 	for _, kind := range []string{KeySSHAgent, KeyPassphrase} {
-		_, err := Open(testOptions(t, dir, nil)).Keep(context.Background(), server(t, "ghcr.io"), Login{"me", "pw"}, KeepOptions{Key: kind})
+		_, err := Open(testOptions(t, dir, nil)).Keep(context.Background(), server(t, "ghcr.io"), Login{User: "me", Secret: "pw"}, KeepOptions{Key: kind})
 		if !errors.Is(err, errdef.ErrUnsupported) || !strings.Contains(errdef.Hint(err), "--plain-text") {
 			t.Errorf("%s: got %v, want ErrUnsupported and advice", kind, err)
 		}
@@ -280,7 +280,7 @@ func TestMoved(t *testing.T) {
 	socket, _ := sshAgent(t)
 	ctx, dir := context.Background(), t.TempDir()
 	o := testOptions(t, dir, map[string]string{"SSH_AUTH_SOCK": socket})
-	if _, err := Open(o).Keep(ctx, server(t, "ghcr.io"), Login{"me", "pw"}, KeepOptions{Key: KeySSHAgent}); err != nil {
+	if _, err := Open(o).Keep(ctx, server(t, "ghcr.io"), Login{User: "me", Secret: "pw"}, KeepOptions{Key: KeySSHAgent}); err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, vaultName)
@@ -298,7 +298,7 @@ func TestMoved(t *testing.T) {
 func TestLostKey(t *testing.T) {
 	ctx, dir := context.Background(), t.TempDir()
 	o := testOptions(t, dir, nil)
-	if _, err := Open(o).Keep(ctx, server(t, "ghcr.io"), Login{"me", "pw"}, KeepOptions{Key: KeyKeyring}); err != nil {
+	if _, err := Open(o).Keep(ctx, server(t, "ghcr.io"), Login{User: "me", Secret: "pw"}, KeepOptions{Key: KeyKeyring}); err != nil {
 		t.Skipf("no kernel keyring: %v", err)
 	}
 	path := filepath.Join(dir, vaultName)
@@ -319,7 +319,7 @@ func TestLostKey(t *testing.T) {
 	if _, _, err := Open(o).For(ctx, "ghcr.io", "x"); !errors.Is(err, errdef.ErrNotFound) || errdef.Hint(err) == "" {
 		t.Errorf("got %v, want ErrNotFound with advice", err)
 	}
-	k, err := Open(o).Keep(ctx, server(t, "quay.io"), Login{"me", "pw"}, KeepOptions{Key: KeyKeyring})
+	k, err := Open(o).Keep(ctx, server(t, "quay.io"), Login{User: "me", Secret: "pw"}, KeepOptions{Key: KeyKeyring})
 	if err != nil || !k.Lost {
 		t.Errorf("got %+v, %v, want Lost", k, err)
 	}

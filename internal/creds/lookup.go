@@ -172,7 +172,7 @@ func (l *Logins) List(ctx context.Context) ([]Found, error) {
 			login, ok, err := src.file.entry(key)
 			errs = append(errs, err)
 			if ok {
-				add(key, login.User, src.name)
+				add(key, login.Who(), src.name)
 			}
 		}
 		for _, helper := range src.file.helpers() {

@@ -48,7 +48,7 @@ type vaultFile struct {
 
 // sealedLogin is a login in the store: the age file of a credential's JSON.
 type sealedLogin struct {
-	User   string `json:"user"` // repeated in Sealed; here for lists
+	User   string `json:"user"` // whose it is; only to be shown
 	Sealed []byte `json:"sealed"`
 }
 
@@ -92,7 +92,11 @@ func (v *vault) get(ctx context.Context, key string) (Login, bool, error) {
 	if err != nil {
 		return Login{}, false, fmt.Errorf("open the login for %s in %s: %w", key, v.path, err)
 	}
-	return Login{User: c.Username, Secret: c.Secret}, true, nil
+	l := Login{User: c.Username, Secret: c.Secret}
+	if l.User == TokenUser {
+		l.Name = sealed.User
+	}
+	return l, true, nil
 }
 
 func (s sealedLogin) open(id *age.X25519Identity) (c credential, err error) {
@@ -114,7 +118,7 @@ func (f *vaultFile) seal(c credential) (sealedLogin, error) {
 		return sealedLogin{}, err
 	}
 	sealed, err := encrypt(raw, to)
-	return sealedLogin{User: c.Username, Sealed: sealed}, err
+	return sealedLogin{Sealed: sealed}, err
 }
 
 func encrypt(raw []byte, to age.Recipient) ([]byte, error) {
@@ -230,6 +234,7 @@ func (v *vault) put(ctx context.Context, key string, l Login, kind string) error
 		if err != nil {
 			return nil, err
 		}
+		sealed.User = l.Who()
 		f.Logins[key] = sealed
 		return f, nil
 	})
