@@ -72,6 +72,7 @@ func (a *app) buildCommand() *cobra.Command {
 		flag.Hidden = true
 		flag.NoOptDefVal = "true"
 	}
+	a.profileFlag(cmd)
 	return cmd
 }
 

@@ -89,5 +89,6 @@ func (a *app) registryOptions() registry.Options {
 	return registry.Options{
 		UserAgent: "dhow/" + a.version.Version, Credentials: a.logins(a.profile).For,
 		Transport: h.Transport(registry.DefaultTransport()), Places: h.Places, PlainHTTP: h.Insecure,
+		Warn: func(err error) { fmt.Fprintln(a.err, "dhow: warning: "+oneLine(err)) },
 	}
 }

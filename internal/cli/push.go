@@ -78,13 +78,10 @@ func (p *pushProgress) progress(id string, current, total int64, _ bool) {
 // names that are their arguments. They take effect when the engine is opened.
 func (a *app) registryFlags(cmd *cobra.Command) {
 	var verify bool
-	cmd.Flags().StringVar(&a.profile, "as", "", "Use the logins of a profile (dhow login --as)")
+	a.profileFlag(cmd)
 	cmd.Flags().BoolVar(&verify, "tls-verify", true, "Check certificates of the registries that are named")
 	run := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if cmd.Flags().Changed("as") && !creds.ValidProfile(a.profile) {
-			return errdef.New(errdef.ErrInvalid, "--as %q is not a profile's name", a.profile)
-		}
 		if !verify {
 			for _, name := range args {
 				ref, err := oci.ParseRef(name)
@@ -93,6 +90,18 @@ func (a *app) registryFlags(cmd *cobra.Command) {
 				}
 				a.unverified = append(a.unverified, ref.Domain)
 			}
+		}
+		return run(cmd, args)
+	}
+}
+
+// profileFlag adds --as to a command that talks to registries.
+func (a *app) profileFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&a.profile, "as", "", "Use the logins of a profile (dhow login --as)")
+	run := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if cmd.Flags().Changed("as") && !creds.ValidProfile(a.profile) {
+			return errdef.New(errdef.ErrInvalid, "--as %q is not a profile's name", a.profile)
 		}
 		return run(cmd, args)
 	}

@@ -59,6 +59,7 @@ func (a *app) runCommand() *cobra.Command {
 	f.registerLimits(fl)
 	refuseFlags(fl, refusedByRun())
 	fl.Bool("help", false, "Print usage") // -h is --hostname
+	a.profileFlag(cmd)
 	return cmd
 }
 

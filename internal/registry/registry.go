@@ -42,6 +42,10 @@ type Options struct {
 	// token. When it fails a push fails, too. A pull goes on as anonymous, and the
 	// error is told when that is refused.
 	Credentials func(ctx context.Context, domain, path string) (user, secret string, err error)
+	// Warn, when not nil, is told that there were no credentials although the
+	// registry asked for some, once for each repository. It is called from several
+	// goroutines.
+	Warn func(error)
 	// UserAgent is sent with each request; "" is "dhow".
 	UserAgent string
 	// Stall is how long an answer may give no byte before the request is tried

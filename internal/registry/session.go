@@ -68,7 +68,7 @@ func (c *Client) sessionAt(ctx context.Context, at Place, actions, source string
 	c.mu.Lock()
 	s := c.sessions[key]
 	if s == nil {
-		s = &session{key: key, domain: domain, gate: make(chan struct{}, 1), auth: &authenticator{domain: domain, path: path, needed: actions == push, ask: c.o.Credentials}}
+		s = &session{key: key, domain: domain, gate: make(chan struct{}, 1), auth: &authenticator{domain: domain, path: path, needed: actions == push, ask: c.o.Credentials, warn: c.o.Warn}}
 		c.sessions[key] = s
 	}
 	c.mu.Unlock()
@@ -146,6 +146,7 @@ type authenticator struct {
 	path   string
 	needed bool // to be anonymous is no use
 	ask    func(ctx context.Context, domain, path string) (user, secret string, err error)
+	warn   func(error)
 
 	mu    sync.Mutex
 	known *authn.AuthConfig // guarded by mu
@@ -183,7 +184,9 @@ func (a *authenticator) AuthorizationContext(ctx context.Context) (*authn.AuthCo
 			return nil, &credentialsError{fmt.Errorf("credentials for %s: %w", a.domain, err)}
 		case user == "<token>":
 			cfg.IdentityToken = secret
-		default:
+		case err != nil && a.warn != nil:
+			a.warn(fmt.Errorf("no credentials for %s, going on without: %w", a.domain, err))
+		case err == nil:
 			cfg.Username, cfg.Password = user, secret
 		}
 	}
