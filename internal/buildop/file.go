@@ -89,6 +89,11 @@ func (f *fileOp) CacheMap(context.Context) (*solve.CacheMap, error) {
 	for i, list := range reads {
 		if list != nil {
 			cm.Deps[i].Content = f.deps.content(list...)
+			raw, err := json.Marshal(list)
+			if err != nil {
+				return nil, fmt.Errorf("digest of file operation: %w", err)
+			}
+			cm.Deps[i].Reads = string(raw)
 		}
 	}
 	return cm, nil

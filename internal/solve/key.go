@@ -12,7 +12,7 @@ import (
 
 // keyVersion changes when keys are computed differently, so that no record of
 // an older dhow is mistaken for one of this.
-const keyVersion = "dhow.solve.1"
+const keyVersion = "dhow.solve.2"
 
 // pinned is what is known of a vertex before anything has run.
 type pinned struct {
@@ -45,6 +45,7 @@ func (s *Solver) pinned(ctx context.Context, st *state) (pinned, error) {
 		for i, in := range v.Inputs {
 			p.forced = p.forced || ins[i].forced
 			h.add(edgeKey(ins[i].defKey, in.Index))
+			h.add(cm.Deps[i].Reads)
 		}
 		p.defKey = h.sum()
 		st.note(func(t *Step) { t.DefinitionKey = p.defKey })

@@ -25,6 +25,10 @@ type Dep struct {
 	// Content, when not nil, replaces the identity of the input by a digest of
 	// just the bytes the operation reads from it. It may open and hash files.
 	Content func(ctx context.Context, in Result) (digest.Digest, error)
+	// Reads says which bytes those are, where CacheMap.Digest leaves it open: two
+	// operations that read different files of one input differ in nothing else
+	// before the input was made.
+	Reads string
 }
 
 // CacheMap is an operation's part of the cache key.

@@ -7,7 +7,7 @@
 //
 // A vertex has up to three keys, each a digest in text form:
 //
-//	definition key  H(operation, definition keys of the inputs)
+//	definition key  H(operation, per input: its definition key, what is read of it)
 //	content key     H(operation, per input: digest of the bytes read from it,
 //	                  or the result key of the input)
 //	result key      the name under which the result was stored: the content
