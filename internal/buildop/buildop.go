@@ -31,7 +31,7 @@ type Deps struct {
 	Store     *store.Store
 	Snapshots *snapshot.Snapshots
 	Images    *image.Images
-	Session   *session.Session
+	Session   session.Session
 	Options
 }
 

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -15,11 +17,16 @@ import (
 	"dhow/internal/errdef"
 	"dhow/internal/export"
 	"dhow/internal/frontend"
+	"dhow/internal/image"
+	"dhow/internal/llb"
 	"dhow/internal/oci"
+	"dhow/internal/registry"
 	"dhow/internal/session"
 	"dhow/internal/snapshot"
 	"dhow/internal/solve"
+	"dhow/internal/sys"
 
+	"github.com/moby/buildkit/client"
 	bkerrdefs "github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -46,7 +53,7 @@ type StepError struct {
 	Log     []string // last lines of its output
 	LogFile string   // all of it; "" when the step printed nothing
 	Excerpt string   // the Dockerfile around the instruction
-	Err     error
+	Err     error    // carries the source positions as BuildKit's errdefs.Source
 }
 
 // Error names the step.
@@ -60,17 +67,40 @@ func (e *StepError) Error() string {
 // Unwrap returns the cause.
 func (e *StepError) Unwrap() error { return e.Err }
 
+// Job is a build that was made concrete: what a BuildRequest becomes, and what
+// a client of BuildKit's protocol asks for.
+type Job struct {
+	ID     string // a file name; "" makes one up
+	Name   string // what people call it: its context
+	Target string // equal for "the same build, again"
+	Tags   []string
+	// Unrecorded builds are no part of the history: what tools ask on the way.
+	Unrecorded bool
+	Session    session.Session
+	Allow      []string // entitlements, and secret-in-layer=ID
+	Outputs    []export.Output
+	Epoch      *time.Time // SOURCE_DATE_EPOCH of the steps: nothing they write is newer; nil: none
+	Stdout     io.Writer  // takes outputs with the destination "-"; nil is os.Stdout
+	// Registry speaks with the credentials of who asked; nil is the engine's.
+	Registry *registry.Client
+	Parallel int // steps at a time; 0 decides by the cores
+	// Progress takes the status stream; called from several goroutines.
+	Progress func(*client.SolveStatus)
+	// Solve says what is to be made. It asks the engine what it needs to know.
+	Solve func(ctx context.Context, e frontend.Engine, buildID string) (*frontend.Result, error)
+}
+
 // building is one build under way.
 type building struct {
 	engine   *Engine
-	request  *BuildRequest
-	prepared *prepared
+	job      *Job
+	images   *image.Images
+	registry *registry.Client
 	id       string
 	logDir   string
 	solver   *solve.Solver
 	progress *progress
 	deps     *buildop.Deps
-	session  *session.Session
 	before   usage
 	started  time.Time
 }
@@ -85,7 +115,54 @@ func (e *Engine) Build(ctx context.Context, r BuildRequest) (*BuildResult, error
 		return nil, err
 	}
 	defer p.cleanup()
-	b, err := e.newBuilding(&r, p)
+	j, err := r.job(p)
+	if err != nil {
+		return nil, err
+	}
+	return e.RunJob(ctx, j)
+}
+
+// job is the request in its concrete form.
+func (r *BuildRequest) job(p *prepared) (*Job, error) {
+	sess, err := session.New(session.Options{Dirs: p.dirs, Layouts: p.layouts, Secrets: r.Secrets, SSH: r.SSH})
+	if err != nil {
+		return nil, err
+	}
+	outs, err := r.outputs()
+	if err != nil {
+		return nil, err
+	}
+	return &Job{
+		Name: displayName(p.name), Target: p.target, Tags: r.Tags, Session: sess, Allow: r.Allow, Epoch: r.epoch(),
+		Outputs: outs, Stdout: r.Stdout, Parallel: r.Parallel, Progress: r.Progress,
+		Solve: func(ctx context.Context, e frontend.Engine, id string) (*frontend.Result, error) {
+			return frontend.Build(ctx, e, frontend.Options{Attrs: p.attrs, Platforms: []ocispecs.Platform{oci.HostPlatform()}, SessionID: id})
+		},
+	}, nil
+}
+
+// epoch is the SOURCE_DATE_EPOCH of the request. The frontend knows other words
+// for one, and refuses wrong ones.
+func (r *BuildRequest) epoch() *time.Time {
+	text := r.BuildArgs["SOURCE_DATE_EPOCH"]
+	if text == "" {
+		text = r.Epoch
+	}
+	sec, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		return nil
+	}
+	at := time.Unix(sec, 0).UTC()
+	return &at
+}
+
+// RunJob does the job and records it. On failure of a step the error is a
+// *StepError.
+func (e *Engine) RunJob(ctx context.Context, j *Job) (*BuildResult, error) {
+	if err := e.Store.Lease(ctx); err != nil {
+		return nil, err
+	}
+	b, err := e.newBuilding(j)
 	if err != nil {
 		return nil, err
 	}
@@ -98,6 +175,9 @@ func (e *Engine) Build(ctx context.Context, r BuildRequest) (*BuildResult, error
 	if err != nil {
 		err = b.explainFailure(err)
 	}
+	if j.Unrecorded {
+		return res, errors.Join(err, sys.RemoveAll(b.logDir))
+	}
 	// The record is written even if the build was cancelled.
 	if rerr := b.finish(context.WithoutCancel(ctx), res, err); err == nil {
 		err = rerr
@@ -105,40 +185,34 @@ func (e *Engine) Build(ctx context.Context, r BuildRequest) (*BuildResult, error
 	return res, err
 }
 
-func (e *Engine) newBuilding(r *BuildRequest, p *prepared) (*building, error) {
-	sess, err := session.New(session.Options{Dirs: p.dirs, Layouts: p.layouts, Secrets: r.Secrets, SSH: r.SSH})
-	if err != nil {
-		return nil, err
+func (e *Engine) newBuilding(j *Job) (*building, error) {
+	b := &building{engine: e, job: j, images: e.Images, registry: e.Registry, started: time.Now(), before: usageNow()}
+	if j.Registry != nil {
+		b.registry, b.images = j.Registry, image.New(e.Store, e.Snapshots, j.Registry)
 	}
-	b := &building{engine: e, request: r, prepared: p, session: sess, started: time.Now(), before: usageNow()}
-	b.id = newBuildID()
+	if b.id = j.ID; b.id == "" {
+		b.id = newBuildID()
+	}
 	b.logDir = filepath.Join(e.Store.BuildsDir(), b.id)
-	b.progress = newProgress(r.Progress, b.logDir)
-	b.deps = &buildop.Deps{Store: e.Store, Snapshots: e.Snapshots, Images: e.Images, Session: sess}
-	if b.deps.Options, err = buildOptions(r); err != nil {
+	b.progress = newProgress(j.Progress, b.logDir)
+	b.deps = &buildop.Deps{Store: e.Store, Snapshots: e.Snapshots, Images: b.images, Session: j.Session}
+	var err error
+	if b.deps.Options, err = buildOptions(j.Allow); err != nil {
 		return nil, err
 	}
+	b.deps.Epoch = j.Epoch
 	b.solver = solve.New(solve.Options{
 		Resolve:  buildop.Resolve(b.deps),
 		Cache:    solve.Local{Store: e.Store},
 		Events:   b.progress,
-		Parallel: r.Parallel,
+		Parallel: j.Parallel,
 	})
 	return b, nil
 }
 
-func buildOptions(r *BuildRequest) (buildop.Options, error) {
+func buildOptions(allow []string) (buildop.Options, error) {
 	o := buildop.Options{Platform: oci.HostPlatform()}
-	epoch := r.BuildArgs["SOURCE_DATE_EPOCH"]
-	if epoch == "" {
-		epoch = r.Epoch
-	}
-	// The frontend knows other words for an epoch, and refuses wrong ones.
-	if sec, err := strconv.ParseInt(epoch, 10, 64); err == nil {
-		at := time.Unix(sec, 0).UTC()
-		o.Epoch = &at
-	}
-	for _, a := range r.Allow {
+	for _, a := range allow {
 		id, isSecret := strings.CutPrefix(a, "secret-in-layer=")
 		switch {
 		case isSecret && id != "":
@@ -160,7 +234,7 @@ func (b *building) run(ctx context.Context) (*BuildResult, error) {
 		return out, err
 	}
 	br := &bridge{solver: b.solver, snapshots: b.engine.Snapshots, deps: b.deps, progress: b.progress}
-	res, err := frontend.Build(ctx, br, frontend.Options{Attrs: b.prepared.attrs, Platforms: []ocispecs.Platform{oci.HostPlatform()}, SessionID: b.id})
+	res, err := b.job.Solve(ctx, br, b.id)
 	if err != nil {
 		return out, err
 	}
@@ -199,10 +273,10 @@ func (b *building) explainFailure(err error) error {
 			se.LogFile = filepath.Join(b.logDir, logName(ve.Vertex.Digest))
 		}
 		var text strings.Builder
-		for _, pos := range ve.Vertex.Sources {
-			src := bkerrdefs.Source{Info: pos.Info, Ranges: []*pb.Range{{Start: &pb.Position{Line: int32(pos.Start)}, End: &pb.Position{Line: int32(pos.End)}}}}
-			if src.Print(&text) == nil && text.Len() > 0 {
-				break
+		for _, src := range sources(ve.Vertex) {
+			se.Err = bkerrdefs.WithSource(se.Err, src)
+			if text.Len() == 0 {
+				_ = src.Print(&text) // an excerpt that cannot be made is left out
 			}
 		}
 		se.Excerpt = text.String()
@@ -217,6 +291,20 @@ func (b *building) explainFailure(err error) error {
 	return err
 }
 
+// sources are the places of a step in its files, one for each file.
+func sources(v *llb.Vertex) []*bkerrdefs.Source {
+	var list []*bkerrdefs.Source
+	for _, pos := range v.Sources {
+		i := slices.IndexFunc(list, func(s *bkerrdefs.Source) bool { return s.Info == pos.Info })
+		if i < 0 {
+			i = len(list)
+			list = append(list, &bkerrdefs.Source{Info: pos.Info})
+		}
+		list[i].Ranges = append(list[i].Ranges, &pb.Range{Start: &pb.Position{Line: int32(pos.Start)}, End: &pb.Position{Line: int32(pos.End)}})
+	}
+	return list
+}
+
 // begin records the build as running, which it is as long as it holds its lock.
 func (b *building) begin(ctx context.Context) (release func(), err error) {
 	lock, err := b.engine.Store.Lock(ctx, buildLock(b.id))
@@ -227,6 +315,9 @@ func (b *building) begin(ctx context.Context) (release func(), err error) {
 	if err := os.MkdirAll(b.logDir, 0o700); err != nil {
 		release()
 		return nil, fmt.Errorf("make the log directory: %w", err)
+	}
+	if b.job.Unrecorded {
+		return release, nil
 	}
 	if err := b.engine.Store.PutBuild(ctx, b.record(statusRunning)); err != nil {
 		release()

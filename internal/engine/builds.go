@@ -11,6 +11,7 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/store"
+	"dhow/internal/sys"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -101,4 +102,25 @@ func (e *Engine) BuildLogs(ctx context.Context, id, match string) ([]StepLog, er
 		return nil, errdef.WithHint(err, "dhow builds show %s lists them", info.ID)
 	}
 	return logs, nil
+}
+
+// RemoveBuild forgets a build that has ended, and the outputs of its steps.
+// ErrNotFound; ErrConflict while it runs.
+func (e *Engine) RemoveBuild(ctx context.Context, id string) error {
+	rec, err := e.Store.Build(ctx, id)
+	if err != nil {
+		return err
+	}
+	lock, free, err := e.Store.TryLock(buildLock(rec.ID))
+	if err != nil {
+		return err
+	}
+	if !free {
+		return errdef.New(errdef.ErrConflict, "remove build %s: it runs", rec.ID)
+	}
+	defer lock.Unlock()
+	if err := e.Store.RemoveBuild(ctx, rec.ID); err != nil {
+		return err
+	}
+	return sys.RemoveAll(filepath.Join(e.Store.BuildsDir(), rec.ID))
 }

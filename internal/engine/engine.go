@@ -51,6 +51,10 @@ func DefaultRoot(ordinary bool) (string, error) {
 	return filepath.Join(home, ".local/share/dhow"), nil
 }
 
+// FitsRoot reports whether the directory can be a state directory: it is one
+// already, or empty, or not there.
+func FitsRoot(dir string) (bool, error) { return store.Fits(dir) }
+
 // Open opens the state directory, making it if needed, and clears away what
 // processes that were killed have left. Close the Engine after use.
 func Open(ctx context.Context, o Options) (*Engine, error) {

@@ -62,19 +62,15 @@ func (r *BuildRequest) outputs() ([]export.Output, error) {
 
 // checkPush asks registries for permission before anything is built.
 func (b *building) checkPush(ctx context.Context) error {
-	outs, err := b.request.outputs()
-	if err != nil {
-		return err
-	}
 	asked := map[string]bool{}
-	for _, o := range outs {
+	for _, o := range b.job.Outputs {
 		for _, name := range o.Names {
 			repo := name.Repo()
 			if !o.Push || asked[repo.String()] {
 				continue
 			}
 			asked[repo.String()] = true
-			if err := b.engine.Registry.CheckPush(ctx, repo); err != nil {
+			if err := b.registry.CheckPush(ctx, repo); err != nil {
 				return err
 			}
 		}
@@ -84,10 +80,6 @@ func (b *building) checkPush(ctx context.Context) error {
 
 // export writes every output, one after the other: they share what they make.
 func (b *building) export(ctx context.Context, res *frontend.Result, chains []snapshot.Chain) ([]export.Result, error) {
-	outs, err := b.request.outputs()
-	if err != nil {
-		return nil, err
-	}
 	src := export.Source{Multi: res.Multi}
 	for i, t := range res.Targets {
 		src.Platforms = append(src.Platforms, export.Platform{Platform: t.Platform, Config: t.Config, Chain: chains[i], Base: t.BaseConfig})
@@ -96,11 +88,11 @@ func (b *building) export(ctx context.Context, res *frontend.Result, chains []sn
 		}
 	}
 	var results []export.Result
-	for _, o := range outs {
+	for _, o := range b.job.Outputs {
 		err := b.progress.phase(phaseName(o), func(job solve.JobCloser) error {
 			started := time.Now()
 			x := &export.Exporter{
-				Store: b.engine.Store, Snapshots: b.engine.Snapshots, Images: b.engine.Images, Registry: b.engine.Registry,
+				Store: b.engine.Store, Snapshots: b.engine.Snapshots, Images: b.images, Registry: b.registry,
 				Stdout: b.stdout(),
 				Progress: func(id string, current, total int64, done bool) {
 					job.Status(id, current, total, started, done)
@@ -124,8 +116,8 @@ func (b *building) export(ctx context.Context, res *frontend.Result, chains []sn
 }
 
 func (b *building) stdout() io.Writer {
-	if b.request.Stdout != nil {
-		return b.request.Stdout
+	if b.job.Stdout != nil {
+		return b.job.Stdout
 	}
 	return os.Stdout
 }

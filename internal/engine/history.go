@@ -52,7 +52,7 @@ const (
 func newBuildID() string { return strings.ToLower(rand.Text()[:12]) }
 
 func (b *building) record(status string) store.BuildRecord {
-	rec := store.BuildRecord{ID: b.id, Target: b.prepared.target, Name: displayName(b.prepared.name), Started: b.started, Status: status}
+	rec := store.BuildRecord{ID: b.id, Target: b.job.Target, Name: b.job.Name, Started: b.started, Status: status}
 	if status != statusRunning {
 		rec.Finished = time.Now()
 	}
@@ -90,7 +90,7 @@ func (b *building) finish(ctx context.Context, res *BuildResult, failure error) 
 		status = statusFailed
 	}
 	rec := b.record(status)
-	if err := encodeRecord(&rec, res, b.request.Tags, failure); err != nil {
+	if err := encodeRecord(&rec, res, b.job.Tags, failure); err != nil {
 		return err
 	}
 	for dgst, t := range trees {
@@ -196,7 +196,7 @@ func decompress(b []byte) ([]byte, error) {
 // lastSteps is the record of the last finished build of the same target; nil
 // when there is none.
 func (b *building) lastSteps(ctx context.Context) ([]StepRecord, error) {
-	last, err := b.engine.Store.LastBuild(ctx, b.prepared.target)
+	last, err := b.engine.Store.LastBuild(ctx, b.job.Target)
 	if errors.Is(err, errdef.ErrNotFound) {
 		return nil, nil
 	}

@@ -29,13 +29,27 @@ func (x *Exporter) archive(ctx context.Context, images []*assembled, multi bool,
 		err := errdef.New(errdef.ErrInvalid, "a docker archive holds one platform, the result has %d", len(images))
 		return errdef.WithHint(err, "use type=oci, or leave out dest to keep the images here")
 	}
+	if o.Layout != nil {
+		dir, err := x.Store.TempDir("export")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+		if err := os.MkdirAll(filepath.Join(dir, "blobs", "sha256"), 0o755); err != nil {
+			return err
+		}
+		if err := x.layout(ctx, images, multi, o, r, &dirSink{x: x, dir: dir}); err != nil {
+			return err
+		}
+		return o.Layout(ctx, dir)
+	}
 	if o.Unpacked {
 		if err := os.MkdirAll(filepath.Join(o.Dest, "blobs", "sha256"), 0o755); err != nil {
 			return err
 		}
 		return x.layout(ctx, images, multi, o, r, &dirSink{x: x, dir: o.Dest})
 	}
-	return x.toDest(o, func(w io.Writer) error {
+	return x.toDest(ctx, o, func(w io.Writer) error {
 		tw := tar.NewWriter(w)
 		if err := x.layout(ctx, images, multi, o, r, &tarSink{x: x, tw: tw, done: map[string]bool{}}); err != nil {
 			return err
@@ -45,7 +59,18 @@ func (x *Exporter) archive(ctx context.Context, images []*assembled, multi bool,
 }
 
 // toDest opens the destination of a stream. A file appears whole or not at all.
-func (x *Exporter) toDest(o *Output, write func(io.Writer) error) error {
+func (x *Exporter) toDest(ctx context.Context, o *Output, write func(io.Writer) error) error {
+	if o.Stream != nil {
+		to, err := o.Stream(ctx)
+		if err != nil {
+			return err
+		}
+		err = write(to)
+		if cerr := to.Close(); err == nil {
+			err = cerr
+		}
+		return err
+	}
 	if o.Dest == "" || o.Dest == "-" {
 		if f, ok := x.Stdout.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 			return errdef.WithHint(errdef.New(errdef.ErrInvalid, "standard output is a terminal"), "redirect it, or add dest=FILE")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strconv"
 	"time"
 
 	"dhow/internal/errdef"
@@ -20,6 +21,7 @@ type assembled struct {
 	config   []byte
 	digest   digest.Digest // of config
 	chain    snapshot.Chain
+	clamped  map[int]string // layers whose times were clamped, to which second
 }
 
 // assemble makes the images' configurations, and where asked for their layers'
@@ -27,14 +29,14 @@ type assembled struct {
 func (x *Exporter) assemble(ctx context.Context, src Source, o *Output) ([]*assembled, error) {
 	var out []*assembled
 	for _, p := range src.Platforms {
-		chain := p.Chain
-		if o.RewriteTimestamps {
-			if src.Epoch == nil {
-				return nil, errdef.WithHint(errdef.New(errdef.ErrInvalid, "rewrite-timestamp: the build has no SOURCE_DATE_EPOCH"),
-					"add --build-arg SOURCE_DATE_EPOCH=SECONDS")
-			}
+		chain, clamped := p.Chain, map[int]string{}
+		if o.RewriteTimestamps && src.Epoch == nil && !o.EpochOptional {
+			return nil, errdef.WithHint(errdef.New(errdef.ErrInvalid, "rewrite-timestamp: the build has no SOURCE_DATE_EPOCH"),
+				"add --build-arg SOURCE_DATE_EPOCH=SECONDS")
+		}
+		if o.RewriteTimestamps && src.Epoch != nil {
 			var err error
-			if chain, err = x.retimed(ctx, p, *src.Epoch); err != nil {
+			if chain, err = x.retimed(ctx, p, *src.Epoch, clamped); err != nil {
 				return nil, err
 			}
 		}
@@ -46,7 +48,7 @@ func (x *Exporter) assemble(ctx context.Context, src Source, o *Output) ([]*asse
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", oci.FormatPlatform(p.Platform), err)
 		}
-		out = append(out, &assembled{platform: p.Platform, config: config, digest: digest.FromBytes(config), chain: chain})
+		out = append(out, &assembled{platform: p.Platform, config: config, digest: digest.FromBytes(config), chain: chain, clamped: clamped})
 	}
 	return out, nil
 }
@@ -72,8 +74,8 @@ func (x *Exporter) layers(ctx context.Context, chain snapshot.Chain) ([]layerInf
 const memoRetimed = "export.retimed"
 
 // retimed is the platform's tree with new layers that have no file later than
-// the epoch. Layers of the base image stay.
-func (x *Exporter) retimed(ctx context.Context, p Platform, epoch time.Time) (snapshot.Chain, error) {
+// the epoch, which are noted in clamped. Layers of the base image stay.
+func (x *Exporter) retimed(ctx context.Context, p Platform, epoch time.Time, clamped map[int]string) (snapshot.Chain, error) {
 	var base *oci.Image
 	if len(p.Base) > 0 {
 		var err error
@@ -93,6 +95,7 @@ func (x *Exporter) retimed(ctx context.Context, p Platform, epoch time.Time) (sn
 			if id, err = x.retime(ctx, out, id, epoch); err != nil {
 				return nil, fmt.Errorf("rewrite times of layer %s: %w", diffID, err)
 			}
+			clamped[i] = strconv.FormatInt(epoch.Unix(), 10)
 		}
 		out = out.Append(id)
 	}

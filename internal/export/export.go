@@ -89,6 +89,9 @@ func (x *Exporter) Export(ctx context.Context, src Source, o Output) (Result, er
 }
 
 func (x *Exporter) export(ctx context.Context, src Source, o *Output) (Result, error) {
+	if o.OwnEpoch {
+		src.Epoch = o.Epoch
+	}
 	switch o.Type {
 	case TypeCacheOnly:
 		return Result{}, nil
@@ -106,7 +109,7 @@ func (x *Exporter) export(ctx context.Context, src Source, o *Output) (Result, e
 		r.ConfigDigest = images[0].digest
 	}
 	switch {
-	case o.Type == TypeImage, o.Type == TypeDocker && o.Dest == "":
+	case o.Type == TypeImage, o.Type == TypeDocker && o.Dest == "" && o.Stream == nil && o.Layout == nil:
 		err = x.image(ctx, images, src.Multi, o, &r)
 	case o.Type == TypeDocker || o.Type == TypeOCI:
 		err = x.archive(ctx, images, src.Multi, o, &r)

@@ -2,6 +2,7 @@ package export
 
 import (
 	"encoding/json"
+	"maps"
 
 	"dhow/internal/errdef"
 	"dhow/internal/oci"
@@ -49,8 +50,16 @@ func manifestDocument(img *assembled, layers []*blob, o *Output) (document, erro
 	if o.DockerTypes {
 		m.MediaType = oci.DockerManifest
 	}
-	for _, b := range layers {
-		m.Layers = append(m.Layers, b.desc)
+	for i, b := range layers {
+		desc := b.desc
+		if at, ok := img.clamped[i]; ok && !o.DockerTypes {
+			desc.Annotations = maps.Clone(desc.Annotations)
+			if desc.Annotations == nil {
+				desc.Annotations = map[string]string{}
+			}
+			desc.Annotations[annotationClamped] = at
+		}
+		m.Layers = append(m.Layers, desc)
 	}
 	doc, err := newDocument(m.MediaType, m)
 	platform := img.platform
@@ -58,6 +67,10 @@ func manifestDocument(img *assembled, layers []*blob, o *Output) (document, erro
 	doc.desc.Annotations = annotations(o, LevelManifestDescriptor, &img.platform)
 	return doc, err
 }
+
+// annotationClamped says to which second a layer's times were clamped; tools
+// look for BuildKit's name of it.
+const annotationClamped = "buildkit/rewritten-timestamp"
 
 // indexDocument lists the manifests of several platforms.
 func indexDocument(manifests []document, o *Output) (document, error) {

@@ -1,6 +1,10 @@
 package export
 
 import (
+	"context"
+	"io"
+	"time"
+
 	"dhow/internal/layer"
 	"dhow/internal/oci"
 )
@@ -23,7 +27,14 @@ type Output struct {
 	Type Type
 	// Dest is a file or directory, or "-" for standard output; "" for outputs into
 	// the store or to a registry.
-	Dest  string
+	Dest string
+	// Stream, when not nil, opens what takes the bytes instead of the file Dest.
+	Stream func(ctx context.Context) (io.WriteCloser, error)
+	// Layout, when not nil, takes a layout instead of the directory Dest, which is
+	// removed afterwards.
+	Layout func(ctx context.Context, dir string) error
+	// Trees, when not nil, takes the trees instead of the directory Dest.
+	Trees func(ctx context.Context, trees []Tree) error
 	Names []oci.Ref // with tags
 	Push  bool
 	// PushByDigest pushes without a tag.
@@ -41,9 +52,22 @@ type Output struct {
 	DockerTypes bool
 	// RewriteTimestamps clamps files' times in new layers to the source's epoch.
 	RewriteTimestamps bool
+	// EpochOptional lets RewriteTimestamps be where there is no epoch; then it does
+	// nothing. Otherwise that is an error.
+	EpochOptional bool
 	// NoSplit writes all platforms of a local output into one directory.
 	NoSplit     bool
 	Annotations []Annotation
+	// OwnEpoch says that Epoch is used instead of the source's; nil is none.
+	OwnEpoch bool
+	Epoch    *time.Time
+}
+
+// Tree is a root file system, mounted read-only as long as Output.Trees runs.
+type Tree struct {
+	Dir    string
+	Prefix string     // of its paths in the output; "" is none
+	Epoch  *time.Time // no time is later; nil: times are kept
 }
 
 // compression is what layers without one get.

@@ -3,6 +3,7 @@ package export
 import (
 	"encoding/csv"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -52,6 +53,24 @@ func parseOutput(s string) (Output, error) {
 		}
 	}
 	return o, o.check()
+}
+
+// SetAll sets the values of an --output that were read already, on an output
+// with a type. Errors are ParseOutput's.
+func (o *Output) SetAll(values map[string]string) error {
+	kind := string(o.Type)
+	if err := o.setType(kind); err != nil {
+		return err
+	}
+	for _, k := range slices.Sorted(maps.Keys(values)) {
+		if err := o.set(k, values[k]); err != nil {
+			return fmt.Errorf("output type=%s: %w", kind, err)
+		}
+	}
+	if err := o.check(); err != nil {
+		return fmt.Errorf("output type=%s: %w", kind, err)
+	}
+	return nil
 }
 
 // types are the values of type=, docker's aliases among them.
@@ -199,14 +218,14 @@ func (o *Output) check() error {
 	case "":
 		return errdef.WithHint(errdef.New(errdef.ErrInvalid, "no type"), "add type=%s", strings.Join(types, "|"))
 	case TypeLocal:
-		if o.Dest == "" {
+		if o.Dest == "" && o.Trees == nil {
 			return errdef.New(errdef.ErrInvalid, "type=local needs dest=DIR")
 		}
 		if o.Dest == "-" {
 			return errdef.WithHint(errdef.New(errdef.ErrInvalid, "a directory cannot go to standard output"), "use type=tar")
 		}
 	case TypeTar, TypeOCI:
-		if o.Dest == "" {
+		if o.Dest == "" && o.Stream == nil && o.Layout == nil {
 			o.Dest = "-"
 		}
 	case TypeImage, TypeCacheOnly:
@@ -214,7 +233,7 @@ func (o *Output) check() error {
 			return errdef.New(errdef.ErrInvalid, "type=%s takes no dest", o.Type)
 		}
 	}
-	if o.Unpacked && (o.Dest == "" || o.Dest == "-") {
+	if o.Unpacked && o.Layout == nil && (o.Dest == "" || o.Dest == "-") {
 		return errdef.New(errdef.ErrInvalid, "tar=false needs dest=DIR")
 	}
 	if o.Push && o.Type != TypeImage {

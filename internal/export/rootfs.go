@@ -54,7 +54,7 @@ func (x *Exporter) tar(ctx context.Context, src Source, o *Output) error {
 		return err
 	}
 	defer m.close()
-	return x.toDest(o, func(w io.Writer) error {
+	return x.toDest(ctx, o, func(w io.Writer) error {
 		_, err := layer.WriteArchive(ctx, x.count("copying files", w), layer.WriteOptions{Epoch: src.Epoch}, m.trees...)
 		return err
 	})
@@ -69,6 +69,9 @@ func (x *Exporter) local(ctx context.Context, src Source, o *Output) error {
 		if err := x.distinct(ctx, src); err != nil {
 			return err
 		}
+	}
+	if o.Trees != nil {
+		return x.trees(ctx, src, o)
 	}
 	if err := os.MkdirAll(o.Dest, 0o755); err != nil {
 		return err
@@ -94,6 +97,20 @@ func (x *Exporter) local(ctx context.Context, src Source, o *Output) error {
 	r.Close()
 	<-done
 	return err
+}
+
+// trees hands the root file systems to somebody else.
+func (x *Exporter) trees(ctx context.Context, src Source, o *Output) error {
+	m, err := x.mount(ctx, src, src.Multi && !o.NoSplit)
+	if err != nil {
+		return err
+	}
+	defer m.close()
+	var list []Tree
+	for _, t := range m.trees {
+		list = append(list, Tree{Dir: t.Dir, Prefix: t.Prefix, Epoch: src.Epoch})
+	}
+	return o.Trees(ctx, list)
 }
 
 // distinct refuses platforms that would overwrite each other's files.

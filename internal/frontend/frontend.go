@@ -87,10 +87,24 @@ func Build(ctx context.Context, engine Engine, o Options) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	return convert(res)
+	return Convert(res)
 }
 
-func convert(res *gateway.Result) (*Result, error) {
+// NewClient returns the engine as the frontends of BuildKit see it: a client of
+// the gateway. Solve with the frontend "dockerfile.v0" runs the one built in.
+func NewClient(engine Engine, o Options) gateway.Client { return newGateway(engine, o) }
+
+// Definition is the graph that a reference of NewClient's stands for, nil for
+// none: what is sent to those who go on building from it.
+func Definition(r gateway.Reference) *pb.Definition {
+	if r, ok := r.(*ref); ok && r != nil {
+		return r.def
+	}
+	return nil
+}
+
+// Convert reads what a frontend answered through a client of NewClient's.
+func Convert(res *gateway.Result) (*Result, error) {
 	if res == nil {
 		return nil, errdef.New(errdef.ErrInvalid, "the frontend gave no result")
 	}
@@ -176,7 +190,7 @@ func (g *gw) nested(ctx context.Context, req gateway.SolveRequest) (*gateway.Res
 	}
 	o := g.opts
 	// "cmdline" tells the frontend that its syntax line was followed already.
-	if _, ok := attrs["cmdline"]; !ok {
+	if _, ok := attrs["cmdline"]; !ok && req.Frontend == "gateway.v0" {
 		attrs["cmdline"] = attrs["source"]
 	}
 	o.Attrs = attrs

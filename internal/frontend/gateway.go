@@ -122,16 +122,25 @@ func (r *ref) ReadFile(ctx context.Context, req gateway.ReadRequest) ([]byte, er
 	if req.Range != nil {
 		offset, length = req.Range.Offset, req.Range.Length
 	}
+	if err := r.Evaluate(ctx); err != nil {
+		return nil, err // what could not be made is no missing file
+	}
 	data, err := r.engine.ReadFile(ctx, *r.edge, clean(req.Filename), offset, length)
 	return data, notExist("open", req.Filename, err)
 }
 
 func (r *ref) StatFile(ctx context.Context, req gateway.StatRequest) (*fstypes.Stat, error) {
+	if err := r.Evaluate(ctx); err != nil {
+		return nil, err
+	}
 	st, err := r.engine.StatFile(ctx, *r.edge, clean(req.Path))
 	return st, notExist("lstat", req.Path, err)
 }
 
 func (r *ref) ReadDir(ctx context.Context, req gateway.ReadDirRequest) ([]*fstypes.Stat, error) {
+	if err := r.Evaluate(ctx); err != nil {
+		return nil, err
+	}
 	list, err := r.engine.ReadDir(ctx, *r.edge, clean(req.Path), req.IncludePattern)
 	return list, notExist("open", req.Path, err)
 }

@@ -27,7 +27,12 @@ const (
 )
 
 // ResolveOptions says how a name is resolved.
-type ResolveOptions struct{ Mode Mode }
+type ResolveOptions struct {
+	Mode Mode
+	// Any takes an image of a registry that has no index whatever platform it is
+	// for, as builders do: the frontend warns of it.
+	Any bool
+}
 
 // Resolved is an image whose configuration is known and whose layers may not be
 // here yet.
@@ -75,11 +80,11 @@ func (im *Images) Resolve(ctx context.Context, name string, platform oci.Platfor
 		platform = oci.HostPlatform()
 	}
 	if o.Mode != Remote {
-		if r := im.recall(ctx, ref, platform); r != nil {
+		if r := im.recall(ctx, ref, platform); r != nil && (o.Any || oci.PlatformMatches(platform, r.Platform)) {
 			return r, nil
 		}
 	}
-	return im.resolveRemote(ctx, ref, platform)
+	return im.resolveRemote(ctx, ref, platform, o.Any)
 }
 
 // resolveLocal looks in the store alone.
@@ -193,12 +198,15 @@ func (im *Images) lookup(ctx context.Context, nameOrID string, platform oci.Plat
 }
 
 // resolveRemote asks the registry, and remembers the answer.
-func (im *Images) resolveRemote(ctx context.Context, ref oci.Ref, platform oci.Platform) (*Resolved, error) {
+func (im *Images) resolveRemote(ctx context.Context, ref oci.Ref, platform oci.Platform, anyPlatform bool) (*Resolved, error) {
 	top, err := im.reg.Resolve(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
 	r, err := im.describe(ctx, ref, platform, top)
+	if err == nil && !anyPlatform && r.ManifestDesc.Digest == top.Digest && !oci.PlatformMatches(platform, r.Platform) {
+		err = noPlatform(platform, []oci.Platform{r.Platform})
+	}
 	if err != nil {
 		return nil, fmt.Errorf("resolve %s: %w", ref.Familiar(), err)
 	}
@@ -237,9 +245,6 @@ func (im *Images) describe(ctx context.Context, ref oci.Ref, platform oci.Platfo
 		return nil, err
 	}
 	have := oci.ConfigPlatform(cfg)
-	if desc.Digest == top.Digest && !oci.PlatformMatches(platform, have) {
-		return nil, noPlatform(platform, []oci.Platform{have})
-	}
 	return &Resolved{
 		Ref: ref, Platform: have, ID: m.Config.Digest, Config: config, Digest: top.Digest, Manifest: raw,
 		ManifestDesc: ocispecs.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: int64(len(raw))},

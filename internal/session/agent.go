@@ -36,7 +36,7 @@ const (
 // else: a build step must not be able to remove or lock the user's keys, or
 // plant one. The caller closes it. ErrNotFound when the build was given no such
 // agent, ErrUnavailable when the socket does not answer.
-func (s *Session) SSHAgent(ctx context.Context, id string) (net.Conn, error) {
+func (s *Local) SSHAgent(ctx context.Context, id string) (net.Conn, error) {
 	a, err := s.agent(id)
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -99,8 +100,11 @@ func lookupTag(dir, tag string) (digest.Digest, error) {
 	return "", withSuggestion(err, want, names...)
 }
 
-// Layout returns the directory of a layout by its LayoutID.
-func (s *Session) Layout(id string) (dir string, ok bool) {
-	dir, ok = s.layouts[id]
-	return dir, ok
+// Layout implements Session; the name is a LayoutID.
+func (s *Local) Layout(_ context.Context, name string, _ digest.Digest) (string, error) {
+	dir, ok := s.layouts[name]
+	if !ok {
+		return "", errdef.New(errdef.ErrNotFound, "oci-layout %s: no directory was given for it", name)
+	}
+	return dir, nil
 }

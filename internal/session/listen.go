@@ -14,18 +14,18 @@ const maxAgentConns = 128
 // connection on one of its own.
 type AgentSocket struct {
 	cancel context.CancelFunc
-	sess   *Session
+	sess   Session
 	id     string
 	ln     *net.UnixListener
 	slots  chan struct{}
 	wg     sync.WaitGroup
 }
 
-// ListenSSH serves the agent of that id ("" is DefaultSSH) at a new socket at the
+// ListenSSH serves the session's agent of that id ("" is DefaultSSH) at a new socket at the
 // path, which the caller removes. The caller closes it. ErrNotFound when the
 // build was given no such agent.
-func (s *Session) ListenSSH(id, path string) (*AgentSocket, error) {
-	if err := s.HasSSH(id); err != nil {
+func ListenSSH(ctx context.Context, s Session, id, path string) (*AgentSocket, error) {
+	if err := s.HasSSH(ctx, id); err != nil {
 		return nil, err
 	}
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
@@ -33,7 +33,7 @@ func (s *Session) ListenSSH(id, path string) (*AgentSocket, error) {
 		return nil, err
 	}
 	ln.SetUnlinkOnClose(false)
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	a := &AgentSocket{cancel: cancel, sess: s, id: id, ln: ln, slots: make(chan struct{}, maxAgentConns)}
 	a.wg.Add(1)
 	go a.accept(ctx)

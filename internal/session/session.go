@@ -1,6 +1,8 @@
 // Package session is what a build may ask of the person who started it:
 // directories to read, secrets, and ssh agents. It hands them out by name; it
 // decides nothing about where they may go, and writes none of them anywhere.
+// Local serves a person at this machine's command line; package bkapi has the
+// Session of one who speaks BuildKit's protocol from elsewhere.
 //
 // Invariant: after New succeeded, everything named on the command line exists
 // and is usable, so that a build does not fail after an hour for a missing key.
@@ -9,14 +11,53 @@ package session
 import (
 	"context"
 	"fmt"
+	"io"
 	"maps"
+	"net"
+	"net/url"
 	"path/filepath"
 	"slices"
 
 	"dhow/internal/errdef"
 
 	"github.com/moby/buildkit/util/suggest"
+	"github.com/opencontainers/go-digest"
 )
+
+// Session answers a build's requests. Safe for concurrent use.
+type Session interface {
+	// Dir returns the absolute path of a directory with the files that the
+	// request selects, and maybe more. Its content stays until the build ends.
+	// ErrNotFound when the build was given no such directory.
+	Dir(ctx context.Context, r DirRequest) (string, error)
+	// Secret returns the value of a secret, at most MaxSecret bytes. ErrNotFound
+	// when the build was given no secret of that name.
+	Secret(ctx context.Context, id string) ([]byte, error)
+	// HasSSH reports whether the build was given an ssh agent of that id; the
+	// empty id means DefaultSSH. ErrNotFound.
+	HasSSH(ctx context.Context, id string) error
+	// SSHAgent opens a fresh connection to the agent of that id, which the caller
+	// closes. ErrNotFound, ErrUnavailable.
+	SSHAgent(ctx context.Context, id string) (net.Conn, error)
+	// Layout returns a directory with the OCI layout that goes by the name, with
+	// at least what the manifest or index of that digest refers to. ErrNotFound.
+	Layout(ctx context.Context, name string, image digest.Digest) (string, error)
+	// Upload opens what the client offers under a URL of its own. ErrNotFound.
+	Upload(ctx context.Context, u *url.URL) (io.ReadCloser, error)
+}
+
+// DirRequest names a directory of the client and what is wanted of it, in the
+// words of LLB's local source.
+type DirRequest struct {
+	Name string
+	// Session is the id of the session that has the directory; "" is the build's.
+	Session string
+	// SharedKeyHint tells directories of one name apart that have nothing in common.
+	SharedKeyHint            string
+	Include, Exclude, Follow []string
+	// Vertex is whom a display shows as waiting for the files.
+	Vertex digest.Digest
+}
 
 // Options name what the build may ask for. The zero value offers nothing.
 type Options struct {
@@ -29,9 +70,9 @@ type Options struct {
 	Layouts []Layout
 }
 
-// Session answers a build's requests. It is immutable and safe for concurrent
-// use. It holds no open files: every agent connection is the caller's to close.
-type Session struct {
+// Local is the Session of the process that builds. It is immutable and safe for
+// concurrent use. It holds no open files: every agent connection is the caller's to close.
+type Local struct {
 	dirs    map[string]string
 	secrets map[string]SecretSource
 	agents  map[string]*agentSource
@@ -40,8 +81,8 @@ type Session struct {
 
 // New checks every source and loads key files. ErrNotFound for a file that is
 // missing, ErrInvalid for one that is unusable or an id that is given twice.
-func New(o Options) (*Session, error) {
-	s := &Session{dirs: map[string]string{}, secrets: map[string]SecretSource{}, agents: map[string]*agentSource{}, layouts: map[string]string{}}
+func New(o Options) (*Local, error) {
+	s := &Local{dirs: map[string]string{}, secrets: map[string]SecretSource{}, agents: map[string]*agentSource{}, layouts: map[string]string{}}
 	for name, dir := range o.Dirs {
 		abs, err := filepath.Abs(dir)
 		if err != nil {
@@ -72,16 +113,26 @@ func New(o Options) (*Session, error) {
 	return s, nil
 }
 
-// Dir returns the absolute path of a named directory.
-func (s *Session) Dir(name string) (string, bool) {
-	dir, ok := s.dirs[name]
-	return dir, ok
+var _ Session = (*Local)(nil)
+
+// Dir implements Session: directories are read in place.
+func (s *Local) Dir(_ context.Context, r DirRequest) (string, error) {
+	dir, ok := s.dirs[r.Name]
+	if !ok {
+		return "", errdef.New(errdef.ErrNotFound, "build context %q: no directory was given for it", r.Name)
+	}
+	return dir, nil
+}
+
+// Upload implements Session: what this process has it need not upload.
+func (s *Local) Upload(_ context.Context, u *url.URL) (io.ReadCloser, error) {
+	return nil, errdef.New(errdef.ErrNotFound, "upload %s: nothing was offered", u)
 }
 
 // Secret returns the value of a secret, at most MaxSecret bytes, read anew at
 // every call. ErrNotFound when the build was given no secret of that name; the
 // text is the one BuildKit's users know.
-func (s *Session) Secret(_ context.Context, id string) ([]byte, error) {
+func (s *Local) Secret(_ context.Context, id string) ([]byte, error) {
 	src, ok := s.secrets[id]
 	if !ok {
 		err := errdef.New(errdef.ErrNotFound, "secret %s: not found", id)
@@ -98,12 +149,12 @@ const DefaultSSH = "default"
 
 // HasSSH reports whether the build was given an ssh agent of that id; the
 // empty id means DefaultSSH. The error is ErrNotFound.
-func (s *Session) HasSSH(id string) error {
+func (s *Local) HasSSH(_ context.Context, id string) error {
 	_, err := s.agent(id)
 	return err
 }
 
-func (s *Session) agent(id string) (*agentSource, error) {
+func (s *Local) agent(id string) (*agentSource, error) {
 	if id == "" {
 		id = DefaultSSH
 	}

@@ -163,10 +163,10 @@ func TestDirs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, ok := s.Dir("context"); !ok || got != filepath.Join(wd, "sub") {
-		t.Errorf("got %q, %v", got, ok)
+	if got, err := s.Dir(context.Background(), DirRequest{Name: "context"}); err != nil || got != filepath.Join(wd, "sub") {
+		t.Errorf("got %q, %v", got, err)
 	}
-	if _, ok := s.Dir("other"); ok {
+	if _, err := s.Dir(context.Background(), DirRequest{Name: "other"}); !errors.Is(err, errdef.ErrNotFound) {
 		t.Error("a directory that was not given is found")
 	}
 }
@@ -183,7 +183,7 @@ func TestAgentOfKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkReadOnly(t, s, "git", pub)
-	if err := s.HasSSH(""); !errors.Is(err, errdef.ErrNotFound) || err.Error() != "unset ssh forward key default" {
+	if err := s.HasSSH(context.Background(), ""); !errors.Is(err, errdef.ErrNotFound) || err.Error() != "unset ssh forward key default" {
 		t.Errorf("got %v", err)
 	}
 	_, err = New(Options{SSH: []SSHSource{{Paths: []string{filepath.Join(dir, "locked")}}}})
@@ -243,7 +243,7 @@ func TestRealAgent(t *testing.T) {
 	checkReadOnly(t, s, "", sshPub)
 }
 
-func checkReadOnly(t *testing.T, s *Session, id string, pub ssh.PublicKey) {
+func checkReadOnly(t *testing.T, s *Local, id string, pub ssh.PublicKey) {
 	t.Helper()
 	conn, err := s.SSHAgent(context.Background(), id)
 	if err != nil {
@@ -299,8 +299,8 @@ func TestParseLayout(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, ok := s.Layout(l.LayoutID()); !ok || got != dir {
-			t.Errorf("%s: got %q, %v", in, got, ok)
+		if got, err := s.Layout(context.Background(), l.LayoutID(), l.Digest); err != nil || got != dir {
+			t.Errorf("%s: got %q, %v", in, got, err)
 		}
 	}
 	only := t.TempDir()

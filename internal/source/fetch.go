@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"dhow/internal/errdef"
+	"dhow/internal/session"
 
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -146,7 +147,8 @@ func (h *httpSource) request(ctx context.Context, known *httpFile) (*http.Reques
 	}
 	req.Header = h.header.Clone()
 	if req.Header.Get("User-Agent") == "" {
-		req.Header.Set("User-Agent", "dhow")
+		// Servers that know builders know BuildKit.
+		req.Header.Set("User-Agent", "dhow buildkit/v0.34")
 	}
 	if known != nil && known.ETag != "" {
 		req.Header.Set("If-None-Match", known.ETag)
@@ -183,7 +185,33 @@ func (h *httpSource) authorization(ctx context.Context, host string) (string, er
 
 // client follows redirects as net/http does, which leaves credentials behind on
 // the way to another host.
-func (h *httpSource) client() *http.Client { return &http.Client{} }
+func (h *httpSource) client() *http.Client {
+	return &http.Client{Transport: &uploads{next: http.DefaultTransport, session: h.deps.Session}}
+}
+
+// uploadHost is the host in the URLs of what a client uploads, such as a context
+// from its standard input. It is no name of the network.
+const uploadHost = "buildkit-session"
+
+// uploads answers requests for the client's uploads from the session.
+type uploads struct {
+	next    http.RoundTripper
+	session session.Session
+}
+
+func (u *uploads) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.URL.Host != uploadHost {
+		return u.next.RoundTrip(req)
+	}
+	body, err := u.session.Upload(req.Context(), req.URL)
+	if err != nil {
+		return nil, err
+	}
+	return &http.Response{
+		Status: "200 OK", StatusCode: http.StatusOK, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: http.Header{}, Body: body, ContentLength: -1, Request: req,
+	}, nil
+}
 
 // redact hides the password of a URL in messages.
 func redact(raw string) string {

@@ -224,7 +224,7 @@ func (g *gitSource) ask(ctx context.Context) (*gitPin, error) {
 	}
 	pin, ok := pickRef(ref, out)
 	if !ok {
-		return nil, errdef.New(errdef.ErrNotFound, "repository %s does not contain ref %s", redact(g.remote), ref)
+		return nil, errdef.New(errdef.ErrNotFound, "repository does not contain ref %s: %s", ref, redact(g.remote))
 	}
 	return pin, nil
 }

@@ -276,7 +276,8 @@ func (g *gitSource) cloneInto(ctx context.Context, r *gitRepo, work string) (str
 	fetch := []string{"-c", "uploadpack.allowAnySHA1InWant=true", "fetch", "--quiet", "--no-tags", "-u", "--depth=1",
 		"--upload-pack", "git -c uploadpack.allowAnySHA1InWant=true upload-pack", "--", "file://" + r.bare, spec}
 	checkout := []string{"checkout", "--quiet", "--force", pin.commit()}
-	if branch, ok := strings.CutPrefix(pin.Ref, "refs/heads/"); ok {
+	// Who asked for no branch gets none, as with BuildKit.
+	if branch, ok := strings.CutPrefix(pin.Ref, "refs/heads/"); ok && g.ref != "" {
 		checkout = []string{"checkout", "--quiet", "--force", branch}
 	}
 	for _, args := range [][]string{initArgs, fetch, checkout, {"remote", "add", "origin", redact(g.remote)}, {"reflog", "expire", "--all", "--expire=now"}} {
@@ -303,8 +304,12 @@ func (g *gitSource) updateSubmodules(ctx context.Context, r *gitRepo, gitDir, wo
 	}
 	run := *r.gitRun
 	run.dir = work
-	if _, err := run.git(ctx, "--git-dir", gitDir, "--work-tree", work, "submodule", "update", "--quiet", "--init", "--recursive", "--depth=1"); err != nil {
-		return fmt.Errorf("update submodules: %w", err)
+	update := []string{"--git-dir", gitDir, "--work-tree", work, "submodule", "update", "--quiet", "--init", "--recursive"}
+	if _, err := run.git(ctx, append(update, "--depth=1")...); err != nil {
+		// Servers of plain files cannot cut a history short.
+		if _, err := run.git(ctx, update...); err != nil {
+			return fmt.Errorf("update submodules: %w", err)
+		}
 	}
 	if err := os.Remove(dirty); err != nil {
 		return err

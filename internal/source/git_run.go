@@ -64,7 +64,7 @@ func (g *gitSource) newRun(ctx context.Context) (_ *gitRun, err error) {
 	if err := g.auth(ctx, r); err != nil {
 		return nil, err
 	}
-	return r, g.ssh(r)
+	return r, g.ssh(ctx, r)
 }
 
 // auth adds the header that a secret of the build gives for the remote. It goes
@@ -113,7 +113,7 @@ func (r *gitRun) authorize(scope, header string) {
 
 // ssh sets how ssh is run: without the user's configuration, never asking, with
 // the build's agent, and with the hosts that the build or the user knows.
-func (g *gitSource) ssh(r *gitRun) error {
+func (g *gitSource) ssh(ctx context.Context, r *gitRun) error {
 	hosts := filepath.Join(r.dir, "known_hosts")
 	if err := os.WriteFile(hosts, []byte(g.access.knownHosts), 0o600); err != nil {
 		return fmt.Errorf("write the known hosts: %w", err)
@@ -129,11 +129,11 @@ func (g *gitSource) ssh(r *gitRun) error {
 	}
 	r.env = append(r.env, fmt.Sprintf("GIT_SSH_COMMAND=ssh -F %s -o BatchMode=yes -o StrictHostKeyChecking=%s -o 'UserKnownHostsFile=%s'", os.DevNull, strict, files))
 	id := g.access.ssh
-	if id == "" || g.deps.Session.HasSSH(id) != nil {
+	if id == "" || g.deps.Session.HasSSH(ctx, id) != nil {
 		return nil // a repository that needs no key may be reached without
 	}
 	sock := filepath.Join(r.dir, "agent")
-	agent, err := g.deps.Session.ListenSSH(id, sock)
+	agent, err := session.ListenSSH(ctx, g.deps.Session, id, sock)
 	if err != nil {
 		return fmt.Errorf("serve the ssh agent %s: %w", id, err)
 	}

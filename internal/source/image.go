@@ -81,7 +81,7 @@ func (d *Deps) platform(p *pb.Platform) oci.Platform {
 // CacheMap implements solve.Op.
 func (s *imageSource) CacheMap(ctx context.Context) (*solve.CacheMap, error) {
 	if s.resolved == nil {
-		r, err := s.deps.Images.Resolve(ctx, s.name, s.platform, image.ResolveOptions{Mode: s.mode})
+		r, err := s.deps.Images.Resolve(ctx, s.name, s.platform, image.ResolveOptions{Mode: s.mode, Any: true})
 		if err != nil {
 			return nil, err
 		}
@@ -159,7 +159,7 @@ func (d *Deps) imageMetadata(ctx context.Context, name string, opt *sourceresolv
 	if err != nil {
 		return nil, err
 	}
-	r, err := d.Images.Resolve(ctx, name, platform, image.ResolveOptions{Mode: mode})
+	r, err := d.Images.Resolve(ctx, name, platform, image.ResolveOptions{Mode: mode, Any: true})
 	if err != nil {
 		return nil, err
 	}

@@ -88,7 +88,7 @@ func TestLayoutSource(t *testing.T) {
 	if err != nil || meta.Image.Digest != dgst || len(meta.Image.Config) == 0 {
 		t.Errorf("got %+v, %v", meta, err)
 	}
-	if _, err := b.source(id, map[string]string{pb.AttrOCILayoutStoreID: "other"}); !errors.Is(err, errdef.ErrNotFound) {
+	if _, _, err := b.bring(id, map[string]string{pb.AttrOCILayoutStoreID: "other"}); !errors.Is(err, errdef.ErrNotFound) {
 		t.Errorf("another layout: got %v", err)
 	}
 	if _, err := b.source("oci-layout://ctx:tag", attrs); !errors.Is(err, errdef.ErrInvalid) {

@@ -12,14 +12,15 @@ import (
 	"github.com/distribution/reference"
 	"github.com/moby/buildkit/client/llb/sourceresolver"
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
 )
 
 // layoutSource is an image in an OCI layout of the person who builds: a named
 // context oci-layout://.
 type layoutSource struct {
 	deps     *Deps
-	dir      string
-	digest   string
+	store    string // what the session calls the layout
+	digest   digest.Digest
 	platform oci.Platform
 	layers   int // keep the lowest ones only; 0: all
 	resolved *image.Resolved
@@ -34,7 +35,7 @@ func newLayoutSource(d *Deps, v *llb.Vertex, ref string, attrs map[string]string
 	return l, err
 }
 
-// layout finds the directory that a reference means. The store id is the name
+// layout finds the layout that a reference means. The store id is the name
 // under which the session knows it; without one, the reference's own name is.
 func (d *Deps) layout(ref, storeID string, p oci.Platform) (*layoutSource, error) {
 	named, err := reference.Parse(ref)
@@ -51,21 +52,24 @@ func (d *Deps) layout(ref, storeID string, p oci.Platform) (*layoutSource, error
 	if n, ok := named.(reference.Named); ok && storeID == "" {
 		storeID = n.Name()
 	}
-	dir, ok := d.Session.Layout(storeID)
-	if !ok {
-		return nil, errdef.New(errdef.ErrNotFound, "oci-layout %s: no directory was given for it", storeID)
+	return &layoutSource{deps: d, store: storeID, digest: digested.Digest(), platform: p}, nil
+}
+
+func (l *layoutSource) resolve(ctx context.Context) error {
+	dir, err := l.deps.Session.Layout(ctx, l.store, l.digest)
+	if err != nil {
+		return err
 	}
-	return &layoutSource{deps: d, dir: dir, digest: digested.Digest().String(), platform: p}, nil
+	l.resolved, err = l.deps.Images.ResolveLayout(ctx, dir, l.digest.String(), l.platform)
+	return err
 }
 
 // CacheMap implements solve.Op.
 func (l *layoutSource) CacheMap(ctx context.Context) (*solve.CacheMap, error) {
 	if l.resolved == nil {
-		r, err := l.deps.Images.ResolveLayout(ctx, l.dir, l.digest, l.platform)
-		if err != nil {
+		if err := l.resolve(ctx); err != nil {
 			return nil, err
 		}
-		l.resolved = r
 	}
 	return imageCacheMap(l.resolved, l.layers)
 }
@@ -93,9 +97,8 @@ func (d *Deps) layoutMetadata(ctx context.Context, ref string, opt *sourceresolv
 	if err != nil {
 		return nil, err
 	}
-	r, err := d.Images.ResolveLayout(ctx, l.dir, l.digest, l.platform)
-	if err != nil {
+	if err := l.resolve(ctx); err != nil {
 		return nil, err
 	}
-	return &sourceresolver.ResolveImageResponse{Digest: r.Digest, Config: r.Config}, nil
+	return &sourceresolver.ResolveImageResponse{Digest: l.resolved.Digest, Config: l.resolved.Config}, nil
 }

@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"dhow/internal/buildcontext"
 	"dhow/internal/errdef"
+	"dhow/internal/llb"
+	"dhow/internal/session"
 	"dhow/internal/solve"
 
 	"github.com/moby/buildkit/solver/pb"
@@ -22,19 +25,21 @@ import (
 type localSource struct {
 	deps   *Deps
 	name   string
-	dir    string
+	owner  string // id of the session that has it; "": the build's
+	hint   string // shared key hint
+	vertex digest.Digest
 	filter buildcontext.Filter
 	tree   *buildcontext.Tree
 }
 
-// newLocalSource reads the attributes that select files. Those that tell
-// sessions apart, or how files are to be sent, mean nothing where nothing is
-// sent.
-func newLocalSource(d *Deps, name string, attrs map[string]string) (solve.Op, error) {
-	if user, rest, ok := strings.Cut(attrs[pb.AttrLocalSessionID], ":"); ok && rest != "" {
-		name = user + "-" + name
+// newLocalSource reads the attributes that select files and say whose they are.
+// Those about how files are to be sent are the session's business.
+func newLocalSource(d *Deps, v *llb.Vertex, name string, attrs map[string]string) (solve.Op, error) {
+	owner := attrs[pb.AttrLocalSessionID]
+	if prefix, id, ok := strings.Cut(owner, ":"); ok {
+		name, owner = prefix+"-"+name, id
 	}
-	l := &localSource{deps: d, name: name}
+	l := &localSource{deps: d, name: name, owner: owner, hint: attrs[pb.AttrSharedKeyHint], vertex: v.Digest}
 	for attr, list := range map[string]*[]string{
 		pb.AttrExcludePatterns: &l.filter.Exclude,
 		pb.AttrIncludePatterns: &l.filter.Include,
@@ -46,22 +51,25 @@ func newLocalSource(d *Deps, name string, attrs map[string]string) (solve.Op, er
 			}
 		}
 	}
-	dir, ok := d.Session.Dir(name)
-	if !ok {
-		return nil, errdef.New(errdef.ErrNotFound, "build context %q: no directory was given for it", name)
-	}
-	l.dir = dir
 	return l, nil
 }
 
 // CacheMap implements solve.Op.
 func (l *localSource) CacheMap(ctx context.Context) (*solve.CacheMap, error) {
 	if l.tree == nil {
-		index, err := l.indexFile()
+		dir, err := l.deps.Session.Dir(ctx, session.DirRequest{
+			Name: l.name, Session: l.owner, SharedKeyHint: l.hint,
+			Include: slices.Clone(l.filter.Include), Exclude: slices.Clone(l.filter.Exclude), Follow: slices.Clone(l.filter.Follow),
+			Vertex: l.vertex,
+		})
 		if err != nil {
 			return nil, err
 		}
-		tree, err := buildcontext.Scan(ctx, l.dir, l.filter, buildcontext.ScanOptions{IndexFile: index})
+		index, err := l.indexFile(dir)
+		if err != nil {
+			return nil, err
+		}
+		tree, err := buildcontext.Scan(ctx, dir, l.filter, buildcontext.ScanOptions{IndexFile: index})
 		if err != nil {
 			return nil, fmt.Errorf("build context %q: %w", l.name, err)
 		}
@@ -77,19 +85,19 @@ func (l *localSource) CacheMap(ctx context.Context) (*solve.CacheMap, error) {
 // indexFile is where the digests of this directory's files are remembered: one
 // file for each directory and filter, so that a build that looks at a part of
 // a directory does not make another one forget the rest.
-func (l *localSource) indexFile() (string, error) {
+func (l *localSource) indexFile(dir string) (string, error) {
 	key, err := json.Marshal(struct {
 		Dir    string
 		Filter buildcontext.Filter
-	}{l.dir, l.filter})
+	}{dir, l.filter})
 	if err != nil {
 		return "", err
 	}
-	dir := filepath.Join(l.deps.Store.Root(), "contexts")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	indexes := filepath.Join(l.deps.Store.Root(), "contexts")
+	if err := os.MkdirAll(indexes, 0o700); err != nil {
 		return "", fmt.Errorf("make the directory of context indexes: %w", err)
 	}
-	return filepath.Join(dir, digest.FromBytes(key).Encoded()[:32]), nil
+	return filepath.Join(indexes, digest.FromBytes(key).Encoded()[:32]), nil
 }
 
 // Run implements solve.Op.

@@ -33,7 +33,7 @@ type Deps struct {
 	Store     *store.Store
 	Snapshots *snapshot.Snapshots
 	Images    *image.Images
-	Session   *session.Session
+	Session   session.Session
 
 	Platform oci.Platform // of sources which name none; empty means the host's
 	Epoch    *time.Time   // nothing written is newer; nil: times are kept
@@ -52,7 +52,7 @@ func New(d *Deps, v *llb.Vertex, op *pb.SourceOp) (solve.Op, error) {
 	case "oci-layout":
 		return newLayoutSource(d, v, rest, op.Attrs)
 	case "local":
-		return newLocalSource(d, rest, op.Attrs)
+		return newLocalSource(d, v, rest, op.Attrs)
 	case "git":
 		return newGitSource(d, rest, op.Attrs)
 	case "http", "https":

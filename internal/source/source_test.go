@@ -310,7 +310,7 @@ func TestLocalSource(t *testing.T) {
 	if other, _ := b.mustBring("local://context", attrs); other.Digest == cm.Digest {
 		t.Error("a changed file does not change the key")
 	}
-	if _, err := b.source("local://other", nil); !errors.Is(err, errdef.ErrNotFound) {
+	if _, _, err := b.bring("local://other", nil); !errors.Is(err, errdef.ErrNotFound) {
 		t.Errorf("got %v, want ErrNotFound", err)
 	}
 	if _, err := b.source("local://context", map[string]string{pb.AttrIncludePatterns: "x"}); !errors.Is(err, errdef.ErrInvalid) {

@@ -76,7 +76,7 @@ func (s *step) prepare(ctx context.Context, inputs []solve.Result) error {
 		case pb.MountType_SECRET:
 			err = s.secretFile(ctx, m)
 		case pb.MountType_SSH:
-			err = s.agentSocket(m)
+			err = s.agentSocket(ctx, m)
 		case pb.MountType_CACHE:
 			caches = append(caches, m)
 		}

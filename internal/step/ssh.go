@@ -1,11 +1,13 @@
 package step
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 
+	"dhow/internal/session"
 	"dhow/internal/sys"
 
 	"github.com/moby/buildkit/solver/pb"
@@ -13,9 +15,9 @@ import (
 )
 
 // agentSocket mounts a socket behind which an agent of the session answers.
-func (s *step) agentSocket(m *pb.Mount) error {
+func (s *step) agentSocket(ctx context.Context, m *pb.Mount) error {
 	o := m.SSHOpt
-	if err := s.deps.Session.HasSSH(o.ID); err != nil {
+	if err := s.deps.Session.HasSSH(ctx, o.ID); err != nil {
 		if o.Optional {
 			return nil
 		}
@@ -28,7 +30,7 @@ func (s *step) agentSocket(m *pb.Mount) error {
 	s.onRelease(root.Close)
 	// The path goes through our descriptor: the file system is mounted nowhere.
 	at := filepath.Join("/proc/self/fd", strconv.Itoa(int(root.Fd())), memoryName)
-	agent, err := s.deps.Session.ListenSSH(o.ID, at)
+	agent, err := session.ListenSSH(ctx, s.deps.Session, o.ID, at)
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", m.Dest, err)
 	}

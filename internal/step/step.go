@@ -34,7 +34,7 @@ import (
 type Deps struct {
 	Store     *store.Store
 	Snapshots *snapshot.Snapshots
-	Session   *session.Session
+	Session   session.Session
 	Trees     Trees
 
 	Platform    oci.Platform // of steps which name none; empty means the host's

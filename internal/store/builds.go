@@ -121,3 +121,18 @@ func (s *Store) TrimBuilds(ctx context.Context, keep int) (removed []string, err
 	}
 	return removed, nil
 }
+
+// RemoveBuild removes the record. ErrNotFound.
+func (s *Store) RemoveBuild(ctx context.Context, id string) error {
+	err := s.db.write(ctx, func(c *sqlite.Conn) error {
+		err := execute(c, "DELETE FROM builds WHERE id = ?", id)
+		if err == nil && c.Changes() == 0 {
+			err = errdef.New(errdef.ErrNotFound, "not in the store")
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("remove build %s: %w", id, err)
+	}
+	return nil
+}

@@ -87,7 +87,7 @@ func (s *Store) RemoveContexts(before time.Time) error {
 		if !fi.ModTime().Before(before) {
 			return nil
 		}
-		return os.Remove(path)
+		return sys.RemoveAll(path) // a copy of a client's directory is one itself
 	})
 	if err != nil {
 		return fmt.Errorf("remove context indexes: %w", err)

@@ -124,26 +124,41 @@ func prepareRoot(root string) error {
 	return os.Chmod(root, 0o700)
 }
 
-// checkOurs refuses a directory that holds anything but a store. The database is
-// the first file of a new one; it is looked for again at last, as another
-// process may be making the store at this moment.
-func checkOurs(root string) error {
-	hasDB := func() bool {
-		_, err := os.Lstat(filepath.Join(root, dbName))
-		return err == nil
-	}
-	if hasDB() {
-		return nil
+// Fits reports whether the directory is a store, or can become one: it is empty
+// or not there. The database is the first file of a new store; it is looked for
+// again at last, as another process may be making the store at this moment.
+func Fits(root string) (bool, error) {
+	if hasDB(root) {
+		return true, nil
 	}
 	names, err := os.ReadDir(root)
+	if errors.Is(err, os.ErrNotExist) {
+		return true, nil
+	}
 	if err != nil {
+		return false, err
+	}
+	return len(names) == 0 || names[0].Name() == "lost+found" || hasDB(root), nil
+}
+
+func hasDB(root string) bool {
+	_, err := os.Lstat(filepath.Join(root, dbName))
+	return err == nil
+}
+
+// checkOurs refuses a directory that holds anything but a store.
+func checkOurs(root string) error {
+	fits, err := Fits(root)
+	switch {
+	case err != nil:
 		return err
+	case !fits:
+		return errdef.WithHint(errdef.New(errdef.ErrInvalid, "%s is neither a store of dhow nor empty", root),
+			"choose another directory with --root")
+	case hasDB(root):
+		return nil
 	}
-	if len(names) == 0 || names[0].Name() == "lost+found" || hasDB() {
-		return canMark(root)
-	}
-	return errdef.WithHint(errdef.New(errdef.ErrInvalid, "%s is neither a store of dhow nor empty", root),
-		"choose another directory with --root")
+	return canMark(root)
 }
 
 // canMark finds out, before anything is stored, whether the file system keeps
