@@ -26,6 +26,7 @@ func commands() map[string]func(ts *testscript.TestScript, neg bool, args []stri
 		"sshagent":     cmdSSHAgent,
 		"interrupt":    cmdInterrupt,
 		"fill":         cmdFill,
+		"buildkitd":    cmdBuildkitd,
 	}
 }
 

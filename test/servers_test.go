@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -105,4 +106,36 @@ func waitForSocket(ts *testscript.TestScript, socket string) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	ts.Fatalf("nobody listens on %s", socket)
+}
+
+// cmdBuildkitd starts dhow buildkitd on the script's store and sets
+// BUILDKIT_HOST: buildkitd
+func cmdBuildkitd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 0 {
+		ts.Fatalf("usage: buildkitd")
+	}
+	dir, err := os.MkdirTemp("", "dhow-bk-") // the path of a socket must be short
+	ts.Check(err)
+	ts.Defer(func() { _ = os.RemoveAll(dir) })
+	sock := filepath.Join(dir, "s")
+	cmd := exec.Command(filepath.Join(shared.bin, "dhow"), "buildkitd", "--addr", "unix://"+sock)
+	cmd.Env = append(os.Environ(), "DHOW_ROOT="+ts.Getenv("DHOW_ROOT"), "HOME="+ts.Getenv("HOME"), "XDG_RUNTIME_DIR="+ts.Getenv("XDG_RUNTIME_DIR"))
+	log := &strings.Builder{}
+	cmd.Stderr = log
+	ts.Check(cmd.Start())
+	ts.Defer(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		if err := cmd.Wait(); err != nil {
+			ts.Logf("buildkitd: %v\n%s", err, log)
+		}
+	})
+	for range 500 {
+		if conn, err := net.Dial("unix", sock); err == nil {
+			conn.Close()
+			ts.Setenv("BUILDKIT_HOST", "unix://"+sock)
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	ts.Fatalf("buildkitd does not answer:\n%s", log)
 }

@@ -21,7 +21,7 @@ func (a *app) addCommands(root *cobra.Command) {
 	for _, c := range common {
 		c.GroupID = "common"
 	}
-	manage := []*cobra.Command{a.imageCommand(), a.manifestCommand(), a.builderCommand(), a.systemCommand(), a.buildsCommand()}
+	manage := []*cobra.Command{a.imageCommand(), a.manifestCommand(), a.builderCommand(), a.systemCommand(), a.buildsCommand(), a.buildkitdCommand()}
 	for _, c := range manage {
 		c.GroupID = "manage"
 	}

@@ -73,6 +73,7 @@ func (e exitError) Error() string { return fmt.Sprintf("exit status %d", e.code)
 //	126, 127  dhow run: the program cannot be run, was not found
 //	else dhow run: the program's own status
 func Main(args []string, version Version) int {
+	args = asBuildkitd(os.Args[0], args)
 	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr, version: version}
 	if usesStore(args) {
 		// An ordinary user becomes root of a user namespace; this returns in the

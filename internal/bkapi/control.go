@@ -1,0 +1,61 @@
+package bkapi
+
+import (
+	"context"
+
+	"dhow/internal/oci"
+
+	controlapi "github.com/moby/buildkit/api/services/control"
+	apitypes "github.com/moby/buildkit/api/types"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/solver/pb"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// pkg is how dhow names itself where BuildKit has its import path.
+const pkg = "dhow"
+
+func (s *Server) version() *apitypes.BuildkitVersion {
+	return &apitypes.BuildkitVersion{Package: pkg, Version: s.options.Version}
+}
+
+// workers describes this machine.
+func (s *Server) workers() []*apitypes.WorkerRecord {
+	labels := map[string]string{
+		"org.mobyproject.buildkit.worker.executor":    "dhow",
+		"org.mobyproject.buildkit.worker.snapshotter": "overlayfs",
+	}
+	for k, v := range s.options.Labels {
+		labels[k] = v
+	}
+	return []*apitypes.WorkerRecord{{
+		ID: s.worker, Labels: labels, BuildkitVersion: s.version(),
+		Platforms: pb.PlatformsFromSpec([]ocispecs.Platform{oci.HostPlatform()}),
+	}}
+}
+
+// ListWorkers returns the one worker there is.
+func (s *Server) ListWorkers(context.Context, *controlapi.ListWorkersRequest) (*controlapi.ListWorkersResponse, error) {
+	return &controlapi.ListWorkersResponse{Record: s.workers()}, nil
+}
+
+// Info tells the version.
+func (s *Server) Info(context.Context, *controlapi.InfoRequest) (*controlapi.InfoResponse, error) {
+	return &controlapi.InfoResponse{BuildkitVersion: s.version()}, nil
+}
+
+// Status sends a build's events until it has ended.
+func (s *Server) Status(req *controlapi.StatusRequest, stream controlapi.Control_StatusServer) error {
+	b, err := s.find(stream.Context(), req.Ref)
+	if err != nil {
+		return err
+	}
+	return b.journal.read(stream.Context(), func(st *client.SolveStatus) error {
+		for _, part := range st.Marshal() {
+			if err := stream.Send(part); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,126 @@
+package bkapi
+
+import (
+	"context"
+	"io"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"dhow/internal/errdef"
+	"dhow/internal/export"
+
+	bksession "github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/filesync"
+	"github.com/tonistiigi/fsutil"
+	fstypes "github.com/tonistiigi/fsutil/types"
+)
+
+// output reads what one exporter is asked for. Files and directories go to the
+// client, which knows each exporter by its number in the request.
+func (s *Server) output(sess *remote, id int, kind string, attrs map[string]string) (export.Output, error) {
+	// Clients write the same options for builds with and without an epoch.
+	o := export.Output{EpochOptional: true}
+	rest := map[string]string{}
+	for k, v := range attrs {
+		switch k {
+		case "source-date-epoch":
+			at, err := epochOf(v)
+			if err != nil {
+				return o, err
+			}
+			o.OwnEpoch, o.Epoch = true, at
+		case "dest": // the client's own business
+		case "mode":
+			if v != "" && v != "copy" {
+				return o, errdef.New(errdef.ErrUnsupported, "mode=%s of type=%s", v, kind)
+			}
+		default:
+			rest[k] = v
+		}
+	}
+	o.Type = export.Type(kind)
+	switch o.Type {
+	case export.TypeLocal:
+		o.Trees = func(ctx context.Context, trees []export.Tree) error { return sess.sendTrees(ctx, id, trees) }
+	case export.TypeTar, export.TypeOCI, export.TypeDocker:
+		o.Stream = func(ctx context.Context) (io.WriteCloser, error) { return sess.sendFile(ctx, id) }
+	}
+	if tar, err := strconv.ParseBool(rest["tar"]); err == nil && !tar && (o.Type == export.TypeOCI || o.Type == export.TypeDocker) {
+		o.Stream, o.Layout = nil, sess.sendLayout
+	}
+	return o, o.SetAll(rest)
+}
+
+func epochOf(v string) (*time.Time, error) {
+	if v == "" {
+		return nil, nil
+	}
+	sec, err := strconv.ParseInt(v, 10, 64)
+	if err != nil {
+		return nil, errdef.New(errdef.ErrInvalid, "invalid SOURCE_DATE_EPOCH: %q is no number of seconds", v)
+	}
+	at := time.Unix(sec, 0).UTC()
+	return &at, nil
+}
+
+// sendFile opens a stream to the file of an exporter.
+func (r *remote) sendFile(ctx context.Context, id int) (io.WriteCloser, error) {
+	c, err := r.caller(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	return filesync.CopyFileWriter(ctx, nil, id, c)
+}
+
+// sendTrees writes trees into the directory of an exporter.
+func (r *remote) sendTrees(ctx context.Context, id int, trees []export.Tree) error {
+	c, err := r.caller(ctx, "")
+	if err != nil {
+		return err
+	}
+	for _, t := range trees {
+		if err := sendTree(ctx, c, id, t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func sendTree(ctx context.Context, c bksession.Caller, id int, t export.Tree) error {
+	// The path is a link of /proc to a mount that is nowhere else: it must be
+	// opened, since to read the link leads to the host's own root.
+	dir, err := os.OpenRoot(t.Dir)
+	if err != nil {
+		return err
+	}
+	root := fsutil.NewRoot(dir)
+	defer root.Close()
+	tree, err := treeFS(root, t)
+	if err != nil {
+		return err
+	}
+	return filesync.CopyToCaller(ctx, tree, id, c, func(int, bool) {})
+}
+
+// treeFS is a tree as fsutil sends it. Owners are left out: what arrives belongs
+// to the client.
+func treeFS(root fsutil.Root, t export.Tree) (fsutil.FS, error) {
+	out, err := fsutil.NewFilterFS(fsutil.NewRootFS(root), &fsutil.FilterOpt{Map: func(_ string, st *fstypes.Stat) fsutil.MapResult {
+		st.Uid, st.Gid = 0, 0
+		if t.Epoch != nil && st.ModTime > t.Epoch.UnixNano() {
+			st.ModTime = t.Epoch.UnixNano()
+		}
+		return fsutil.MapResultKeep
+	}})
+	if err != nil || t.Prefix == "" {
+		return out, err
+	}
+	st := &fstypes.Stat{Path: strings.ReplaceAll(t.Prefix, "/", "_"), Mode: uint32(fs.ModeDir | 0o755)}
+	if t.Epoch != nil {
+		st.ModTime = t.Epoch.UnixNano()
+	}
+	return fsutil.SubDirFS([]fsutil.Dir{{Stat: st, FS: out}})
+}

@@ -1,0 +1,253 @@
+package bkapi
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"dhow/internal/engine"
+	"dhow/internal/errdef"
+	"dhow/internal/export"
+	"dhow/internal/frontend"
+	"dhow/internal/oci"
+
+	controlapi "github.com/moby/buildkit/api/services/control"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// build is one Control.Solve under way, or lately ended.
+type build struct {
+	ref     string
+	journal *journal
+	cancel  context.CancelCauseFunc
+	bridge  *bridge // nil unless the client drives the build through the gateway
+	ready   chan struct{}
+}
+
+// keepEnded is how long the events of an ended build can be asked for.
+const keepEnded = time.Minute
+
+// Solve builds what a client asks for. It returns when everything is exported.
+func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*controlapi.SolveResponse, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	b, err := s.enter(req.Ref, cancel)
+	if err != nil {
+		return nil, err
+	}
+	defer s.leave(b)
+	sess := newRemote(s.sessions, s.engine.Store, req.Session, b.journal.add)
+	defer sess.close()
+	job, err := s.job(ctx, req, sess)
+	if err != nil {
+		return nil, err
+	}
+	job.Progress = b.journal.add
+	job.Solve = func(ctx context.Context, e frontend.Engine, _ string) (*frontend.Result, error) {
+		return s.ask(ctx, b, e, req)
+	}
+	res, err := s.engine.RunJob(ctx, job)
+	if err != nil {
+		return nil, err
+	}
+	return &controlapi.SolveResponse{ExporterResponse: response(res)}, nil
+}
+
+// enter registers a build under the client's reference.
+func (s *Server) enter(ref string, cancel context.CancelCauseFunc) (*build, error) {
+	if ref == "" {
+		return nil, errdef.New(errdef.ErrInvalid, "the request has no reference")
+	}
+	b := &build{ref: ref, journal: newJournal(), cancel: cancel, ready: make(chan struct{})}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, twice := s.builds[ref]; twice {
+		return nil, errdef.New(errdef.ErrConflict, "a build with the reference %s exists", ref)
+	}
+	s.builds[ref] = b
+	s.active++
+	close(s.met)
+	s.met = make(chan struct{})
+	return b, nil
+}
+
+// leave ends a build's events, and forgets it when nobody will ask any more.
+func (s *Server) leave(b *build) {
+	b.journal.close()
+	b.cancel(nil)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.active--; s.active == 0 {
+		// A server that does nothing keeps nobody from pruning.
+		_ = s.engine.Store.Release() // closing a lock file loses nothing
+	}
+	time.AfterFunc(keepEnded, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.builds, b.ref)
+	})
+}
+
+// find waits for a build: clients ask for its status, and talk to its gateway,
+// before they have asked for the build itself.
+func (s *Server) find(ctx context.Context, ref string) (*build, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, sessionWait, errdef.New(errdef.ErrNotFound, "no such job %s", ref))
+	defer cancel()
+	for {
+		s.mu.Lock()
+		b, met := s.builds[ref], s.met
+		s.mu.Unlock()
+		if b != nil {
+			return b, nil
+		}
+		select {
+		case <-met:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// plainRef is what may be part of a file name.
+var plainRef = regexp.MustCompile(`^[a-z0-9]{8,64}$`)
+
+// job is the request in the engine's words.
+func (s *Server) job(ctx context.Context, req *controlapi.SolveRequest, sess *remote) (*engine.Job, error) {
+	if err := refuse(req); err != nil {
+		return nil, err
+	}
+	j := &engine.Job{Name: buildName(req), Session: sess, Registry: s.registry(sess), Unrecorded: req.Internal}
+	j.Target = "bkapi " + j.Name + " " + req.FrontendAttrs["target"] + " " + req.FrontendAttrs["platform"]
+	if plainRef.MatchString(req.Ref) {
+		j.ID = req.Ref
+	}
+	for _, e := range req.Entitlements {
+		name, _, _ := strings.Cut(e, "=")
+		if !slices.Contains(s.options.Entitlements, name) {
+			return nil, errdef.New(errdef.ErrDenied, "granting entitlement %s is not allowed by build daemon configuration", name)
+		}
+		j.Allow = append(j.Allow, name)
+	}
+	exporters := req.Exporters
+	if len(exporters) == 0 && req.ExporterDeprecated != "" {
+		exporters = []*controlapi.Exporter{{Type: req.ExporterDeprecated, Attrs: req.ExporterAttrsDeprecated}}
+	}
+	for i, ex := range exporters {
+		o, err := s.output(sess, i, ex.Type, ex.Attrs)
+		if err != nil {
+			return nil, err
+		}
+		if v, ok := req.FrontendAttrs["build-arg:SOURCE_DATE_EPOCH"]; ok && !o.OwnEpoch {
+			// Words such as "context" are the frontend's to resolve.
+			if at, err := epochOf(v); err == nil {
+				o.OwnEpoch, o.Epoch = true, at
+			}
+		}
+		j.Outputs = append(j.Outputs, o)
+		for _, n := range o.Names {
+			j.Tags = append(j.Tags, n.String())
+		}
+	}
+	return j, nil
+}
+
+// buildName is what lists of builds call it.
+func buildName(req *controlapi.SolveRequest) string {
+	for _, key := range []string{"context", "vcs:source", "vcs:localdir:context"} {
+		if v := req.FrontendAttrs[key]; v != "" {
+			return v
+		}
+	}
+	if req.Frontend != "" {
+		return req.Frontend
+	}
+	return "LLB"
+}
+
+// ask finds out what is to be made: from a definition, from a frontend, or from
+// the client, which then asks through the gateway until it returns a result.
+func (s *Server) ask(ctx context.Context, b *build, e frontend.Engine, req *controlapi.SolveRequest) (*frontend.Result, error) {
+	c := frontend.NewClient(e, frontend.Options{
+		Attrs: maps.Clone(req.FrontendAttrs), Inputs: req.FrontendInputs, Platforms: []ocispecs.Platform{oci.HostPlatform()}, SessionID: req.Session,
+	})
+	var res *gateway.Result
+	var err error
+	switch {
+	case req.Definition != nil && req.Frontend != "":
+		return nil, errdef.New(errdef.ErrInvalid, "the request has a definition and names the frontend %s, want one of them", req.Frontend)
+	case req.Definition != nil:
+		res, err = c.Solve(ctx, gateway.SolveRequest{Definition: req.Definition})
+	case req.Frontend != "":
+		res, err = c.Solve(ctx, gateway.SolveRequest{Frontend: req.Frontend, FrontendOpt: req.FrontendAttrs, FrontendInputs: req.FrontendInputs})
+	default:
+		res, err = s.forward(ctx, b, c, e)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return frontend.Convert(res)
+}
+
+// refuse names what is not supported rather than leave it out silently.
+func refuse(req *controlapi.SolveRequest) error {
+	if c := req.Cache; c != nil {
+		for _, x := range c.Exports {
+			return errdef.New(errdef.ErrUnsupported, "cache export type=%s is not supported", x.Type)
+		}
+		if c.ExportRefDeprecated != "" {
+			return errdef.New(errdef.ErrUnsupported, "cache export is not supported")
+		}
+	}
+	for key, value := range req.FrontendAttrs {
+		kind, ok := strings.CutPrefix(key, "attest:")
+		if !ok {
+			continue
+		}
+		// What clients add on their own accord goes without; they ask for it
+		// "inline-only", which means: where it costs nothing.
+		if kind == "provenance" && strings.Contains(value, "inline-only=true") || strings.Contains(value, "disabled=true") {
+			delete(req.FrontendAttrs, key)
+			continue
+		}
+		return errdef.New(errdef.ErrUnsupported, "attestation %s is not supported", kind)
+	}
+	switch {
+	case req.SourcePolicy != nil || req.SourcePolicySession != "":
+		return errdef.New(errdef.ErrUnsupported, "source policies are not supported")
+	case req.EnableSessionExporter:
+		return errdef.New(errdef.ErrUnsupported, "exporters of the session are not supported")
+	case req.ProxyNetwork:
+		return errdef.New(errdef.ErrUnsupported, "a proxy network is not supported")
+	}
+	return nil
+}
+
+// response is what the exports tell the client.
+func response(res *engine.BuildResult) map[string]string {
+	out := map[string]string{}
+	for k, v := range export.Metadata(res.Exports) {
+		switch v := v.(type) {
+		case string:
+			out[k] = v
+		default:
+			raw, err := json.Marshal(v)
+			if err == nil {
+				out[k] = base64.StdEncoding.EncodeToString(raw)
+			}
+		}
+	}
+	for k, v := range res.Answer {
+		if strings.HasPrefix(k, "frontend.") {
+			out[k] = string(v)
+		}
+	}
+	return out
+}

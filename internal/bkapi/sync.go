@@ -1,0 +1,194 @@
+package bkapi
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"dhow/internal/errdef"
+	"dhow/internal/session"
+	"dhow/internal/store"
+	"dhow/internal/sys"
+
+	"github.com/moby/buildkit/client"
+	bksession "github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/filesync"
+	"github.com/opencontainers/go-digest"
+	"github.com/tonistiigi/fsutil"
+	"google.golang.org/grpc/metadata"
+)
+
+// slot is a copy of a client's directory that stays from build to build, so
+// that only what changed is sent. A build holds the slots it reads: another
+// build of the same directory at the same time gets one of its own.
+//
+//	contexts/sync-HASH-N/    the copy; HASH of name, hint and the client's shared key
+//	locks: "sync HASH N"     held by the build that reads it
+type slot struct {
+	dir  string
+	lock *sys.Lock
+}
+
+func (s *slot) release() {
+	now := time.Now()
+	_ = os.Chtimes(s.dir, now, now) // old ones are removed first; the time is a hint
+	_ = s.lock.Unlock()             // closing a lock file loses nothing
+}
+
+// maxSlots bounds the copies of one directory.
+const maxSlots = 64
+
+// takeSlot finds a copy that nobody reads, or makes one.
+func takeSlot(st *store.Store, key string) (*slot, error) {
+	for n := range maxSlots {
+		lock, ok, err := st.TryLock(fmt.Sprintf("sync %s %d", key, n))
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			continue
+		}
+		dir := filepath.Join(st.ContextsDir(), fmt.Sprintf("sync-%s-%d", key, n))
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			_ = lock.Unlock()
+			return nil, fmt.Errorf("make a copy of the build context: %w", err)
+		}
+		return &slot{dir: dir, lock: lock}, nil
+	}
+	return nil, errdef.New(errdef.ErrUnavailable, "more than %d builds read the same build context", maxSlots)
+}
+
+// Dir implements session.Session: it brings a copy of the client's directory up
+// to date.
+func (r *remote) Dir(ctx context.Context, q session.DirRequest) (string, error) {
+	same := q
+	same.Vertex = "" // who waits for the files does not matter
+	raw, err := json.Marshal(same)
+	if err != nil {
+		return "", err
+	}
+	// One at a time: two steps that want the same files shall not fetch them twice.
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if dir, ok := r.dirs[string(raw)]; ok {
+		return dir, nil
+	}
+	c, err := r.caller(ctx, q.Session)
+	if err != nil && q.Session != "" && q.Session != r.id {
+		c, err = r.caller(ctx, "")
+	}
+	if err != nil {
+		return "", err
+	}
+	key := digest.FromString(q.Name + "\x00" + q.SharedKeyHint + "\x00" + c.SharedKey()).Encoded()[:32]
+	s, err := takeSlot(r.store, key)
+	if err != nil {
+		return "", err
+	}
+	if err := r.receive(ctx, c, q, s.dir); err != nil {
+		s.release()
+		return "", err
+	}
+	r.slots = append(r.slots, s)
+	r.dirs[string(raw)] = s.dir
+	return s.dir, nil
+}
+
+// receive makes dir hold what the client has, and nothing else. Files whose
+// metadata are equal are not sent. Whatever paths and links a client tells of,
+// nothing outside dir is touched.
+func (r *remote) receive(ctx context.Context, c bksession.Caller, q session.DirRequest, dir string) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	to := fsutil.NewRoot(root)
+	err = r.receiveInto(ctx, c, q, to)
+	if cerr := to.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		return nil
+	}
+	// What was received of it is in no known state.
+	if rerr := sys.RemoveAll(dir); rerr != nil {
+		return fmt.Errorf("%w; remove what was received: %w", err, rerr)
+	}
+	return err
+}
+
+func (r *remote) receiveInto(ctx context.Context, c bksession.Caller, q session.DirRequest, to fsutil.Root) error {
+	if !c.Supports(bksession.MethodURL(filesync.FileSync_ServiceDesc.ServiceName, "diffcopy")) {
+		return errdef.New(errdef.ErrNotFound, "build context %q: the client lends no directories", q.Name)
+	}
+	ctx, cancel := context.WithCancel(c.Context(ctx))
+	defer cancel()
+	stream, err := filesync.NewFileSyncClient(c.Conn()).DiffCopy(metadata.NewOutgoingContext(ctx, syncOptions(q)))
+	if err != nil {
+		return err
+	}
+	err = fsutil.ReceiveRoot(stream.Context(), stream, to, fsutil.ReceiveOpt{ProgressCb: r.transferring(q), Differ: fsutil.DiffMetadata})
+	if err != nil {
+		return err
+	}
+	return stream.CloseSend()
+}
+
+// syncOptions says in the headers of the call what is wanted. A header that is
+// not ASCII is sent as in a URL, and another one says so.
+func syncOptions(q session.DirRequest) metadata.MD {
+	md := metadata.MD{}
+	for key, list := range map[string][]string{
+		"dir-name": {q.Name}, "include-patterns": q.Include, "exclude-patterns": q.Exclude, "followpaths": q.Follow,
+	} {
+		if list == nil {
+			continue
+		}
+		plain := !slices.ContainsFunc(list, func(s string) bool {
+			return strings.ContainsFunc(s, func(r rune) bool { return r > unicode.MaxASCII })
+		})
+		for _, v := range list {
+			if !plain {
+				v = url.QueryEscape(v)
+			}
+			md.Append(key, v)
+		}
+		if !plain {
+			md.Set(key+"-encoded", "1")
+		}
+	}
+	return md
+}
+
+// showEvery is the least time between two reports of a transfer's progress.
+const showEvery = 100 * time.Millisecond
+
+// transferring returns what reports how many bytes came so far.
+func (r *remote) transferring(q session.DirRequest) func(n int, last bool) {
+	if q.Vertex == "" {
+		return nil
+	}
+	began := time.Now()
+	var shown time.Time
+	return func(n int, last bool) {
+		now := time.Now()
+		if !last && now.Sub(shown) < showEvery {
+			return
+		}
+		shown = now
+		st := &client.VertexStatus{
+			ID: "transferring " + q.Name + ":", Vertex: q.Vertex, Name: "transferring", Current: int64(n), Timestamp: now, Started: &began,
+		}
+		if last {
+			st.Completed = &now
+		}
+		r.progress(&client.SolveStatus{Statuses: []*client.VertexStatus{st}})
+	}
+}

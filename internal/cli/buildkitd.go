@@ -1,0 +1,260 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"dhow/internal/bkapi"
+	"dhow/internal/engine"
+	"dhow/internal/errdef"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+)
+
+// buildkitdFlags are those of buildkitd that mean something here.
+type buildkitdFlags struct {
+	addrs        []string
+	config       string
+	entitlements []string
+	mirrors      []string
+	labels       []string
+	ociWorker    string
+	noise        bool
+}
+
+// buildkitdConfig is the part of buildkitd.toml that means something here.
+// Another key is refused by name.
+type buildkitdConfig struct {
+	Root         string   `toml:"root"`
+	Debug        bool     `toml:"debug"`
+	Entitlements []string `toml:"insecure-entitlements"`
+	GRPC         struct {
+		Address []string `toml:"address"`
+	} `toml:"grpc"`
+	Registry map[string]struct {
+		Mirrors   []string `toml:"mirrors"`
+		PlainHTTP bool     `toml:"http"`
+	} `toml:"registry"`
+	// A step that asks for a device is refused, wherever it is described.
+	CDI struct {
+		SpecDirs []string `toml:"specDirs"`
+	} `toml:"cdi"`
+	// No traces are made, so none are lost.
+	OTEL struct {
+		SocketPath string `toml:"socketPath"`
+	} `toml:"otel"`
+	Worker struct {
+		OCI struct {
+			Enabled *bool             `toml:"enabled"`
+			GC      *bool             `toml:"gc"`
+			Labels  map[string]string `toml:"labels"`
+		} `toml:"oci"`
+		Containerd struct {
+			Enabled bool `toml:"enabled"`
+		} `toml:"containerd"`
+	} `toml:"worker"`
+}
+
+func (a *app) buildkitdCommand() *cobra.Command {
+	f := &buildkitdFlags{}
+	cmd := &cobra.Command{
+		Use: "buildkitd [OPTIONS]", Short: "Serve BuildKit's API: buildctl, buildx and other clients build with dhow", Args: exactArgs(0),
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.buildkitd(cmd.Context(), f) },
+	}
+	fl := cmd.Flags()
+	fl.StringArrayVar(&f.addrs, "addr", nil, "Listening address (unix://PATH, tcp://HOST:PORT for loopback addresses only)")
+	fl.StringVar(&f.config, "config", "", "Path to a buildkitd.toml")
+	fl.StringSliceVar(&f.entitlements, "allow-insecure-entitlement", nil, `Let clients ask for "network.host" or "security.insecure"`)
+	fl.StringArrayVar(&f.mirrors, "registry-mirror", nil, "Mirror of a registry (DOMAIN=HOST)")
+	fl.StringSliceVar(&f.labels, "oci-worker-labels", nil, "Labels shown to clients (KEY=VALUE)")
+	// There is one worker, and it never collects garbage on its own accord.
+	fl.StringVar(&f.ociWorker, "oci-worker", "auto", "Accepted for buildkitd: true or auto")
+	fl.BoolVar(&f.noise, "debug", false, "Accepted for buildkitd: no more is logged")
+	refuseFlags(fl, map[string]string{
+		"containerd-worker": "it needs no containerd",
+		"oci-worker-gc":     "garbage is collected by dhow builder prune",
+		"tlscert":           "it serves unix sockets and loopback addresses only",
+		"tlskey":            "it serves unix sockets and loopback addresses only",
+		"tlscacert":         "it serves unix sockets and loopback addresses only",
+	})
+	return cmd
+}
+
+func (a *app) buildkitd(ctx context.Context, f *buildkitdFlags) error {
+	c, err := readBuildkitdConfig(f.config)
+	if err != nil {
+		return err
+	}
+	if on, err := strconv.ParseBool(f.ociWorker); f.ociWorker != "auto" && (err != nil || !on) || c.Worker.OCI.Enabled != nil && !*c.Worker.OCI.Enabled {
+		return errdef.New(errdef.ErrUnsupported, "buildkitd without its worker")
+	}
+	if a.root == "" {
+		a.root = c.Root
+	}
+	o, err := a.buildkitdOptions(f, c)
+	if err != nil {
+		return err
+	}
+	addrs := f.addrs
+	if len(addrs) == 0 {
+		addrs = c.GRPC.Address
+	}
+	if len(addrs) == 0 {
+		addrs = []string{"unix:///run/dhow/buildkitd.sock"}
+	}
+	if err := a.ownRoot(); err != nil {
+		return err
+	}
+	return a.withEngine(ctx, func(e *engine.Engine) error {
+		s, err := bkapi.New(e, o)
+		if err != nil {
+			return err
+		}
+		g, ctx := errgroup.WithContext(ctx)
+		for _, addr := range addrs {
+			l, err := listen(ctx, addr)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(a.err, "dhow: serving BuildKit's API at "+addr)
+			g.Go(func() error { return s.Serve(ctx, l) })
+		}
+		return g.Wait()
+	})
+}
+
+// ownRoot makes a subdirectory the state directory where the one that was given
+// holds other things, as buildkitd itself does: scripts put the socket there.
+func (a *app) ownRoot() error {
+	if a.root == "" {
+		return nil
+	}
+	fits, err := engine.FitsRoot(a.root)
+	if err == nil && !fits {
+		a.root = filepath.Join(a.root, "dhow")
+	}
+	return err
+}
+
+func readBuildkitdConfig(name string) (*buildkitdConfig, error) {
+	c := &buildkitdConfig{}
+	if name == "" {
+		return c, nil
+	}
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("read the configuration: %w", err)
+	}
+	defer file.Close()
+	err = toml.NewDecoder(file).DisallowUnknownFields().Decode(c)
+	var unknown *toml.StrictMissingError
+	if errors.As(err, &unknown) {
+		var keys []string
+		for _, e := range unknown.Errors {
+			keys = append(keys, strings.Join(e.Key(), "."))
+		}
+		return nil, errdef.New(errdef.ErrUnsupported, "%s: the keys %s", name, strings.Join(keys, ", "))
+	}
+	if err != nil {
+		return nil, errdef.New(errdef.ErrInvalid, "%s: %w", name, err)
+	}
+	if c.Worker.Containerd.Enabled {
+		return nil, errdef.New(errdef.ErrUnsupported, "%s: worker.containerd: dhow needs no containerd", name)
+	}
+	return c, nil
+}
+
+// buildkitdOptions joins flags and configuration.
+func (a *app) buildkitdOptions(f *buildkitdFlags, c *buildkitdConfig) (bkapi.Options, error) {
+	o := bkapi.Options{Version: a.version.Version, Labels: c.Worker.OCI.Labels, Registry: registryOptions(a.version)}
+	o.Registry.Mirrors = map[string][]string{}
+	plain := map[string]bool{}
+	mirror := func(domain, host string) {
+		host, secure := strings.CutPrefix(host, "https://")
+		if h, ok := strings.CutPrefix(host, "http://"); ok && !secure {
+			host, plain[h] = h, true
+		}
+		o.Registry.Mirrors[domain] = append(o.Registry.Mirrors[domain], host)
+	}
+	for domain, r := range c.Registry {
+		plain[domain] = plain[domain] || r.PlainHTTP
+		for _, m := range r.Mirrors {
+			mirror(domain, m)
+		}
+	}
+	for _, m := range f.mirrors {
+		domain, host, ok := strings.Cut(m, "=")
+		if !ok {
+			return o, errdef.New(errdef.ErrInvalid, "--registry-mirror %q: want DOMAIN=HOST", m)
+		}
+		mirror(domain, host)
+	}
+	o.Registry.PlainHTTP = func(host string) bool { return plain[host] }
+	for _, e := range append(c.Entitlements, f.entitlements...) {
+		if e != "network.host" && e != "security.insecure" {
+			return o, errdef.New(errdef.ErrInvalid, "entitlement %q is not known", e)
+		}
+		o.Entitlements = append(o.Entitlements, e)
+	}
+	labels, err := keyValues("oci-worker-labels", f.labels, func(string) (string, bool) { return "", true })
+	if err != nil {
+		return o, err
+	}
+	if o.Labels == nil {
+		o.Labels = map[string]string{}
+	}
+	for k, v := range labels {
+		o.Labels[k] = v
+	}
+	return o, nil
+}
+
+// listen opens an address. Only its owner may connect to a socket; other
+// machines may not connect at all, since nothing proves who they are.
+func listen(ctx context.Context, addr string) (net.Listener, error) {
+	scheme, rest, ok := strings.Cut(addr, "://")
+	var lc net.ListenConfig
+	switch {
+	case ok && scheme == "unix":
+		if err := os.MkdirAll(filepath.Dir(rest), 0o711); err != nil {
+			return nil, fmt.Errorf("listen at %s: %w", addr, err)
+		}
+		// A socket that somebody answers at is not taken away from them.
+		if conn, err := net.Dial("unix", rest); err == nil {
+			conn.Close()
+			return nil, errdef.New(errdef.ErrConflict, "listen at %s: somebody else does", addr)
+		}
+		if err := os.Remove(rest); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("listen at %s: %w", addr, err)
+		}
+		l, err := lc.Listen(ctx, "unix", rest)
+		if err != nil {
+			return nil, err
+		}
+		return l, os.Chmod(rest, 0o660)
+	case ok && scheme == "tcp":
+		host, _, err := net.SplitHostPort(rest)
+		if ip := net.ParseIP(host); err != nil || host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+			return nil, errdef.New(errdef.ErrUnsupported, "listen at %s: only loopback addresses are served without TLS, and TLS is not supported", addr)
+		}
+		return lc.Listen(ctx, "tcp", rest)
+	}
+	return nil, errdef.New(errdef.ErrInvalid, "listen at %q: want unix://PATH or tcp://HOST:PORT", addr)
+}
+
+// asBuildkitd makes the program that is called buildkitd mean dhow buildkitd.
+func asBuildkitd(program string, args []string) []string {
+	if filepath.Base(program) == "buildkitd" {
+		return append([]string{"buildkitd"}, args...)
+	}
+	return args
+}
