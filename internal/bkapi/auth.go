@@ -18,7 +18,7 @@ func (s *Server) registry(sess *remote) *registry.Client {
 }
 
 // credentials asks the client for a login. One that offers none is anonymous.
-func (r *remote) credentials(ctx context.Context, domain string) (user, secret string, err error) {
+func (r *remote) credentials(ctx context.Context, domain, _ string) (user, secret string, err error) {
 	c, err := r.caller(ctx, "")
 	if err != nil {
 		return "", "", err

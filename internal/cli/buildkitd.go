@@ -14,6 +14,7 @@ import (
 	"dhow/internal/bkapi"
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
+	"dhow/internal/registry"
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/spf13/cobra"
@@ -175,15 +176,15 @@ func readBuildkitdConfig(name string) (*buildkitdConfig, error) {
 
 // buildkitdOptions joins flags and configuration.
 func (a *app) buildkitdOptions(f *buildkitdFlags, c *buildkitdConfig) (bkapi.Options, error) {
-	o := bkapi.Options{Version: a.version.Version, Labels: c.Worker.OCI.Labels, Registry: registryOptions(a.version)}
-	o.Registry.Mirrors = map[string][]string{}
+	o := bkapi.Options{Version: a.version.Version, Labels: c.Worker.OCI.Labels, Registry: a.registryOptions()}
+	mirrors := map[string][]string{}
 	plain := map[string]bool{}
 	mirror := func(domain, host string) {
 		host, secure := strings.CutPrefix(host, "https://")
 		if h, ok := strings.CutPrefix(host, "http://"); ok && !secure {
 			host, plain[h] = h, true
 		}
-		o.Registry.Mirrors[domain] = append(o.Registry.Mirrors[domain], host)
+		mirrors[domain] = append(mirrors[domain], host)
 	}
 	for domain, r := range c.Registry {
 		plain[domain] = plain[domain] || r.PlainHTTP
@@ -198,7 +199,7 @@ func (a *app) buildkitdOptions(f *buildkitdFlags, c *buildkitdConfig) (bkapi.Opt
 		}
 		mirror(domain, host)
 	}
-	o.Registry.PlainHTTP = func(host string) bool { return plain[host] }
+	o.Registry = mirrored(o.Registry, mirrors, plain)
 	for _, e := range append(c.Entitlements, f.entitlements...) {
 		if e != "network.host" && e != "security.insecure" {
 			return o, errdef.New(errdef.ErrInvalid, "entitlement %q is not known", e)
@@ -216,6 +217,24 @@ func (a *app) buildkitdOptions(f *buildkitdFlags, c *buildkitdConfig) (bkapi.Opt
 		o.Labels[k] = v
 	}
 	return o, nil
+}
+
+// mirrored puts the mirrors of the server's own configuration in front, for the
+// domains that it names; the machine's files hold for the others.
+func mirrored(o registry.Options, mirrors map[string][]string, plain map[string]bool) registry.Options {
+	places, insecure := o.Places, o.PlainHTTP
+	o.Places = func(domain, path string) ([]registry.Place, error) {
+		if len(mirrors[domain]) == 0 {
+			return places(domain, path)
+		}
+		var list []registry.Place
+		for _, host := range mirrors[domain] {
+			list = append(list, registry.Place{Domain: host, Path: path})
+		}
+		return append(list, registry.Place{Domain: domain, Path: path}), nil
+	}
+	o.PlainHTTP = func(host string) bool { return plain[host] || insecure(host) }
+	return o
 }
 
 // listen opens an address. Only its owner may connect to a socket; other
