@@ -2,7 +2,7 @@ package store
 
 import (
 	"errors"
-	"strings"
+	"fmt"
 	"testing"
 	"time"
 
@@ -63,13 +63,19 @@ func TestImages(t *testing.T) {
 	if err != nil || len(all) != 21 {
 		t.Errorf("images: got %d, %v", len(all), err)
 	}
-	for _, last := range []string{"0", "1"} {
-		twin := imageOf("{}", "linux/amd64")
-		twin.ID = digest.Digest("sha256:" + strings.Repeat("ab", 31) + "a" + last)
-		must(t, s.PutImage(ctx, twin))
-	}
-	if _, err := s.Image(ctx, "abab"); !errors.Is(err, errdef.ErrConflict) {
-		t.Errorf("an ambiguous prefix: got %v", err)
+	// Two configurations whose digests begin alike.
+	first := map[string]string{}
+	for n := 0; ; n++ {
+		config := fmt.Sprintf(`{"n":%d}`, n)
+		prefix := digest.FromString(config).Encoded()[:4]
+		if other, ok := first[prefix]; ok {
+			must(t, s.PutImage(ctx, imageOf(other, "linux/amd64")), s.PutImage(ctx, imageOf(config, "linux/amd64")))
+			if _, err := s.Image(ctx, prefix); !errors.Is(err, errdef.ErrConflict) {
+				t.Errorf("an ambiguous prefix: got %v", err)
+			}
+			break
+		}
+		first[prefix] = config
 	}
 	for _, none := range []string{"", "ZZ", "sha256:", "%", "fffffffffffffff"} {
 		_, err := s.Image(ctx, none)
