@@ -17,6 +17,7 @@ import (
 	"dhow/internal/oci"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/client"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -51,6 +52,11 @@ func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*cont
 		return nil, err
 	}
 	job.Progress = b.journal.add
+	if importsCache(req) {
+		b.journal.add(&client.SolveStatus{Warnings: []*client.VertexWarning{{
+			Level: 1, Short: []byte("cache imports are not supported: the build uses the cache of this server alone"),
+		}}})
+	}
 	job.Solve = func(ctx context.Context, e frontend.Engine, _ string) (*frontend.Result, error) {
 		return s.ask(ctx, b, e, req)
 	}
@@ -194,6 +200,14 @@ func (s *Server) ask(ctx context.Context, b *build, e frontend.Engine, req *cont
 		return nil, err
 	}
 	return frontend.Convert(res)
+}
+
+// importsCache says whether the client offers a cache to look results up in. A
+// build is right without it, only slower, so that it is a warning.
+func importsCache(req *controlapi.SolveRequest) bool {
+	c := req.Cache
+	return c != nil && (len(c.Imports) > 0 || len(c.ImportRefsDeprecated) > 0) ||
+		req.FrontendAttrs["cache-imports"] != "" || req.FrontendAttrs["cache-from"] != ""
 }
 
 // refuse names what is not supported rather than leave it out silently.
