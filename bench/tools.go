@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -223,8 +224,16 @@ func containersTool(fix *fixtures, program, buildFlags []string) (*tool, func(ar
 			return line
 		},
 		pull: func(ref string) command { return cmd("pull", "-q", "--tls-verify=false", ref) },
-		stop: func() {},
+		stop: root.unmount,
 	}, cmd
+}
+
+// unmount takes back the mount of a store on itself that podman and buildah
+// leave behind.
+func (s *store) unmount() {
+	for ; s.n >= 0; s.n-- {
+		_ = syscall.Unmount(filepath.Join(s.dir(), "root", "overlay"), syscall.MNT_DETACH)
+	}
 }
 
 // A server is a daemon that we start, give new stores, and end.
