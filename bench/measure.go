@@ -95,6 +95,8 @@ func (t *tool) perform(j job) (sample, error) {
 			return sample{}, fmt.Errorf("prepare: %w", err)
 		}
 	}
+	// What the tool before wrote shall not be written during this measurement.
+	syscall.Sync()
 	var daemons []int
 	if t.daemons != nil {
 		daemons = t.daemons()
