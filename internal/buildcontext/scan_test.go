@@ -351,6 +351,10 @@ func TestScanUnreadable(t *testing.T) {
 }
 
 func scanUnreadable(t *testing.T, dir string) {
+	// Which of several is told is left to the walk, which is parallel.
+	if _, err := Scan(context.Background(), dir, Filter{}, ScanOptions{}); !errors.Is(err, errdef.ErrDenied) || !strings.Contains(errdef.Hint(err), IgnoreFileName) {
+		t.Errorf("the whole directory: got %v (hint %q), want denied with a hint", err, errdef.Hint(err))
+	}
 	for _, test := range []struct {
 		f    Filter
 		path string // "" for success
