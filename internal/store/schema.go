@@ -115,4 +115,64 @@ CREATE TABLE builds (
 );
 CREATE INDEX builds_target ON builds (target, started);
 CREATE INDEX builds_started ON builds (started);
+`, `
+CREATE TABLE containers (
+	id      TEXT PRIMARY KEY,
+	name    TEXT NOT NULL UNIQUE,
+	image   TEXT NOT NULL,
+	chain   TEXT NOT NULL,      -- text form of the image's chain, kept from prune
+	created INTEGER NOT NULL,
+	status  TEXT NOT NULL,      -- as in state
+	record  BLOB NOT NULL,      -- JSON: what was asked for
+	state   BLOB NOT NULL       -- JSON: how it stands
+);
+CREATE INDEX containers_image ON containers (image);
+CREATE TABLE networks (
+	id      TEXT PRIMARY KEY,
+	name    TEXT NOT NULL UNIQUE,
+	created INTEGER NOT NULL,
+	record  BLOB NOT NULL       -- JSON
+);
+CREATE TABLE endpoints (
+	network   TEXT NOT NULL,
+	container TEXT NOT NULL,
+	name      TEXT NOT NULL,    -- the container's
+	ip4       TEXT,             -- NULL for none
+	ip6       TEXT,
+	record    BLOB NOT NULL,    -- JSON
+	PRIMARY KEY (network, container),
+	UNIQUE (network, ip4),
+	UNIQUE (network, ip6)
+) WITHOUT ROWID;
+CREATE INDEX endpoints_container ON endpoints (container);
+CREATE TABLE ports (
+	proto     TEXT NOT NULL,
+	ip        TEXT NOT NULL,
+	port      INTEGER NOT NULL,
+	container TEXT NOT NULL,
+	record    BLOB NOT NULL,    -- JSON
+	PRIMARY KEY (proto, ip, port)
+) WITHOUT ROWID;
+CREATE INDEX ports_container ON ports (container);
+CREATE TABLE volumes (
+	name      TEXT PRIMARY KEY,
+	anonymous INTEGER NOT NULL, -- 1 if a container made it without a name
+	created   INTEGER NOT NULL,
+	record    BLOB NOT NULL     -- JSON
+) WITHOUT ROWID;
+CREATE TABLE container_volumes (
+	container TEXT NOT NULL,
+	volume    TEXT NOT NULL,
+	PRIMARY KEY (container, volume)
+) WITHOUT ROWID;
+CREATE INDEX container_volumes_volume ON container_volumes (volume);
+CREATE TABLE events (
+	seq    INTEGER PRIMARY KEY,
+	at     INTEGER NOT NULL,
+	type   TEXT NOT NULL,
+	action TEXT NOT NULL,
+	actor  TEXT NOT NULL,
+	attrs  BLOB NOT NULL        -- JSON
+);
+CREATE INDEX events_at ON events (at);
 `}
