@@ -68,6 +68,9 @@ func (b *builder) build() error {
 	if err := b.check(); err != nil {
 		return err
 	}
+	if b.cfg.Join != nil {
+		return b.buildJoin()
+	}
 	b.files = make([]*os.File, stage.MinFD)
 	b.inUserNS = sys.InUserNS()
 	b.allDevices = allowsAllDevices(b.spec)
@@ -93,7 +96,7 @@ func (b *builder) build() error {
 // check refuses what cannot work or cannot be said to the kernel.
 func (b *builder) check() error {
 	s := b.spec
-	if s == nil || s.Process == nil || b.cfg.Root == nil {
+	if s == nil || s.Process == nil || b.cfg.Root == nil && b.cfg.Join == nil {
 		return errdef.New(errdef.ErrInvalid, "start the sandbox: the spec or the root is missing")
 	}
 	if len(s.Process.Args) == 0 || s.Process.Args[0] == "" {

@@ -34,6 +34,9 @@ type Process struct {
 	warnings []string
 	stubs    []string
 
+	cloneFlags uintptr
+	joined     *Process // whose namespaces it is in; nil: its own
+
 	done   chan struct{} // closed when the three below are set
 	status Status
 	err    error
@@ -47,7 +50,7 @@ func (p *Process) launch(argv []string, attr *os.ProcAttr) error {
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		proc, err := os.StartProcess(argv[0], argv[1:], attr)
+		proc, err := p.fork(argv, attr)
 		p.proc = proc
 		started <- err
 		if err == nil {
@@ -55,6 +58,14 @@ func (p *Process) launch(argv []string, attr *os.ProcAttr) error {
 		}
 	}()
 	return <-started
+}
+
+// cgroup is where the process lives; nil for none.
+func (p *Process) cgroup() *cgroup {
+	if p.joined != nil {
+		return p.joined.cgroup()
+	}
+	return p.cg
 }
 
 // watch waits for the end and clears up.
@@ -114,7 +125,7 @@ func (p *Process) message(sock int, msg, oob []byte) error {
 	case stage.MsgConsole:
 		return p.takeConsole(oob)
 	case stage.MsgCgroup:
-		if err := p.cg.add(p.proc.Pid); err != nil {
+		if err := p.cgroup().add(p.proc.Pid); err != nil {
 			return err
 		}
 		if _, err := unix.Write(sock, []byte{stage.MsgCgroup}); err != nil {

@@ -33,6 +33,11 @@ type Config struct {
 	// read-only paths, devices, resources, seccomp. Hooks, AppArmor and SELinux
 	// are not carried out. Spec.Root.Path is ignored in favour of Root.
 	Spec *specs.Spec
+	// Join, when not nil, starts the process inside that one's namespaces, root
+	// and cgroup, which has to run still: a second program of one container. It
+	// ends with the first of its pid namespace. Of Spec only Process and
+	// Linux.Seccomp count then, and Root and Mounts not at all.
+	Join *Process
 	// Root becomes "/": a directory or a detached mount. Required. The sandbox
 	// works on a clone, except before Linux 6.15, where a detached mount cannot
 	// be cloned and serves one start only; the same holds for Mounts.
@@ -93,15 +98,15 @@ func start(ctx context.Context, cfg Config) (*Process, error) {
 		return nil, err
 	}
 	defer sock.Close()
-	p := &Process{done: make(chan struct{}), warnings: b.warnings, cg: b.cg}
+	p := &Process{done: make(chan struct{}), warnings: b.warnings, cg: b.cg, cloneFlags: b.cloneFlags, joined: cfg.Join}
 	attr := &os.ProcAttr{
 		Dir:   "/",
 		Env:   []string{stage.RoleVar + "=" + stage.RoleStart},
 		Files: b.files,
 		Sys:   &syscall.SysProcAttr{Cloneflags: b.cloneFlags, UidMappings: b.uidMap, GidMappings: b.gidMap},
 	}
-	if b.cg != nil && b.cg.dir != nil {
-		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(b.cg.dir.Fd())
+	if cg := p.cgroup(); cg != nil && cg.dir != nil {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(cg.dir.Fd())
 	}
 	if err := p.launch([]string{b.exePath, "dhow"}, attr); err != nil {
 		return nil, errors.Join(launchError(err), b.cg.remove())

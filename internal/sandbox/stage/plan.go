@@ -21,6 +21,7 @@ type Plan struct {
 	DeathSignal  uint64
 	InUserNS     bool // ids may be unmapped, setgroups may be denied
 	Join         []Join
+	Inside       bool // Join has the mount namespace, too: the root is there already
 	NewCgroupNS  bool
 	WaitCgroup   bool // ask the parent to put us in a cgroup before NewCgroupNS
 	NewUTS       bool
@@ -45,10 +46,10 @@ type Plan struct {
 	Exe        int // our binary, for Init
 }
 
-// Join is a namespace of the host to enter.
+// Join is a namespace to enter, or, where FD is a pidfd, those of a process.
 type Join struct {
 	FD   int
-	Flag uint64 // CLONE_NEW*
+	Flag uint64 // CLONE_NEW*; of a pidfd any number of them
 }
 
 // Rlimit is one setrlimit(2).
@@ -110,7 +111,7 @@ func (p *Plan) code(c *coder) {
 	list(c, &p.Groups, code32)
 	code64(c, &p.Umask)
 	c.flags(&p.NoNewPrivs, &p.InUserNS, &p.NewCgroupNS, &p.WaitCgroup, &p.NewUTS, &p.LoopbackUp,
-		&p.RootReadOnly, &p.TTY, &p.OwnStdio, &p.Init, &p.NullStdio[0], &p.NullStdio[1], &p.NullStdio[2])
+		&p.RootReadOnly, &p.TTY, &p.OwnStdio, &p.Init, &p.Inside, &p.NullStdio[0], &p.NullStdio[1], &p.NullStdio[2])
 	for _, v := range []*uint64{&p.Bounding, &p.Effective, &p.Permitted, &p.Inheritable, &p.Ambient,
 		&p.FilterFlags, &p.DeathSignal, &p.Rows, &p.Cols} {
 		c.u64(v)

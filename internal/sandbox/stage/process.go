@@ -19,8 +19,15 @@ func leaveKeyring(*Plan) *failure {
 	return fail("make a session keyring", e)
 }
 
-// joinNamespaces enters the host's namespaces that the plan names.
+// joinNamespaces enters the namespaces that the plan names. A mount namespace
+// can be entered only by a thread that shares its root with no other
+// (setns(2)); exec ends the others.
 func joinNamespaces(p *Plan) *failure {
+	if p.Inside {
+		if _, _, e := syscall.RawSyscall(syscall.SYS_UNSHARE, syscall.CLONE_FS, 0, 0); e != 0 {
+			return fail("leave the other threads' root", e)
+		}
+	}
 	for _, j := range p.Join {
 		if _, _, e := syscall.RawSyscall(sysSetns, uintptr(j.FD), uintptr(j.Flag), 0); e != 0 {
 			return fail("join a namespace", e)
@@ -158,8 +165,10 @@ func makeConsole(p *Plan) *failure {
 	if err := syscall.Fchown(slave, int(p.UID), -1); err != nil && !p.InUserNS {
 		return fail("give the terminal to the user", errnoOf(err))
 	}
-	if f := bindConsole(slave); f != nil {
-		return f
+	if !p.Inside { // /dev/console is the first process's
+		if f := bindConsole(slave); f != nil {
+			return f
+		}
 	}
 	if e := send(SyncFD, []byte{MsgConsole}, master); e != 0 {
 		return fail("pass the terminal on", e)

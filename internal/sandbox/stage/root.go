@@ -9,6 +9,9 @@ import "syscall"
 // New file systems are mounted first, detached, because the kernel lets a user
 // namespace mount proc and sysfs only while it can still see a full one.
 func buildRoot(p *Plan) *failure {
+	if p.Inside {
+		return nil
+	}
 	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
 		return fail("make the mount namespace private", errnoOf(err))
 	}
@@ -78,6 +81,9 @@ func without(options []Setting, name string) []Setting {
 
 // fillRoot fills the new root: mounts, devices, masks.
 func fillRoot(p *Plan) *failure {
+	if p.Inside {
+		return nil
+	}
 	root, e := openat(atFdcwd, "/", oPath|syscall.O_DIRECTORY, 0)
 	if e != 0 {
 		return fail("open the root", e)
