@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
+	"dhow/internal/cli/console"
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
 	"dhow/internal/export"
@@ -43,7 +43,7 @@ func (a *app) buildCommand() *cobra.Command {
 		Use:     "build [OPTIONS] PATH | URL | -",
 		Short:   "Build an image from a Dockerfile",
 		Aliases: []string{"b"},
-		Args:    exactArgs(1),
+		Args:    console.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.build(cmd.Context(), &f, args[0])
 		},
@@ -51,7 +51,7 @@ func (a *app) buildCommand() *cobra.Command {
 	fl := cmd.Flags()
 	f.register(fl)
 	f.registerLimits(fl)
-	refuseFlags(fl, map[string]string{
+	console.RefuseFlags(fl, map[string]string{
 		"attest":         "attestations are not made",
 		"builder":        "there is one builder: this program",
 		"cache-from":     "every build uses the cache in the state directory; importing one is not supported",
@@ -67,12 +67,8 @@ func (a *app) buildCommand() *cobra.Command {
 		"debug,D":        "use --progress plain",
 		"resource":       "use --memory and --cpus",
 	})
-	for _, name := range []string{"rm", "force-rm"} {
-		flag := fl.VarPF(&granted{name: name, why: "a step leaves no container behind"}, name, "", "")
-		flag.Hidden = true
-		flag.NoOptDefVal = "true"
-	}
-	a.profileFlag(cmd)
+	console.GrantFlags(fl, "a step leaves no container behind", "rm", "force-rm")
+	a.ProfileFlag(cmd)
 	return cmd
 }
 
@@ -125,7 +121,7 @@ func (f *buildFlags) registerLimits(fl *pflag.FlagSet) {
 // request turns the flags into what the engine takes.
 func (f *buildFlags) request(a *app, context string) (engine.BuildRequest, error) {
 	r := engine.BuildRequest{
-		Context: context, Dockerfile: f.file, Stdin: a.in, Stdout: a.out,
+		Context: context, Dockerfile: f.file, Stdin: a.In, Stdout: a.Out,
 		Target: f.target, Platforms: f.platforms, NoCache: f.noCache, NoCacheFilter: f.noCacheFilter, Pull: f.pull,
 		Network: f.network, CgroupParent: f.cgroupParent, Ulimits: f.ulimits,
 		ShmSize: f.shmSize.Value(), MemoryBytes: f.memory.Value(), MemorySwap: f.memorySwap.Value(),
@@ -167,14 +163,14 @@ func (f *buildFlags) requestCall(r *engine.BuildRequest) error {
 
 func (f *buildFlags) requestLists(r *engine.BuildRequest) error {
 	var err error
-	if r.BuildArgs, err = keyValues("build-arg", f.buildArgs, os.LookupEnv); err != nil {
+	if r.BuildArgs, err = console.KeyValues("build-arg", f.buildArgs, os.LookupEnv); err != nil {
 		return err
 	}
 	addProxyArgs(r.BuildArgs)
-	if r.Labels, err = keyValues("label", f.labels, func(string) (string, bool) { return "", true }); err != nil {
+	if r.Labels, err = console.KeyValues("label", f.labels, func(string) (string, bool) { return "", true }); err != nil {
 		return err
 	}
-	if r.NamedContexts, err = keyValues("build-context", f.contexts, func(string) (string, bool) { return "", false }); err != nil {
+	if r.NamedContexts, err = console.KeyValues("build-context", f.contexts, func(string) (string, bool) { return "", false }); err != nil {
 		return err
 	}
 	for _, h := range f.addHosts {
@@ -252,7 +248,7 @@ func (a *app) build(ctx context.Context, f *buildFlags, buildContext string) err
 	if err != nil {
 		return err
 	}
-	return a.withEngine(ctx, func(e *engine.Engine) error {
+	return a.WithEngine(ctx, func(e *engine.Engine) error {
 		res, err := e.Build(ctx, r)
 		d.close()
 		if err != nil {
@@ -286,44 +282,3 @@ func (f *buildFlags) writeFiles(res *engine.BuildResult) error {
 	}
 	return nil
 }
-
-// refuseFlags adds docker's flags that dhow does not have: naming one is an
-// error that says why, but for a value that asks for nothing ("--sbom=false").
-// A name may have its letter behind a comma.
-func refuseFlags(fl *pflag.FlagSet, reasons map[string]string) {
-	for name, why := range reasons {
-		name, letter, _ := strings.Cut(name, ",")
-		f := fl.VarPF(&refused{name: name, why: why}, name, letter, "")
-		f.Hidden = true
-		f.NoOptDefVal = "true"
-	}
-}
-
-type refused struct{ name, why string }
-
-func (r *refused) String() string { return "" }
-func (r *refused) Type() string   { return "" }
-func (r *refused) Set(v string) error {
-	if off, err := strconv.ParseBool(v); err == nil && !off {
-		return nil
-	}
-	return &refusedError{fmt.Sprintf("dhow has no --%s: %s", r.name, r.why)}
-}
-
-// granted is a flag that asks for what is so anyway; only its opposite is refused.
-type granted struct{ name, why string }
-
-func (g *granted) String() string { return "true" }
-func (g *granted) Type() string   { return "bool" }
-func (g *granted) Set(v string) error {
-	on, err := strconv.ParseBool(v)
-	if err == nil && !on {
-		return &refusedError{fmt.Sprintf("dhow has no --%s=false: %s", g.name, g.why)}
-	}
-	return err
-}
-
-// refusedError is shown as it is: what was written behind the flag is no matter.
-type refusedError struct{ msg string }
-
-func (e *refusedError) Error() string { return e.msg }

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"dhow/internal/bkapi"
+	"dhow/internal/cli/console"
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
 	"dhow/internal/registry"
@@ -68,7 +69,7 @@ type buildkitdConfig struct {
 func (a *app) buildkitdCommand() *cobra.Command {
 	f := &buildkitdFlags{}
 	cmd := &cobra.Command{
-		Use: "buildkitd [OPTIONS]", Short: "Serve BuildKit's API: buildctl, buildx and other clients build with dhow", Args: exactArgs(0),
+		Use: "buildkitd [OPTIONS]", Short: "Serve BuildKit's API: buildctl, buildx and other clients build with dhow", Args: console.ExactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.buildkitd(cmd.Context(), f) },
 	}
 	fl := cmd.Flags()
@@ -80,7 +81,7 @@ func (a *app) buildkitdCommand() *cobra.Command {
 	// There is one worker, and it never collects garbage on its own accord.
 	fl.StringVar(&f.ociWorker, "oci-worker", "auto", "Accepted for buildkitd: true or auto")
 	fl.BoolVar(&f.noise, "debug", false, "Accepted for buildkitd: no more is logged")
-	refuseFlags(fl, map[string]string{
+	console.RefuseFlags(fl, map[string]string{
 		"containerd-worker": "it needs no containerd",
 		"oci-worker-gc":     "garbage is collected by dhow builder prune",
 		"tlscert":           "it serves unix sockets and loopback addresses only",
@@ -98,8 +99,8 @@ func (a *app) buildkitd(ctx context.Context, f *buildkitdFlags) error {
 	if on, err := strconv.ParseBool(f.ociWorker); f.ociWorker != "auto" && (err != nil || !on) || c.Worker.OCI.Enabled != nil && !*c.Worker.OCI.Enabled {
 		return errdef.New(errdef.ErrUnsupported, "buildkitd without its worker")
 	}
-	if a.root == "" {
-		a.root = c.Root
+	if a.Root == "" {
+		a.Root = c.Root
 	}
 	o, err := a.buildkitdOptions(f, c)
 	if err != nil {
@@ -115,7 +116,7 @@ func (a *app) buildkitd(ctx context.Context, f *buildkitdFlags) error {
 	if err := a.ownRoot(); err != nil {
 		return err
 	}
-	return a.withEngine(ctx, func(e *engine.Engine) error {
+	return a.WithEngine(ctx, func(e *engine.Engine) error {
 		s, err := bkapi.New(e, o)
 		if err != nil {
 			return err
@@ -126,7 +127,7 @@ func (a *app) buildkitd(ctx context.Context, f *buildkitdFlags) error {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintln(a.err, "dhow: serving BuildKit's API at "+addr)
+			fmt.Fprintln(a.Err, "dhow: serving BuildKit's API at "+addr)
 			g.Go(func() error { return s.Serve(ctx, l) })
 		}
 		return g.Wait()
@@ -136,12 +137,12 @@ func (a *app) buildkitd(ctx context.Context, f *buildkitdFlags) error {
 // ownRoot makes a subdirectory the state directory where the one that was given
 // holds other things, as buildkitd itself does: scripts put the socket there.
 func (a *app) ownRoot() error {
-	if a.root == "" {
+	if a.Root == "" {
 		return nil
 	}
-	fits, err := engine.FitsRoot(a.root)
+	fits, err := engine.FitsRoot(a.Root)
 	if err == nil && !fits {
-		a.root = filepath.Join(a.root, "dhow")
+		a.Root = filepath.Join(a.Root, "dhow")
 	}
 	return err
 }
@@ -176,7 +177,7 @@ func readBuildkitdConfig(name string) (*buildkitdConfig, error) {
 
 // buildkitdOptions joins flags and configuration.
 func (a *app) buildkitdOptions(f *buildkitdFlags, c *buildkitdConfig) (bkapi.Options, error) {
-	o := bkapi.Options{Version: a.version.Version, Labels: c.Worker.OCI.Labels, Registry: a.registryOptions()}
+	o := bkapi.Options{Version: a.Version.Version, Labels: c.Worker.OCI.Labels, Registry: a.RegistryOptions()}
 	mirrors := map[string][]string{}
 	plain := map[string]bool{}
 	mirror := func(domain, host string) {
@@ -206,7 +207,7 @@ func (a *app) buildkitdOptions(f *buildkitdFlags, c *buildkitdConfig) (bkapi.Opt
 		}
 		o.Entitlements = append(o.Entitlements, e)
 	}
-	labels, err := keyValues("oci-worker-labels", f.labels, func(string) (string, bool) { return "", true })
+	labels, err := console.KeyValues("oci-worker-labels", f.labels, func(string) (string, bool) { return "", true })
 	if err != nil {
 		return o, err
 	}

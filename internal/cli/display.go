@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"dhow/internal/buildcontext"
+	"dhow/internal/cli/console"
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
 	"dhow/internal/export"
@@ -22,7 +23,6 @@ import (
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/frontend/subrequests/lint"
 	"github.com/moby/buildkit/util/progress/progressui"
-	"golang.org/x/term"
 )
 
 // display shows a build's progress on standard error while it runs.
@@ -52,7 +52,7 @@ func (a *app) newDisplay(f *buildFlags, r *engine.BuildRequest) (*display, error
 		mode = progressui.QuietMode
 	}
 	d.logs = mode != progressui.QuietMode && mode != progressui.RawJSONMode
-	ui, err := progressui.NewDisplay(outFile(a.err), mode)
+	ui, err := progressui.NewDisplay(outFile(a.Err), mode)
 	if err != nil {
 		return nil, errdef.WithHint(errdef.As(errdef.ErrInvalid, err), "use --progress plain")
 	}
@@ -96,36 +96,36 @@ func (d *display) withoutLog(err error) error {
 func (a *app) printBuild(f *buildFlags, d *display, res *engine.BuildResult) error {
 	if f.quiet {
 		if id := export.ImageID(res.Exports); id != "" {
-			fmt.Fprintln(a.out, id)
+			fmt.Fprintln(a.Out, id)
 		}
 		return nil
 	}
 	if f.explain {
-		return a.printExplanation(a.err, f.format, res.Steps)
+		return a.printExplanation(a.Err, f.format, res.Steps)
 	}
 	if d.quiet || f.progress == "rawjson" {
 		return nil
 	}
 	a.printWarnings(d.warnings)
 	if c := res.Context; c != nil {
-		fmt.Fprintln(a.err, contextLine(*c))
+		fmt.Fprintln(a.Err, contextLine(*c))
 	}
 	for _, s := range res.Steps {
 		if s.Reason != "" {
-			fmt.Fprintf(a.err, "%s ← %s\n", short(s.Name), s.Reason)
+			fmt.Fprintf(a.Err, "%s ← %s\n", short(s.Name), s.Reason)
 		}
 	}
-	fmt.Fprintln(a.err, summaryLine(res))
+	fmt.Fprintln(a.Err, summaryLine(res))
 	return nil
 }
 
 // contextLine is the one line about the build context.
 func contextLine(t buildcontext.Totals) string {
-	line := fmt.Sprintf("context: %d %s, %s used", t.Files, plural(t.Files, "file"), units.HumanSize(float64(t.Bytes)))
+	line := fmt.Sprintf("context: %d %s, %s used", t.Files, console.Plural(t.Files, "file"), units.HumanSize(float64(t.Bytes)))
 	if t.IgnoredFiles+t.PrunedDirs == 0 {
 		return line + ", nothing ignored"
 	}
-	return line + fmt.Sprintf("; %d %s and %d whole %s ignored", t.IgnoredFiles, plural(t.IgnoredFiles, "file"), t.PrunedDirs, directories(t.PrunedDirs))
+	return line + fmt.Sprintf("; %d %s and %d whole %s ignored", t.IgnoredFiles, console.Plural(t.IgnoredFiles, "file"), t.PrunedDirs, directories(t.PrunedDirs))
 }
 
 func directories(n int) string {
@@ -138,7 +138,7 @@ func directories(n int) string {
 // summaryLine tells where the time went.
 func summaryLine(res *engine.BuildResult) string {
 	all, cached, ran := engine.Count(res.Steps)
-	line := fmt.Sprintf("%d %s: %d cached, %d ran; %s", all, plural(all, "step"), cached, ran, seconds(res.Took))
+	line := fmt.Sprintf("%d %s: %d cached, %d ran; %s", all, console.Plural(all, "step"), cached, ran, seconds(res.Took))
 	if path, total := engine.CriticalPath(res.Steps); ran > 0 && len(path) > 0 {
 		names := make([]string, 0, len(path))
 		for _, i := range path {
@@ -182,21 +182,21 @@ func (a *app) printWarnings(list []client.VertexWarning) {
 	if len(list) == 0 {
 		return
 	}
-	fmt.Fprintf(a.err, "\n%d %s found:\n", len(list), plural(len(list), "warning"))
+	fmt.Fprintf(a.Err, "\n%d %s found:\n", len(list), console.Plural(len(list), "warning"))
 	for _, w := range list {
-		fmt.Fprintf(a.err, " - %s\n", w.Short)
+		fmt.Fprintf(a.Err, " - %s\n", w.Short)
 		if w.URL != "" {
-			fmt.Fprintf(a.err, "   %s\n", w.URL)
+			fmt.Fprintf(a.Err, "   %s\n", w.URL)
 		}
 	}
-	fmt.Fprintln(a.err)
+	fmt.Fprintln(a.Err)
 }
 
 // printExplanation is the table of --explain and `dhow builds show`.
 func (a *app) printExplanation(w io.Writer, format string, steps []engine.StepRecord) error {
 	switch format {
 	case "json":
-		enc := json.NewEncoder(a.out)
+		enc := json.NewEncoder(a.Out)
 		enc.SetIndent("", "  ")
 		return enc.Encode(steps)
 	case "", "text":
@@ -226,29 +226,29 @@ func clip(s string) string {
 // printAnswer prints what the frontend answered to --call.
 func (a *app) printAnswer(f *buildFlags, call string, answer map[string][]byte) error {
 	if f.format == "json" {
-		fmt.Fprintln(a.out, strings.TrimRight(string(answer["result.json"]), "\n"))
+		fmt.Fprintln(a.Out, strings.TrimRight(string(answer["result.json"]), "\n"))
 	} else if call == "check" || call == "lint" {
 		var list lint.LintResults
 		if err := json.Unmarshal(answer["result.json"], &list); err != nil {
 			return fmt.Errorf("read the frontend's answer: %w", err)
 		}
 		if len(list.Warnings) == 0 && list.Error == nil {
-			fmt.Fprintln(a.out, "Check complete, no warnings found.")
+			fmt.Fprintln(a.Out, "Check complete, no warnings found.")
 			return nil
 		}
-		fmt.Fprintf(a.out, "Check complete, %d %s found!\n", len(list.Warnings), plural(len(list.Warnings), "warning"))
-		if err := list.PrintTo(a.out, nil); err != nil {
+		fmt.Fprintf(a.Out, "Check complete, %d %s found!\n", len(list.Warnings), console.Plural(len(list.Warnings), "warning"))
+		if err := list.PrintTo(a.Out, nil); err != nil {
 			return err
 		}
 		if list.Error != nil {
-			list.PrintErrorTo(a.out, nil)
+			list.PrintErrorTo(a.Out, nil)
 		}
-		return exitError{1}
+		return console.ExitError{Code: 1}
 	} else {
-		fmt.Fprint(a.out, string(answer["result.txt"]))
+		fmt.Fprint(a.Out, string(answer["result.txt"]))
 	}
 	if code := answer["result.statuscode"]; len(code) > 0 && string(code) != "0" {
-		return exitError{1}
+		return console.ExitError{Code: 1}
 	}
 	return nil
 }
@@ -283,13 +283,7 @@ func (a *app) printContext(ctx context.Context, f *buildFlags, dir string) error
 		return err
 	}
 	if f.format == "json" {
-		return e.WriteJSON(a.out)
+		return e.WriteJSON(a.Out)
 	}
-	return e.WriteText(a.out)
-}
-
-// terminal says whether w is one.
-func terminal(w any) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
+	return e.WriteText(a.Out)
 }

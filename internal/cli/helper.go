@@ -7,6 +7,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"dhow/internal/cli/console"
 	"dhow/internal/creds"
 )
 
@@ -28,9 +29,9 @@ func CredentialHelper(args []string, version Version) int {
 		fmt.Printf("%s (dhow) %s\n", creds.HelperProgram, version.Version)
 		return 0
 	}
-	logins := creds.Open(creds.Options{Passphrase: askPassphrase})
+	logins := creds.Open(creds.Options{Passphrase: console.AskPassphrase})
 	if err := logins.ServeHelper(ctx, args[0], os.Stdin, os.Stdout); err != nil {
-		fmt.Println(oneLine(err)) // the protocol wants errors here
+		fmt.Println(console.OneLine(err)) // the protocol wants errors here
 		return 1
 	}
 	return 0

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"dhow/internal/cli/console"
 	"dhow/internal/engine"
 
 	"github.com/docker/cli/cli/command/formatter"
@@ -17,18 +18,18 @@ func (a *app) historyCommand() *cobra.Command {
 	var format, platform string
 	var human, noTrunc, quiet bool
 	cmd := &cobra.Command{
-		Use: "history [OPTIONS] IMAGE", Short: "Show the history of an image", Args: exactArgs(1),
+		Use: "history [OPTIONS] IMAGE", Short: "Show the history of an image", Args: console.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := hostOr(platform)
+			p, err := console.HostOr(platform)
 			if err != nil {
 				return err
 			}
-			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
 				items, err := e.Images.History(cmd.Context(), args[0], p)
 				if err != nil {
 					return err
 				}
-				c := formatter.Context{Output: a.out, Format: historyFormat(format, quiet, human), Trunc: !noTrunc}
+				c := formatter.Context{Output: a.Out, Format: historyFormat(format, quiet, human), Trunc: !noTrunc}
 				return writeHistory(c, items, human)
 			})
 		},

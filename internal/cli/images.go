@@ -2,13 +2,13 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
 
+	"dhow/internal/cli/console"
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
 	"dhow/internal/image"
@@ -20,39 +20,22 @@ import (
 	"github.com/spf13/cobra"
 )
 
-func invalidTemplate(format string, err error) error {
-	return errdef.New(errdef.ErrInvalid, "--format %q: %w", format, err)
-}
-
 func (a *app) imageCommand() *cobra.Command {
-	return a.group("image COMMAND", "Manage images",
-		renamed(a.buildCommand(), "build [OPTIONS] PATH | URL | -"),
+	return a.Group("image COMMAND", "Manage images",
+		console.Renamed(a.buildCommand(), "build [OPTIONS] PATH | URL | -"),
 		a.imageCopyCommand(),
-		renamed(a.historyCommand(), "history [OPTIONS] IMAGE"),
-		renamed(a.importCommand(), "import [OPTIONS] file|URL|- [REPOSITORY[:TAG]]"),
-		renamed(a.inspectCommand(), "inspect [OPTIONS] IMAGE [IMAGE...]"),
-		renamed(a.loadCommand(), "load [OPTIONS]"),
-		renamed(a.imagesCommand(), "ls [OPTIONS] [REPOSITORY[:TAG]]", "list"),
+		console.Renamed(a.historyCommand(), "history [OPTIONS] IMAGE"),
+		console.Renamed(a.importCommand(), "import [OPTIONS] file|URL|- [REPOSITORY[:TAG]]"),
+		console.Renamed(a.inspectCommand(), "inspect [OPTIONS] IMAGE [IMAGE...]"),
+		console.Renamed(a.loadCommand(), "load [OPTIONS]"),
+		console.Renamed(a.imagesCommand(), "ls [OPTIONS] [REPOSITORY[:TAG]]", "list"),
 		a.imagePruneCommand(),
-		renamed(a.pullCommand(), "pull [OPTIONS] NAME[:TAG|@DIGEST]"),
-		renamed(a.pushCommand(), "push [OPTIONS] NAME[:TAG]"),
-		renamed(a.rmiCommand(), "rm [OPTIONS] IMAGE [IMAGE...]", "remove"),
-		renamed(a.saveCommand(), "save [OPTIONS] IMAGE [IMAGE...]"),
-		renamed(a.tagCommand(), "tag SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]"),
+		console.Renamed(a.pullCommand(), "pull [OPTIONS] NAME[:TAG|@DIGEST]"),
+		console.Renamed(a.pushCommand(), "push [OPTIONS] NAME[:TAG]"),
+		console.Renamed(a.rmiCommand(), "rm [OPTIONS] IMAGE [IMAGE...]", "remove"),
+		console.Renamed(a.saveCommand(), "save [OPTIONS] IMAGE [IMAGE...]"),
+		console.Renamed(a.tagCommand(), "tag SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]"),
 	)
-}
-
-// filters turns docker's --filter values into the map that listings take.
-func filters(list []string) (map[string][]string, error) {
-	m := map[string][]string{}
-	for _, f := range list {
-		k, v, ok := strings.Cut(f, "=")
-		if !ok {
-			return nil, errdef.WithHint(errdef.New(errdef.ErrInvalid, "--filter %q has no value", f), "write --filter NAME=VALUE")
-		}
-		m[k] = append(m[k], v)
-	}
-	return m, nil
 }
 
 func (a *app) imagesCommand() *cobra.Command {
@@ -60,16 +43,16 @@ func (a *app) imagesCommand() *cobra.Command {
 	var format string
 	var filter []string
 	cmd := &cobra.Command{
-		Use: "images [OPTIONS] [REPOSITORY[:TAG]]", Short: "List images", Args: rangeArgs(0, 1),
+		Use: "images [OPTIONS] [REPOSITORY[:TAG]]", Short: "List images", Args: console.RangeArgs(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			want, err := filters(filter)
+			want, err := console.Filters(filter)
 			if err != nil {
 				return err
 			}
 			if len(args) == 1 {
 				want["reference"] = append(want["reference"], args[0])
 			}
-			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
 				list, err := e.Images.List(cmd.Context(), image.ListOptions{Filters: want})
 				if err != nil {
 					return err
@@ -78,7 +61,7 @@ func (a *app) imagesCommand() *cobra.Command {
 					format = formatter.TableFormatKey
 				}
 				return formatter.ImageWrite(formatter.ImageContext{
-					Context: formatter.Context{Output: a.out, Format: formatter.NewImageFormat(format, quiet, digests), Trunc: !noTrunc},
+					Context: formatter.Context{Output: a.Out, Format: formatter.NewImageFormat(format, quiet, digests), Trunc: !noTrunc},
 					Digest:  digests,
 				}, list)
 			})
@@ -91,27 +74,27 @@ func (a *app) imagesCommand() *cobra.Command {
 	fl.StringVar(&format, "format", "", "Format output using a custom template: 'table', 'json', or a Go template")
 	fl.BoolVar(&noTrunc, "no-trunc", false, "Don't truncate output")
 	fl.BoolVarP(&quiet, "quiet", "q", false, "Only show image IDs")
-	refuseFlags(fl, map[string]string{"tree": "an image's platforms are shown by dhow image inspect --platform"})
+	console.RefuseFlags(fl, map[string]string{"tree": "an image's platforms are shown by dhow image inspect --platform"})
 	return cmd
 }
 
 func (a *app) rmiCommand() *cobra.Command {
 	var force, noPrune bool
 	cmd := &cobra.Command{
-		Use: "rmi [OPTIONS] IMAGE [IMAGE...]", Short: "Remove one or more images", Args: minArgs(1),
+		Use: "rmi [OPTIONS] IMAGE [IMAGE...]", Short: "Remove one or more images", Args: console.MinArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if noPrune {
 				return errdef.New(errdef.ErrUnsupported, "--no-prune: images have no untagged parents")
 			}
-			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
-				return each(a, args, func(name string) error {
+			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
+				return a.Each(args, func(name string) error {
 					gone, err := e.Images.Remove(cmd.Context(), name, image.RemoveOptions{Force: force})
 					for _, g := range gone {
 						if g.Untagged != "" {
-							fmt.Fprintln(a.out, "Untagged: "+g.Untagged)
+							fmt.Fprintln(a.Out, "Untagged: "+g.Untagged)
 						}
 						if g.Deleted != "" {
-							fmt.Fprintln(a.out, "Deleted: "+g.Deleted)
+							fmt.Fprintln(a.Out, "Deleted: "+g.Deleted)
 						}
 					}
 					if force && errors.Is(err, errdef.ErrNotFound) {
@@ -124,34 +107,15 @@ func (a *app) rmiCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "Force removal of the image")
 	cmd.Flags().BoolVar(&noPrune, "no-prune", false, "Do not delete untagged parents")
-	refuseFlags(cmd.Flags(), map[string]string{"platform": "an image is removed with all its platforms"})
+	console.RefuseFlags(cmd.Flags(), map[string]string{"platform": "an image is removed with all its platforms"})
 	return cmd
-}
-
-// each does the same to every argument; a failure is told and the next one
-// still done.
-func each(a *app, args []string, f func(string) error) error {
-	failed := false
-	for _, arg := range args {
-		if err := f(arg); err != nil {
-			if len(args) == 1 {
-				return err
-			}
-			failed = true
-			fmt.Fprintln(a.err, "dhow: "+oneLine(err))
-		}
-	}
-	if failed {
-		return exitError{1}
-	}
-	return nil
 }
 
 func (a *app) tagCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "tag SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]", Short: "Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE", Args: exactArgs(2),
+		Use: "tag SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]", Short: "Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE", Args: console.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
 				return e.Images.Tag(cmd.Context(), args[0], args[1])
 			})
 		},
@@ -162,17 +126,17 @@ func (a *app) inspectCommand() *cobra.Command {
 	var format, platform, kind string
 	var size bool
 	cmd := &cobra.Command{
-		Use: "inspect [OPTIONS] NAME|ID [NAME|ID...]", Short: "Return low-level information on images", Args: minArgs(1),
+		Use: "inspect [OPTIONS] NAME|ID [NAME|ID...]", Short: "Return low-level information on images", Args: console.MinArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if kind != "" && kind != "image" {
 				return errdef.New(errdef.ErrUnsupported, "--type %q: only images can be inspected", kind)
 			}
-			p, err := hostOr(platform)
+			p, err := console.HostOr(platform)
 			if err != nil {
 				return err
 			}
-			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
-				return a.inspect(args, format, func(name string) (any, error) {
+			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
+				return a.Inspect(args, format, func(name string) (any, error) {
 					return e.Images.Inspect(cmd.Context(), name, p)
 				})
 			})
@@ -185,57 +149,14 @@ func (a *app) inspectCommand() *cobra.Command {
 	return cmd
 }
 
-// inspect prints a JSON list of what was found, or each by a template. What was
-// not found is told at the end.
-func (a *app) inspect(args []string, format string, look func(string) (any, error)) error {
-	found := []any{}
-	var failures []error
-	for _, name := range args {
-		v, err := look(name)
-		if err != nil {
-			failures = append(failures, err)
-			continue
-		}
-		if format != "" && format != "json" {
-			if err := a.template(format, v); err != nil {
-				return err
-			}
-			continue
-		}
-		found = append(found, v)
-	}
-	if format == "" || format == "json" {
-		enc := json.NewEncoder(a.out)
-		enc.SetEscapeHTML(false)
-		if format == "" {
-			enc.SetIndent("", "    ")
-		}
-		if err := enc.Encode(found); err != nil {
-			return err
-		}
-	}
-	if len(failures) == 1 {
-		return failures[0]
-	}
-	return errors.Join(failures...)
-}
-
-// hostOr parses --platform; empty is the host's.
-func hostOr(platform string) (oci.Platform, error) {
-	if platform == "" {
-		return oci.HostPlatform(), nil
-	}
-	return oci.ParsePlatform(platform)
-}
-
 func (a *app) importCommand() *cobra.Command {
 	var o image.ImportOptions
 	var platform string
 	cmd := &cobra.Command{
-		Use: "import [OPTIONS] file|URL|- [REPOSITORY[:TAG]]", Short: "Import the contents from a tarball to create a filesystem image", Args: rangeArgs(1, 2),
+		Use: "import [OPTIONS] file|URL|- [REPOSITORY[:TAG]]", Short: "Import the contents from a tarball to create a filesystem image", Args: console.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
-			if o.Platform, err = hostOr(platform); err != nil {
+			if o.Platform, err = console.HostOr(platform); err != nil {
 				return err
 			}
 			if len(args) == 2 {
@@ -246,10 +167,10 @@ func (a *app) importCommand() *cobra.Command {
 				return err
 			}
 			defer in.Close()
-			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
 				img, err := e.Images.ImportTar(cmd.Context(), in, o)
 				if err == nil {
-					fmt.Fprintln(a.out, img.ID)
+					fmt.Fprintln(a.Out, img.ID)
 				}
 				return err
 			})
@@ -264,7 +185,7 @@ func (a *app) importCommand() *cobra.Command {
 // input opens a file, or standard input for "-".
 func (a *app) input(_ context.Context, name string) (io.ReadCloser, error) {
 	if name == "-" {
-		return io.NopCloser(a.in), nil
+		return io.NopCloser(a.In), nil
 	}
 	if strings.HasPrefix(name, "http://") || strings.HasPrefix(name, "https://") {
 		err := errdef.New(errdef.ErrUnsupported, "import from a URL")
@@ -281,7 +202,7 @@ func (a *app) loadCommand() *cobra.Command {
 	var input, platform string
 	var quiet bool
 	cmd := &cobra.Command{
-		Use: "load [OPTIONS]", Short: "Load an image from a tar archive or STDIN", Args: exactArgs(0),
+		Use: "load [OPTIONS]", Short: "Load an image from a tar archive or STDIN", Args: console.ExactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var o image.LoadOptions
 			if platform != "" {
@@ -291,22 +212,22 @@ func (a *app) loadCommand() *cobra.Command {
 				}
 				o.Platform = p
 			}
-			if input == "" && terminal(a.in) {
+			if input == "" && console.Terminal(a.In) {
 				return errdef.WithHint(errdef.New(errdef.ErrInvalid, "load reads an archive, and standard input is a terminal"), "use dhow load -i FILE")
 			}
-			if !quiet && terminal(a.err) {
-				p := newPullDisplay(a.err)
-				defer p.close()
-				o.Progress = p.update
+			if !quiet && console.Terminal(a.Err) {
+				p := console.NewLayerDisplay(a.Err)
+				defer p.Close()
+				o.Progress = p.Update
 			}
-			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
 				loaded, err := a.load(cmd.Context(), e, input, o)
 				for _, l := range loaded {
 					for _, n := range l.Names {
-						fmt.Fprintln(a.out, "Loaded image: "+n.Familiar())
+						fmt.Fprintln(a.Out, "Loaded image: "+n.Familiar())
 					}
 					if len(l.Names) == 0 {
-						fmt.Fprintln(a.out, "Loaded image ID: "+l.Image.ID.String())
+						fmt.Fprintln(a.Out, "Loaded image ID: "+l.Image.ID.String())
 					}
 				}
 				return err
@@ -321,7 +242,7 @@ func (a *app) loadCommand() *cobra.Command {
 
 func (a *app) load(ctx context.Context, e *engine.Engine, input string, o image.LoadOptions) ([]image.Loaded, error) {
 	if input == "" || input == "-" {
-		return e.Images.Load(ctx, a.in, o)
+		return e.Images.Load(ctx, a.In, o)
 	}
 	st, err := os.Stat(input)
 	if err != nil {
@@ -341,22 +262,22 @@ func (a *app) load(ctx context.Context, e *engine.Engine, input string, o image.
 func (a *app) saveCommand() *cobra.Command {
 	var output, platform, format string
 	cmd := &cobra.Command{
-		Use: "save [OPTIONS] IMAGE [IMAGE...]", Short: "Save one or more images to a tar archive (streamed to STDOUT by default)", Args: minArgs(1),
+		Use: "save [OPTIONS] IMAGE [IMAGE...]", Short: "Save one or more images to a tar archive (streamed to STDOUT by default)", Args: console.MinArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o := image.SaveOptions{Format: image.Format(format)}
 			if format != "" && o.Format != image.FormatDocker && o.Format != image.FormatOCI {
 				return errdef.WithHint(errdef.New(errdef.ErrInvalid, "--format %q is not known", format), "use docker or oci")
 			}
 			var err error
-			if o.Platform, err = hostOr(platform); err != nil {
+			if o.Platform, err = console.HostOr(platform); err != nil {
 				return err
 			}
-			if output == "" && terminal(a.out) {
+			if output == "" && console.Terminal(a.Out) {
 				return errdef.WithHint(errdef.New(errdef.ErrInvalid, "save writes an archive, and standard output is a terminal"), "use dhow save -o FILE")
 			}
-			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
 				if output == "" {
-					return e.Images.Save(cmd.Context(), a.out, args, o)
+					return e.Images.Save(cmd.Context(), a.Out, args, o)
 				}
 				return sys.WriteAtomic(output, 0o600, func(w io.Writer) error {
 					return e.Images.Save(cmd.Context(), w, args, o)
@@ -374,9 +295,9 @@ func (a *app) imagePruneCommand() *cobra.Command {
 	var all, force bool
 	var filter []string
 	cmd := &cobra.Command{
-		Use: "prune [OPTIONS]", Short: "Remove unused images", Args: exactArgs(0),
+		Use: "prune [OPTIONS]", Short: "Remove unused images", Args: console.ExactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			want, err := filters(filter)
+			want, err := console.Filters(filter)
 			if err != nil {
 				return err
 			}
@@ -384,26 +305,26 @@ func (a *app) imagePruneCommand() *cobra.Command {
 			if all {
 				question = "WARNING! This will remove all images without at least one container associated to them."
 			}
-			if !force && !a.confirm(question) {
+			if !force && !a.Confirm(question) {
 				return nil
 			}
-			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
-				report, err := e.Images.Prune(cmd.Context(), image.PruneOptions{All: all, Filters: want, Waiting: a.waiting})
+			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
+				report, err := e.Images.Prune(cmd.Context(), image.PruneOptions{All: all, Filters: want, Waiting: a.Waiting})
 				if err != nil {
 					return err
 				}
 				if len(report.ImagesDeleted) > 0 {
-					fmt.Fprintln(a.out, "Deleted Images:")
+					fmt.Fprintln(a.Out, "Deleted Images:")
 					for _, d := range report.ImagesDeleted {
 						if d.Untagged != "" {
-							fmt.Fprintln(a.out, "untagged:", d.Untagged)
+							fmt.Fprintln(a.Out, "untagged:", d.Untagged)
 						} else {
-							fmt.Fprintln(a.out, "deleted:", d.Deleted)
+							fmt.Fprintln(a.Out, "deleted:", d.Deleted)
 						}
 					}
-					fmt.Fprintln(a.out)
+					fmt.Fprintln(a.Out)
 				}
-				fmt.Fprintln(a.out, "Total reclaimed space:", units.HumanSize(float64(report.SpaceReclaimed)))
+				fmt.Fprintln(a.Out, "Total reclaimed space:", units.HumanSize(float64(report.SpaceReclaimed)))
 				return nil
 			})
 		},
@@ -412,17 +333,4 @@ func (a *app) imagePruneCommand() *cobra.Command {
 	cmd.Flags().StringArrayVar(&filter, "filter", nil, `Provide filter values (e.g. "until=<timestamp>")`)
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "Do not prompt for confirmation")
 	return cmd
-}
-
-// waiting tells why a command that removes things does not begin at once.
-func (a *app) waiting() {
-	fmt.Fprintln(a.err, "waiting for builds and other commands that use the store to finish …")
-}
-
-// confirm asks as docker does; only "y" is yes.
-func (a *app) confirm(question string) bool {
-	fmt.Fprintf(a.out, "%s\nAre you sure you want to continue? [y/N] ", question)
-	var answer string
-	_, _ = fmt.Fscanln(a.in, &answer) // no answer is no
-	return strings.EqualFold(answer, "y")
 }

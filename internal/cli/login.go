@@ -10,6 +10,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"dhow/internal/cli/console"
 	"dhow/internal/creds"
 	"dhow/internal/errdef"
 	"dhow/internal/oci"
@@ -28,7 +29,7 @@ type loginFlags struct {
 func (a *app) loginCommand() *cobra.Command {
 	var f loginFlags
 	cmd := &cobra.Command{
-		Use: "login [OPTIONS] [SERVER]", Short: "Authenticate to a registry", Args: rangeArgs(0, 1),
+		Use: "login [OPTIONS] [SERVER]", Short: "Authenticate to a registry", Args: console.RangeArgs(0, 1),
 		Long: "Authenticate to a registry, or to a part of one (ghcr.io/org).\nThe default is Docker Hub.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			server, err := serverArg(args)
@@ -63,28 +64,23 @@ func serverArg(args []string) (creds.Server, error) {
 	return creds.ParseServer(args[0])
 }
 
-// logins are the user's, under a profile or under none.
-func (a *app) logins(profile string) *creds.Logins {
-	return creds.Open(creds.Options{Profile: profile, Passphrase: askPassphrase})
-}
-
 func (a *app) login(ctx context.Context, server creds.Server, f loginFlags) error {
-	logins := a.logins(f.profile)
+	logins := a.Logins(f.profile)
 	login, stored, err := a.askLogin(ctx, logins, server, f)
 	if err != nil {
 		return err
 	}
 	if !f.verify {
-		a.unverified = []string{server.Domain}
+		a.Unverified = []string{server.Domain}
 	}
-	o := a.registryOptions()
+	o := a.RegistryOptions()
 	o.Credentials = nil
 	in, err := registry.New(o).Login(ctx, server.Domain, login.User, login.Secret)
 	if err != nil {
 		return err
 	}
 	if in.Open {
-		fmt.Fprintf(a.err, "WARNING! %s asks nobody for a password; this one was not checked.\n", server.Domain)
+		fmt.Fprintf(a.Err, "WARNING! %s asks nobody for a password; this one was not checked.\n", server.Domain)
 	}
 	if !stored {
 		if in.IdentityToken != "" {
@@ -96,7 +92,7 @@ func (a *app) login(ctx context.Context, server creds.Server, f loginFlags) erro
 		}
 		a.tellKept(kept)
 	}
-	fmt.Fprintln(a.out, "Login Succeeded")
+	fmt.Fprintln(a.Out, "Login Succeeded")
 	return nil
 }
 
@@ -104,15 +100,15 @@ func (a *app) login(ctx context.Context, server creds.Server, f loginFlags) erro
 func (a *app) tellKept(k creds.Kept) {
 	switch {
 	case k.Plain:
-		fmt.Fprintf(a.err, "\nWARNING! Your password is kept unencrypted in %s.\nLeave out --plain-text to have it encrypted.\n\n", k.Where)
+		fmt.Fprintf(a.Err, "\nWARNING! Your password is kept unencrypted in %s.\nLeave out --plain-text to have it encrypted.\n\n", k.Where)
 	case k.Key != "":
-		fmt.Fprintf(a.err, "The login is kept in %s, encrypted (key: %s).\n", k.Where, k.Key)
+		fmt.Fprintf(a.Err, "The login is kept in %s, encrypted (key: %s).\n", k.Where, k.Key)
 	}
 	if k.Lost {
-		fmt.Fprintln(a.err, "WARNING! The key to the logins kept there before is gone, and so are they: log in to the other registries anew.")
+		fmt.Fprintln(a.Err, "WARNING! The key to the logins kept there before is gone, and so are they: log in to the other registries anew.")
 	}
 	if !k.Others && k.Key != "" {
-		fmt.Fprintln(a.err, "Other tools find it once this program is in the path as docker-credential-dhow.")
+		fmt.Fprintln(a.Err, "Other tools find it once this program is in the path as docker-credential-dhow.")
 	}
 }
 
@@ -120,7 +116,7 @@ func (a *app) tellKept(k creds.Kept) {
 // stored says that it is kept already.
 func (a *app) askLogin(ctx context.Context, logins *creds.Logins, server creds.Server, f loginFlags) (l creds.Login, stored bool, err error) {
 	if f.password != "" {
-		fmt.Fprintln(a.err, "WARNING! A password on the command line can be seen by all users of the machine. Use --password-stdin.")
+		fmt.Fprintln(a.Err, "WARNING! A password on the command line can be seen by all users of the machine. Use --password-stdin.")
 	}
 	switch {
 	case f.password != "" && f.passwordStdin:
@@ -128,7 +124,7 @@ func (a *app) askLogin(ctx context.Context, logins *creds.Logins, server creds.S
 	case f.passwordStdin && f.user == "":
 		return l, false, errdef.WithHint(errdef.New(errdef.ErrInvalid, "--password-stdin needs a user name"), "add -u USER")
 	case f.passwordStdin:
-		raw, err := io.ReadAll(io.LimitReader(a.in, 1<<20))
+		raw, err := io.ReadAll(io.LimitReader(a.In, 1<<20))
 		if err != nil {
 			return l, false, fmt.Errorf("read the password: %w", err)
 		}
@@ -143,7 +139,7 @@ func (a *app) askLogin(ctx context.Context, logins *creds.Logins, server creds.S
 			return l, false, err
 		}
 		if len(found) > 0 && found[0].Server == server {
-			fmt.Fprintf(a.err, "Authenticating with existing credentials... [Username: %s]\n", found[0].Login.Who())
+			fmt.Fprintf(a.Err, "Authenticating with existing credentials... [Username: %s]\n", found[0].Login.Who())
 			return found[0].Login, true, nil
 		}
 	}
@@ -157,19 +153,19 @@ func (a *app) askLogin(ctx context.Context, logins *creds.Logins, server creds.S
 
 // promptLogin asks for what is missing at the terminal.
 func (a *app) promptLogin(f *loginFlags) error {
-	in, ok := a.in.(*os.File)
+	in, ok := a.In.(*os.File)
 	if !ok || !term.IsTerminal(int(in.Fd())) {
 		return errdef.WithHint(errdef.New(errdef.ErrInvalid, "log in: there is no terminal to ask for the password"), "use -u USER --password-stdin")
 	}
 	if f.user == "" {
-		fmt.Fprint(a.err, "Username: ")
+		fmt.Fprint(a.Err, "Username: ")
 		line, err := bufio.NewReader(in).ReadString('\n')
 		if f.user = strings.TrimSpace(line); f.user == "" {
 			return errdef.New(errdef.ErrInvalid, "log in: no user name was given: %w", errors.Join(err))
 		}
 	}
 	if f.password == "" {
-		secret, err := readSecret(in, a.err, "Password: ")
+		secret, err := console.ReadSecret(in, a.Err, "Password: ")
 		if err != nil {
 			return err
 		}
@@ -180,52 +176,18 @@ func (a *app) promptLogin(f *loginFlags) error {
 	return nil
 }
 
-// readSecret asks at a terminal without showing what is typed.
-func readSecret(in *os.File, out io.Writer, prompt string) (string, error) {
-	fmt.Fprint(out, prompt)
-	secret, err := term.ReadPassword(int(in.Fd()))
-	fmt.Fprintln(out)
-	if err != nil {
-		return "", fmt.Errorf("read the password: %w", err)
-	}
-	return string(secret), nil
-}
-
-// askPassphrase asks for the passphrase of the encrypted store at the process's
-// terminal, wherever its standard input comes from.
-func askPassphrase(again bool) (string, error) {
-	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
-	if err != nil {
-		return "", errdef.WithHint(errdef.New(errdef.ErrDenied, "there is no terminal to ask for the passphrase"),
-			"put it into a file and name that in DHOW_PASSPHRASE_FILE")
-	}
-	defer tty.Close()
-	phrase, err := readSecret(tty, tty, "Passphrase of the credential store: ")
-	if err != nil || !again {
-		return phrase, err
-	}
-	if phrase == "" {
-		return "", errdef.New(errdef.ErrInvalid, "the passphrase is empty")
-	}
-	second, err := readSecret(tty, tty, "The same once more: ")
-	if err == nil && second != phrase {
-		err = errdef.New(errdef.ErrInvalid, "the passphrases differ")
-	}
-	return phrase, err
-}
-
 func (a *app) loginLsCommand() *cobra.Command {
 	var profile string
 	cmd := &cobra.Command{
 		Use: "ls [NAME]", Short: "List logins, or those that serve an image's name, the one that is used first", Aliases: []string{"list"},
-		Args: rangeArgs(0, 1),
+		Args: console.RangeArgs(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			logins := a.logins(profile)
+			logins := a.Logins(profile)
 			if len(args) == 1 {
 				return a.explainLogin(cmd.Context(), logins, args[0])
 			}
 			list, err := logins.List(cmd.Context())
-			w := tabwriter.NewWriter(a.out, 0, 0, 3, ' ', 0)
+			w := tabwriter.NewWriter(a.Out, 0, 0, 3, ' ', 0)
 			fmt.Fprintln(w, "SERVER\tUSER\tPROFILE\tKEPT IN")
 			for _, l := range list {
 				if profile == "" || profile == l.Profile {
@@ -252,11 +214,11 @@ func (a *app) explainLogin(ctx context.Context, logins *creds.Logins, name strin
 	found, err := logins.Find(ctx, server)
 	if len(found) == 0 {
 		if err == nil {
-			fmt.Fprintf(a.out, "%s is used without a login\n", server)
+			fmt.Fprintf(a.Out, "%s is used without a login\n", server)
 		}
 		return err
 	}
-	w := tabwriter.NewWriter(a.out, 0, 0, 3, ' ', 0)
+	w := tabwriter.NewWriter(a.Out, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(w, "USED\tFOR\tUSER\tKEPT IN\tWHY")
 	for i, l := range found {
 		used, why := "no", "an earlier source has one for the same scope"
@@ -274,18 +236,18 @@ func (a *app) explainLogin(ctx context.Context, logins *creds.Logins, name strin
 func (a *app) logoutCommand() *cobra.Command {
 	var profile string
 	cmd := &cobra.Command{
-		Use: "logout [SERVER]", Short: "Log out from a registry", Args: rangeArgs(0, 1),
+		Use: "logout [SERVER]", Short: "Log out from a registry", Args: console.RangeArgs(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			server, err := serverArg(args)
 			if err != nil {
 				return err
 			}
-			from, err := a.logins(profile).Forget(cmd.Context(), server)
+			from, err := a.Logins(profile).Forget(cmd.Context(), server)
 			for _, place := range from {
-				fmt.Fprintf(a.out, "Removing login credentials for %s (%s)\n", server, place)
+				fmt.Fprintf(a.Out, "Removing login credentials for %s (%s)\n", server, place)
 			}
 			if err == nil && len(from) == 0 {
-				fmt.Fprintf(a.out, "Not logged in to %s\n", server)
+				fmt.Fprintf(a.Out, "Not logged in to %s\n", server)
 			}
 			return err
 		},

@@ -1,11 +1,10 @@
 package cli
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 
+	"dhow/internal/cli/console"
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
 	"dhow/internal/oci"
@@ -14,7 +13,7 @@ import (
 )
 
 func (a *app) manifestCommand() *cobra.Command {
-	return a.group("manifest COMMAND", "Manage manifests and manifest lists of registries",
+	return a.Group("manifest COMMAND", "Manage manifests and manifest lists of registries",
 		a.manifestAnnotate(), a.manifestCreate(), a.manifestInspect(), a.manifestPush(), a.manifestRm())
 }
 
@@ -34,36 +33,36 @@ func refs(names []string) ([]oci.Ref, error) {
 func (a *app) manifestCreate() *cobra.Command {
 	var amend bool
 	cmd := &cobra.Command{
-		Use: "create [OPTIONS] MANIFEST_LIST MANIFEST [MANIFEST...]", Short: "Create a local manifest list of images in registries", Args: minArgs(2),
+		Use: "create [OPTIONS] MANIFEST_LIST MANIFEST [MANIFEST...]", Short: "Create a local manifest list of images in registries", Args: console.MinArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			names, err := refs(args)
 			if err != nil {
 				return err
 			}
-			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
 				if err := e.CreateManifestList(cmd.Context(), names[0], names[1:], amend); err != nil {
 					return err
 				}
-				fmt.Fprintln(a.out, "Created manifest list "+names[0].String())
+				fmt.Fprintln(a.Out, "Created manifest list "+names[0].String())
 				return nil
 			})
 		},
 	}
 	cmd.Flags().BoolVarP(&amend, "amend", "a", false, "Amend an existing manifest list")
-	a.registryFlags(cmd)
+	a.RegistryFlags(cmd)
 	return cmd
 }
 
 func (a *app) manifestAnnotate() *cobra.Command {
 	var p oci.Platform
 	cmd := &cobra.Command{
-		Use: "annotate [OPTIONS] MANIFEST_LIST MANIFEST", Short: "Set the platform of an image in a local manifest list", Args: exactArgs(2),
+		Use: "annotate [OPTIONS] MANIFEST_LIST MANIFEST", Short: "Set the platform of an image in a local manifest list", Args: console.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			names, err := refs(args)
 			if err != nil {
 				return err
 			}
-			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
 				return e.AnnotateManifestList(cmd.Context(), names[0], names[1], p)
 			})
 		},
@@ -80,16 +79,16 @@ func (a *app) manifestAnnotate() *cobra.Command {
 func (a *app) manifestInspect() *cobra.Command {
 	var verbose bool
 	cmd := &cobra.Command{
-		Use: "inspect [OPTIONS] MANIFEST", Short: "Display a manifest, or a manifest list, local or in a registry", Args: exactArgs(1),
+		Use: "inspect [OPTIONS] MANIFEST", Short: "Display a manifest, or a manifest list, local or in a registry", Args: console.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			names, err := refs(args)
 			if err != nil {
 				return err
 			}
-			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
 				l, err := e.ManifestList(names[0])
 				if err == nil {
-					return a.printJSON(l.Index())
+					return a.PrintJSON(l.Index())
 				}
 				if !errors.Is(err, errdef.ErrNotFound) {
 					return err
@@ -99,46 +98,32 @@ func (a *app) manifestInspect() *cobra.Command {
 				case err != nil:
 					return err
 				case verbose:
-					return a.printJSON(found)
+					return a.PrintJSON(found)
 				}
-				return a.printJSON(found[0].Manifest)
+				return a.PrintJSON(found[0].Manifest)
 			})
 		},
 	}
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "Show the descriptor, and each manifest of a list")
-	a.registryFlags(cmd)
+	a.RegistryFlags(cmd)
 	return cmd
-}
-
-// printJSON prints a value indented.
-func (a *app) printJSON(v any) error {
-	raw, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	var out bytes.Buffer
-	if err := json.Indent(&out, raw, "", "   "); err != nil {
-		return err
-	}
-	fmt.Fprintln(a.out, out.String())
-	return nil
 }
 
 func (a *app) manifestPush() *cobra.Command {
 	var purge bool
 	cmd := &cobra.Command{
-		Use: "push [OPTIONS] MANIFEST_LIST", Short: "Push a manifest list to its registry", Args: exactArgs(1),
+		Use: "push [OPTIONS] MANIFEST_LIST", Short: "Push a manifest list to its registry", Args: console.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			names, err := refs(args)
 			if err != nil {
 				return err
 			}
-			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
 				desc, err := e.PushManifestList(cmd.Context(), names[0])
 				if err != nil {
 					return err
 				}
-				fmt.Fprintln(a.out, desc.Digest)
+				fmt.Fprintln(a.Out, desc.Digest)
 				if purge {
 					return e.RemoveManifestList(names[0])
 				}
@@ -147,19 +132,19 @@ func (a *app) manifestPush() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVarP(&purge, "purge", "p", false, "Remove the local manifest list after it was pushed")
-	a.registryFlags(cmd)
+	a.RegistryFlags(cmd)
 	return cmd
 }
 
 func (a *app) manifestRm() *cobra.Command {
 	return &cobra.Command{
-		Use: "rm MANIFEST_LIST [MANIFEST_LIST...]", Short: "Remove local manifest lists", Args: minArgs(1),
+		Use: "rm MANIFEST_LIST [MANIFEST_LIST...]", Short: "Remove local manifest lists", Args: console.MinArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			names, err := refs(args)
 			if err != nil {
 				return err
 			}
-			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
 				var errs []error
 				for _, name := range names {
 					errs = append(errs, e.RemoveManifestList(name))
@@ -173,7 +158,7 @@ func (a *app) manifestRm() *cobra.Command {
 func (a *app) imageCopyCommand() *cobra.Command {
 	var platform string
 	cmd := &cobra.Command{
-		Use: "copy [OPTIONS] SOURCE TARGET", Short: "Copy an image from one registry to another, keeping nothing here", Aliases: []string{"cp"}, Args: exactArgs(2),
+		Use: "copy [OPTIONS] SOURCE TARGET", Short: "Copy an image from one registry to another, keeping nothing here", Aliases: []string{"cp"}, Args: console.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			names, err := refs(args)
 			if err != nil {
@@ -188,17 +173,17 @@ func (a *app) imageCopyCommand() *cobra.Command {
 					return err
 				}
 			}
-			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
 				desc, err := e.Copy(cmd.Context(), r)
 				if err != nil {
 					return err
 				}
-				fmt.Fprintf(a.out, "%s: digest: %s size: %d\n", r.To.Familiar(), desc.Digest, desc.Size)
+				fmt.Fprintf(a.Out, "%s: digest: %s size: %d\n", r.To.Familiar(), desc.Digest, desc.Size)
 				return nil
 			})
 		},
 	}
 	cmd.Flags().StringVar(&platform, "platform", "", "Copy only the image for one platform (default all)")
-	a.registryFlags(cmd)
+	a.RegistryFlags(cmd)
 	return cmd
 }

@@ -5,6 +5,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"dhow/internal/cli/console"
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
 	"dhow/internal/snapshot"
@@ -14,8 +15,8 @@ import (
 )
 
 func (a *app) builderCommand() *cobra.Command {
-	return a.group("builder COMMAND", "Manage the build cache",
-		renamed(a.buildCommand(), "build [OPTIONS] PATH | URL | -"),
+	return a.Group("builder COMMAND", "Manage the build cache",
+		console.Renamed(a.buildCommand(), "build [OPTIONS] PATH | URL | -"),
 		a.builderPruneCommand(),
 	)
 }
@@ -25,9 +26,9 @@ func (a *app) builderPruneCommand() *cobra.Command {
 	var keep string
 	var filter []string
 	cmd := &cobra.Command{
-		Use: "prune [OPTIONS]", Short: "Remove build cache", Args: exactArgs(0),
+		Use: "prune [OPTIONS]", Short: "Remove build cache", Args: console.ExactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o := snapshot.PruneOptions{Cache: true, All: all, Waiting: a.waiting}
+			o := snapshot.PruneOptions{Cache: true, All: all, Waiting: a.Waiting}
 			var err error
 			if o.Before, err = untilFilter(filter); err != nil {
 				return err
@@ -41,15 +42,15 @@ func (a *app) builderPruneCommand() *cobra.Command {
 			if all {
 				question = "WARNING! This will remove all build cache, cache mounts too."
 			}
-			if !force && !a.confirm(question) {
+			if !force && !a.Confirm(question) {
 				return nil
 			}
-			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
 				res, err := e.Snapshots.Prune(cmd.Context(), o)
 				if err != nil {
 					return err
 				}
-				tw := tabwriter.NewWriter(a.out, 0, 0, 3, ' ', 0)
+				tw := tabwriter.NewWriter(a.Out, 0, 0, 3, ' ', 0)
 				if len(res.Removed) > 0 {
 					fmt.Fprintln(tw, "ID\tTYPE\tSIZE")
 				}
@@ -59,7 +60,7 @@ func (a *app) builderPruneCommand() *cobra.Command {
 				if err := tw.Flush(); err != nil {
 					return err
 				}
-				fmt.Fprintln(a.out, "Total:", units.HumanSize(float64(res.Freed)))
+				fmt.Fprintln(a.Out, "Total:", units.HumanSize(float64(res.Freed)))
 				return nil
 			})
 		},
@@ -69,14 +70,14 @@ func (a *app) builderPruneCommand() *cobra.Command {
 	fl.StringArrayVar(&filter, "filter", nil, `Provide filter values (e.g. "until=24h")`)
 	fl.BoolVarP(&force, "force", "f", false, "Do not prompt for confirmation")
 	fl.StringVar(&keep, "keep-storage", "", "Amount of disk space to keep for cache")
-	refuseFlags(fl, map[string]string{"max-used-space": "use --keep-storage", "min-free-space": "use --keep-storage", "reserved-space": "use --keep-storage"})
+	console.RefuseFlags(fl, map[string]string{"max-used-space": "use --keep-storage", "min-free-space": "use --keep-storage", "reserved-space": "use --keep-storage"})
 	return cmd
 }
 
 // untilFilter reads "until=24h" or "until=TIMESTAMP": what was last used before
 // then. The zero time means no bound.
 func untilFilter(list []string) (time.Time, error) {
-	want, err := filters(list)
+	want, err := console.Filters(list)
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -98,15 +99,15 @@ func untilFilter(list []string) (time.Time, error) {
 }
 
 func (a *app) systemCommand() *cobra.Command {
-	return a.group("system COMMAND", "Manage dhow", a.dfCommand())
+	return a.Group("system COMMAND", "Manage dhow", a.dfCommand())
 }
 
 func (a *app) dfCommand() *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
-		Use: "df [OPTIONS]", Short: "Show disk usage", Args: exactArgs(0),
+		Use: "df [OPTIONS]", Short: "Show disk usage", Args: console.ExactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withEngine(cmd.Context(), func(e *engine.Engine) error {
+			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
 				u, err := e.Snapshots.DiskUsage(cmd.Context(), nil)
 				if err != nil {
 					return err
@@ -116,7 +117,7 @@ func (a *app) dfCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&format, "format", "", "Format output: 'json', or a Go template")
-	refuseFlags(cmd.Flags(), map[string]string{"verbose,v": "see dhow images and dhow builds"})
+	console.RefuseFlags(cmd.Flags(), map[string]string{"verbose,v": "see dhow images and dhow builds"})
 	return cmd
 }
 
@@ -138,13 +139,13 @@ func (a *app) printUsage(u snapshot.Usage, format string) error {
 	rows := []usageRow{row("Images", u.Images), row("Build Cache", u.Cache), row("Cache Mounts", u.CacheMounts), row("Blobs", u.Blobs)}
 	if format != "" && format != "table" {
 		for _, r := range rows {
-			if err := a.template(format, r); err != nil {
+			if err := a.Template(format, r); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
-	tw := tabwriter.NewWriter(a.out, 0, 0, 3, ' ', 0)
+	tw := tabwriter.NewWriter(a.Out, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(tw, "TYPE\tTOTAL\tACTIVE\tSIZE\tRECLAIMABLE")
 	for _, r := range rows {
 		fmt.Fprintf(tw, "%s\t%d\t%d\t%s\t%s\n", r.Type, r.TotalCount, r.Active, r.Size, r.Reclaimable)

@@ -1,4 +1,4 @@
-package cli
+package containers
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 
+	"dhow/internal/cli/console"
 	"dhow/internal/container"
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
@@ -46,7 +47,7 @@ type runFlags struct {
 func (a *app) runCommand() *cobra.Command {
 	var f runFlags
 	cmd := &cobra.Command{
-		Use: "run [OPTIONS] IMAGE [COMMAND] [ARG...]", Short: "Create and run a new container from an image", Args: minArgs(1),
+		Use: "run [OPTIONS] IMAGE [COMMAND] [ARG...]", Short: "Create and run a new container from an image", Args: console.MinArgs(1),
 		Long: "Create and run a new container from an image, in the foreground.\n\nThe container's changes are thrown away when it ends, with or without --rm; volumes stay.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f.hasEntrypoint = cmd.Flags().Changed("entrypoint")
@@ -57,9 +58,9 @@ func (a *app) runCommand() *cobra.Command {
 	fl.SetInterspersed(false)
 	f.register(fl)
 	f.registerLimits(fl)
-	refuseFlags(fl, refusedByRun())
+	console.RefuseFlags(fl, refusedByRun())
 	fl.Bool("help", false, "Print usage") // -h is --hostname
-	a.profileFlag(cmd)
+	a.ProfileFlag(cmd)
 	return cmd
 }
 
@@ -237,7 +238,7 @@ func (f *runFlags) requestLists(r *engine.RunRequest) (err error) {
 		}
 		o.Tmpfs[path] = options
 	}
-	if o.Sysctls, err = keyValues("sysctl", f.sysctls, func(string) (string, bool) { return "", false }); err != nil {
+	if o.Sysctls, err = console.KeyValues("sysctl", f.sysctls, func(string) (string, bool) { return "", false }); err != nil {
 		return err
 	}
 	for _, d := range f.devices {
@@ -353,24 +354,24 @@ func (a *app) run(_ context.Context, f *runFlags, args []string) error {
 	if err != nil {
 		return &engine.RunError{Status: 125, Err: err}
 	}
-	if f.tty && f.interactive && !terminal(a.in) {
+	if f.tty && f.interactive && !console.Terminal(a.In) {
 		return &engine.RunError{Status: 1, Err: errdef.New(errdef.ErrInvalid, "the input device is not a TTY")}
 	}
-	d := newPullDisplay(a.err)
-	defer d.close()
+	d := console.NewLayerDisplay(a.Err)
+	defer d.Close()
 	if !f.quiet {
-		r.Progress = d.update
+		r.Progress = d.Update
 	}
-	r.Warn = func(s string) { fmt.Fprintln(a.err, "dhow: "+s) }
+	r.Warn = func(s string) { fmt.Fprintln(a.Err, "dhow: "+s) }
 	t := &terminalSession{app: a, flags: f, done: make(chan struct{})}
 	if !f.tty {
 		if f.interactive {
-			r.Stdin, _ = a.in.(*os.File)
+			r.Stdin, _ = a.In.(*os.File)
 		}
-		r.Stdout, _ = a.out.(*os.File)
-		r.Stderr, _ = a.err.(*os.File)
+		r.Stdout, _ = a.Out.(*os.File)
+		r.Stderr, _ = a.Err.(*os.File)
 	}
-	if f, ok := a.out.(*os.File); ok && terminal(a.out) {
+	if f, ok := a.Out.(*os.File); ok && console.Terminal(a.Out) {
 		if w, h, err := term.GetSize(int(f.Fd())); err == nil {
 			r.ConsoleSize = &specs.Box{Height: uint(h), Width: uint(w)}
 		}
@@ -379,7 +380,7 @@ func (a *app) run(_ context.Context, f *runFlags, args []string) error {
 	// Signals go to the container: its end ends the command, not the signal.
 	ctx := context.Background()
 	var status sandbox.Status
-	err = a.withEngine(ctx, func(e *engine.Engine) error {
+	err = a.WithEngine(ctx, func(e *engine.Engine) error {
 		var err error
 		status, err = e.Run(ctx, r)
 		t.stop()
@@ -393,10 +394,10 @@ func (a *app) run(_ context.Context, f *runFlags, args []string) error {
 		return err
 	}
 	if status.OOMKilled {
-		fmt.Fprintln(a.err, "dhow: the container was killed: it used more than its --memory")
+		fmt.Fprintln(a.Err, "dhow: the container was killed: it used more than its --memory")
 	}
 	if status.ExitCode != 0 {
-		return exitError{status.ExitCode}
+		return console.ExitError{Code: status.ExitCode}
 	}
 	return nil
 }
@@ -418,7 +419,7 @@ func (t *terminalSession) start(p *sandbox.Process) {
 	signal.Notify(t.signals)
 	if t.console = p.Console(); t.console != nil {
 		t.resize(p)
-		if in, ok := t.app.in.(*os.File); ok && t.flags.interactive {
+		if in, ok := t.app.In.(*os.File); ok && t.flags.interactive {
 			if state, err := term.MakeRaw(int(in.Fd())); err == nil {
 				t.restore = func() { _ = term.Restore(int(in.Fd()), state) }
 			}
@@ -426,7 +427,7 @@ func (t *terminalSession) start(p *sandbox.Process) {
 		}
 		go func() {
 			defer close(t.done)
-			_ = engine.Drain(t.app.out, t.console) // the caller's output went away: the container goes on
+			_ = engine.Drain(t.app.Out, t.console) // the caller's output went away: the container goes on
 		}()
 	} else {
 		close(t.done)
@@ -443,7 +444,7 @@ func (t *terminalSession) forward(p *sandbox.Process) {
 	for s := range t.signals {
 		if s == syscall.SIGINT || s == syscall.SIGTERM {
 			if asked++; asked == patience {
-				fmt.Fprintf(t.app.err, "dhow: got %d SIGTERM/SIGINTs, killing the container\n", asked)
+				fmt.Fprintf(t.app.Err, "dhow: got %d SIGTERM/SIGINTs, killing the container\n", asked)
 				_ = p.Signal(syscall.SIGKILL) // it has ended: the command is about to
 				continue
 			}
@@ -464,7 +465,7 @@ func (t *terminalSession) resize(p *sandbox.Process) {
 	if t.console == nil {
 		return
 	}
-	if f, ok := t.app.out.(*os.File); ok {
+	if f, ok := t.app.Out.(*os.File); ok {
 		if w, h, err := term.GetSize(int(f.Fd())); err == nil {
 			_ = p.Resize(uint16(h), uint16(w)) // cosmetic
 		}

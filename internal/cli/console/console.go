@@ -1,0 +1,62 @@
+// Package console is what all commands of the command line share: the streams
+// of the process, the opened engine, errors and exit codes, flags that are
+// refused by name, tables and docker's templates, the display of layers. It
+// knows no command.
+//
+// Invariant: what goes wrong is told in one form ("dhow: …", then "hint: …"),
+// and mapped to a status in one place.
+package console
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"dhow/internal/engine"
+)
+
+// Version is what `dhow version` says, set by the linker.
+type Version struct {
+	Version, Commit string
+}
+
+// Console is what all commands share: the streams of the process and global
+// flags.
+type Console struct {
+	In         io.Reader
+	Out, Err   io.Writer
+	Version    Version
+	Root       string   // state directory; "" is the default one
+	Profile    string   // whose logins are used
+	Unverified []string // hosts whose certificates are not checked
+	Ordinary   bool     // the user is not root outside
+	Warning    string   // of entering the user namespace
+}
+
+// open opens the state directory.
+func (c *Console) open(ctx context.Context) (*engine.Engine, error) {
+	if c.Warning != "" {
+		fmt.Fprintln(c.Err, "dhow: "+c.Warning)
+	}
+	root := c.Root
+	if root == "" {
+		var err error
+		if root, err = engine.DefaultRoot(c.Ordinary); err != nil {
+			return nil, err
+		}
+	}
+	return engine.Open(ctx, engine.Options{Root: root, Registry: c.RegistryOptions()})
+}
+
+// WithEngine runs f on an open engine.
+func (c *Console) WithEngine(ctx context.Context, f func(*engine.Engine) error) error {
+	e, err := c.open(ctx)
+	if err != nil {
+		return err
+	}
+	err = f(e)
+	if cerr := e.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}

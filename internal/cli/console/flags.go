@@ -1,0 +1,139 @@
+package console
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"dhow/internal/errdef"
+	"dhow/internal/oci"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// ExactArgs is cobra.ExactArgs in docker's words.
+func ExactArgs(n int) cobra.PositionalArgs { return RangeArgs(n, n) }
+
+// MinArgs is cobra.MinimumNArgs in docker's words.
+func MinArgs(n int) cobra.PositionalArgs { return RangeArgs(n, -1) }
+
+// RangeArgs wants at least low and, unless high is negative, at most high.
+func RangeArgs(low, high int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) >= low && (high < 0 || len(args) <= high) {
+			return nil
+		}
+		var want string
+		switch {
+		case high == 0:
+			want = "accepts no arguments"
+		case low == high:
+			want = fmt.Sprintf("requires %d %s", low, Plural(low, "argument"))
+		case high < 0:
+			want = fmt.Sprintf("requires at least %d %s", low, Plural(low, "argument"))
+		default:
+			want = fmt.Sprintf("requires %d to %d arguments", low, high)
+		}
+		err := errdef.New(errdef.ErrInvalid, "%s %s, got %d", cmd.CommandPath(), want, len(args))
+		return errdef.WithHint(err, "usage: %s", cmd.UseLine())
+	}
+}
+
+// Plural is the word, with an s unless n is one.
+func Plural(n int, word string) string {
+	if n == 1 {
+		return word
+	}
+	return word + "s"
+}
+
+// KeyValues turns "K=V" flags into a map. A flag without "=" takes its value
+// from lookup, and is left out when lookup has none.
+func KeyValues(flag string, list []string, lookup func(string) (string, bool)) (map[string]string, error) {
+	m := make(map[string]string, len(list))
+	for _, kv := range list {
+		k, v, ok := strings.Cut(kv, "=")
+		if k == "" {
+			return nil, errdef.WithHint(errdef.New(errdef.ErrInvalid, "--%s %q has no name", flag, kv), "write --%s NAME=VALUE", flag)
+		}
+		if !ok {
+			if v, ok = lookup(k); !ok {
+				continue
+			}
+		}
+		m[k] = v
+	}
+	return m, nil
+}
+
+// Filters turns docker's --filter values into the map that listings take.
+func Filters(list []string) (map[string][]string, error) {
+	m := map[string][]string{}
+	for _, f := range list {
+		k, v, ok := strings.Cut(f, "=")
+		if !ok {
+			return nil, errdef.WithHint(errdef.New(errdef.ErrInvalid, "--filter %q has no value", f), "write --filter NAME=VALUE")
+		}
+		m[k] = append(m[k], v)
+	}
+	return m, nil
+}
+
+// HostOr parses --platform; empty is the host's.
+func HostOr(platform string) (oci.Platform, error) {
+	if platform == "" {
+		return oci.HostPlatform(), nil
+	}
+	return oci.ParsePlatform(platform)
+}
+
+// RefuseFlags adds docker's flags that dhow does not have: naming one is an
+// error that says why, but for a value that asks for nothing ("--sbom=false").
+// A name may have its letter behind a comma.
+func RefuseFlags(fl *pflag.FlagSet, reasons map[string]string) {
+	for name, why := range reasons {
+		name, letter, _ := strings.Cut(name, ",")
+		f := fl.VarPF(&refused{name: name, why: why}, name, letter, "")
+		f.Hidden = true
+		f.NoOptDefVal = "true"
+	}
+}
+
+type refused struct{ name, why string }
+
+func (r *refused) String() string { return "" }
+func (r *refused) Type() string   { return "" }
+func (r *refused) Set(v string) error {
+	if off, err := strconv.ParseBool(v); err == nil && !off {
+		return nil
+	}
+	return &refusedError{fmt.Sprintf("dhow has no --%s: %s", r.name, r.why)}
+}
+
+// GrantFlags adds flags that ask for what is so anyway; only their opposites are
+// refused, with the reason.
+func GrantFlags(fl *pflag.FlagSet, why string, names ...string) {
+	for _, name := range names {
+		f := fl.VarPF(&granted{name: name, why: why}, name, "", "")
+		f.Hidden = true
+		f.NoOptDefVal = "true"
+	}
+}
+
+type granted struct{ name, why string }
+
+func (g *granted) String() string { return "true" }
+func (g *granted) Type() string   { return "bool" }
+func (g *granted) Set(v string) error {
+	on, err := strconv.ParseBool(v)
+	if err == nil && !on {
+		return &refusedError{fmt.Sprintf("dhow has no --%s=false: %s", g.name, g.why)}
+	}
+	return err
+}
+
+// refusedError is shown as it is: what was written behind the flag is no matter.
+type refusedError struct{ msg string }
+
+func (e *refusedError) Error() string { return e.msg }
