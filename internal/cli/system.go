@@ -108,7 +108,7 @@ func (a *app) dfCommand() *cobra.Command {
 		Use: "df [OPTIONS]", Short: "Show disk usage", Args: console.ExactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
-				u, err := e.Snapshots.DiskUsage(cmd.Context(), nil)
+				u, err := e.Snapshots.DiskUsage(cmd.Context())
 				if err != nil {
 					return err
 				}

@@ -20,8 +20,7 @@ type PruneOptions struct {
 	Now     time.Time           // what "until=10m" counts from; zero is the clock's
 	// InUse exempts images that containers use; see RemoveOptions.
 	InUse   func(id digest.Digest) (container string, running bool)
-	Roots   snapshot.Roots // trees in use besides images
-	Waiting func()         // called once when other processes must be waited for
+	Waiting func() // called once when other processes must be waited for
 }
 
 // Prune removes images, and then the layers and blobs that nothing else needs.
@@ -52,7 +51,7 @@ func (im *Images) Prune(ctx context.Context, o PruneOptions) (image.PruneReport,
 	if err := im.store.Release(); err != nil {
 		return report, err
 	}
-	freed, err := im.snaps.Prune(ctx, snapshot.PruneOptions{Roots: o.Roots, Waiting: o.Waiting})
+	freed, err := im.snaps.Prune(ctx, snapshot.PruneOptions{Waiting: o.Waiting})
 	report.SpaceReclaimed = uint64(max(0, freed.Freed))
 	return report, err
 }

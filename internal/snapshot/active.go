@@ -55,17 +55,7 @@ func (a *Active) begin(ctx context.Context) (err error) {
 	if err := os.Mkdir(a.Upper(), 0o755); err != nil {
 		return err
 	}
-	// The root of the upper directory is the root of the tree: it starts as what
-	// the topmost layer below has.
-	if n := len(a.lowers); n > 0 {
-		err = copyAttrs(a.lowers[n-1], a.Upper())
-	} else {
-		err = os.Chmod(a.Upper(), 0o755)
-	}
-	if err != nil {
-		return err
-	}
-	return err
+	return rootAttrsFrom(a.lowers, a.Upper())
 }
 
 // tooHigh is for trees that nothing could mount.

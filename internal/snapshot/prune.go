@@ -14,10 +14,6 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Roots tells of chains in use that the store has no records of, such as
-// containers'. It is called with everybody else kept out.
-type Roots func(ctx context.Context) ([]Chain, error)
-
 // PruneOptions says what may go. With the zero value only what nothing names
 // goes: layers and blobs of images that were removed, and what killed processes
 // left.
@@ -32,8 +28,6 @@ type PruneOptions struct {
 	// All, with Cache, removes those too, and the cache mounts that Before allows,
 	// and everything that was remembered to save time.
 	All bool
-	// Roots, when not nil, adds chains that are in use.
-	Roots Roots
 	// Waiting, when not nil, is called once if other processes must be waited for.
 	Waiting func()
 }
@@ -101,7 +95,7 @@ func (p *pruner) run(ctx context.Context) error {
 		return err
 	}
 	defer lock.Unlock()
-	if p.use, err = p.s.usage(ctx, p.o.Roots); err != nil {
+	if p.use, err = p.s.usage(ctx); err != nil {
 		return err
 	}
 	steps := []func(context.Context) error{p.layers, p.orphans, p.blobs, p.leftovers}

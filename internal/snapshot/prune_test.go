@@ -1,7 +1,6 @@
 package snapshot
 
 import (
-	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -95,13 +94,14 @@ func TestPruneReachability(t *testing.T) {
 	id := image(t, st, "{}", img)
 	cache(t, st, "k", time.Hour, cached, nil)
 	must(t, st.PinLayers(t.Context(), pinned), os.MkdirAll(filepath.Join(st.LayersDir(), "orphan", "fs", "x"), 0))
-	roots := func(context.Context) ([]Chain, error) { return []Chain{rooted}, nil }
+	must(t, st.AddContainer(t.Context(), store.Container{ID: "c1", Name: "c", Chain: rooted.String(), Record: []byte("{}"), State: []byte("{}")}))
 
-	r := prune(t, s, st, PruneOptions{Roots: roots})
+	r := prune(t, s, st, PruneOptions{})
 	wantLeft(t, st, img, cached, pinned, rooted)
 	if r.Freed != 10000 || len(r.Removed) != 2 {
 		t.Errorf("got %+v, want one layer of 10000 bytes and an orphan", r)
 	}
+	must(t, st.RemoveContainer(t.Context(), "c1"))
 	prune(t, s, st, PruneOptions{})
 	wantLeft(t, st, img, cached, pinned)
 	prune(t, s, st, PruneOptions{Cache: true})
@@ -181,7 +181,7 @@ func TestPruneBlobs(t *testing.T) {
 		Manifest: []byte(`{"layers":[{"digest":"` + string(layerBlob) + `"}]}`), ManifestDesc: &ocispecs.Descriptor{Digest: manifest}}
 	must(t, st.PutImage(t.Context(), img), st.PutCompressed(t.Context(), digest.FromString("tar"), ocispecs.Descriptor{Digest: form, Size: 4}))
 	has := func(d digest.Digest) bool { _, err := st.StatBlob(d); return err == nil }
-	u, err := s.DiskUsage(t.Context(), nil)
+	u, err := s.DiskUsage(t.Context())
 	must(t, err)
 	if u.Blobs.Count != 4 || u.Blobs.Reclaimable != 5 || u.Images.Size != 1 || u.Images.Count != 1 {
 		t.Errorf("usage: got %+v", u)

@@ -31,16 +31,16 @@ type UsageRow struct {
 
 // DiskUsage adds up what is on disk from the records; cache mounts, which change
 // behind them, are measured. It needs no lease.
-func (s *Snapshots) DiskUsage(ctx context.Context, roots Roots) (Usage, error) {
-	u, err := s.diskUsage(ctx, roots)
+func (s *Snapshots) DiskUsage(ctx context.Context) (Usage, error) {
+	u, err := s.diskUsage(ctx)
 	if err != nil {
 		return u, fmt.Errorf("disk usage: %w", err)
 	}
 	return u, nil
 }
 
-func (s *Snapshots) diskUsage(ctx context.Context, roots Roots) (u Usage, err error) {
-	use, err := s.usage(ctx, roots)
+func (s *Snapshots) diskUsage(ctx context.Context) (u Usage, err error) {
+	use, err := s.usage(ctx)
 	if err != nil {
 		return u, err
 	}
@@ -105,7 +105,7 @@ type usage struct {
 	held    map[string]bool     // byImage and roots
 }
 
-func (s *Snapshots) usage(ctx context.Context, roots Roots) (usage, error) {
+func (s *Snapshots) usage(ctx context.Context) (usage, error) {
 	u := usage{
 		layers: map[string]store.Layer{}, byImage: map[string]bool{}, byCache: map[string]int{},
 		roots: map[string]bool{}, held: map[string]bool{},
@@ -137,14 +137,16 @@ func (s *Snapshots) usage(ctx context.Context, roots Roots) (usage, error) {
 	if err != nil {
 		return u, err
 	}
-	if roots != nil {
-		chains, err := roots(ctx)
+	chains, err := s.store.ContainerChains(ctx)
+	if err != nil {
+		return u, err
+	}
+	for _, text := range chains {
+		c, err := ParseChain(text)
 		if err != nil {
 			return u, err
 		}
-		for _, c := range chains {
-			pinned = append(pinned, c...)
-		}
+		pinned = append(pinned, c...)
 	}
 	for _, id := range pinned {
 		u.roots[id], u.held[id] = true, true

@@ -41,15 +41,16 @@ type Store struct {
 
 // The directories below the root.
 const (
-	blobsDir    = "blobs/sha256"
-	partialDir  = "partial"
-	layersDir   = "layers"
-	mountsDir   = "cachemounts"
-	contextsDir = "contexts"
-	buildsDir   = "builds"
-	locksDir    = "locks"
-	tmpDir      = "tmp"
-	emptyDir    = "empty"
+	blobsDir      = "blobs/sha256"
+	partialDir    = "partial"
+	layersDir     = "layers"
+	mountsDir     = "cachemounts"
+	contextsDir   = "contexts"
+	buildsDir     = "builds"
+	containersDir = "containers"
+	locksDir      = "locks"
+	tmpDir        = "tmp"
+	emptyDir      = "empty"
 )
 
 // Open opens the store at root, making it (mode 0700) when there is none, and
@@ -79,7 +80,7 @@ func open(ctx context.Context, root string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{filepath.Dir(blobsDir), blobsDir, partialDir, layersDir, mountsDir, contextsDir, buildsDir, locksDir, tmpDir} {
+	for _, dir := range []string{filepath.Dir(blobsDir), blobsDir, partialDir, layersDir, mountsDir, contextsDir, buildsDir, containersDir, locksDir, tmpDir} {
 		if err := os.Mkdir(filepath.Join(root, dir), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 			return nil, errors.Join(err, db.close())
 		}
