@@ -77,7 +77,7 @@ func (b *builder) build() error {
 	b.plan = stage.Plan{
 		Root: -1, Exe: -1, Null: -1, Umask: -1,
 		InUserNS:    b.inUserNS,
-		DeathSignal: uint64(syscall.SIGKILL),
+		DeathSignal: b.deathSignal(),
 		TTY:         b.cfg.TTY,
 		Init:        b.cfg.InitProcess,
 		OwnStdio:    b.spec.Process.User.UID != 0,
@@ -91,6 +91,14 @@ func (b *builder) build() error {
 		}
 	}
 	return nil
+}
+
+// deathSignal is what the process gets when its starter dies.
+func (b *builder) deathSignal() uint64 {
+	if b.cfg.Survive {
+		return 0
+	}
+	return uint64(syscall.SIGKILL)
 }
 
 // check refuses what cannot work or cannot be said to the kernel.

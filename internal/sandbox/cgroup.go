@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"dhow/internal/errdef"
@@ -26,10 +28,13 @@ const cgroupRoot = "/sys/fs/cgroup"
 
 // cgroup is the control group of one process.
 type cgroup struct {
-	manager cgroups.Manager
-	paths   map[string]string // directory by controller; by "" with version 2
-	dir     *os.File          // the directory, to clone into; version 2 only
-	maxPids *int64            // a limit for limitPids
+	name    string   // path below the root of the hierarchy
+	dir     *os.File // the directory, to clone into; version 2 only
+	maxPids *int64   // a limit for limitPids
+
+	mu      sync.Mutex
+	manager cgroups.Manager   // guarded by mu
+	paths   map[string]string // directory by controller, by "" with version 2; guarded by mu
 }
 
 // stageThreads is more than a stage has threads. A lower limit on processes can
@@ -61,6 +66,9 @@ func (b *builder) buildCgroup() error {
 		name = fmt.Sprintf("/dhow/pid%d-%d", os.Getpid(), time.Now().UnixNano())
 	}
 	asked := len(limits) > 0 || b.spec.Linux.CgroupsPath != ""
+	if b.cfg.Survive { // for Stats
+		limits = append(limits, "memory", "cpuacct", "blkio")
+	}
 	b.cg, err = newCgroup(name, res, limits, b.inUserNS)
 	if err != nil && !asked {
 		b.cg = nil
@@ -126,31 +134,22 @@ func set[T any](to *T, from *T) {
 
 // newCgroup makes the cgroup with its limits.
 func newCgroup(name string, res *cgroups.Resources, need []string, inUserNS bool) (*cgroup, error) {
-	c := &cgroup{}
+	c := &cgroup{name: name}
 	if res.PidsLimit != nil && *res.PidsLimit < stageThreads {
 		c.maxPids, res.PidsLimit = res.PidsLimit, nil
 	}
-	config := &cgroups.Cgroup{Path: name, Resources: res}
 	var err error
 	if cgroup2() {
-		dir := path.Join(cgroupRoot, name)
 		if inUserNS {
-			if dir, err = delegated(name); err != nil {
+			if c.name, err = delegated(name); err != nil {
 				return nil, err
 			}
 		}
-		c.paths = map[string]string{"": dir}
-		c.manager, err = cgroup2fs.NewManager(config, dir)
-	} else {
-		if c.paths, err = cgroup1Paths(name, need); err != nil {
-			return nil, err
-		}
-		if res.MemorySwap > 0 && !exists(path.Join(cgroupRoot, "memory/memory.memsw.limit_in_bytes")) {
-			res.MemorySwap = 0 // swap is not accounted for: the limit is on memory alone, as with docker
-		}
-		c.manager, err = cgroup1fs.NewManager(config, c.paths)
+		c.paths = map[string]string{"": path.Join(cgroupRoot, c.name)}
+	} else if c.paths, err = cgroup1Paths(name, need); err != nil {
+		return nil, err
 	}
-	if err != nil {
+	if err := c.manage(res); err != nil {
 		return nil, err
 	}
 	if err := c.manager.Apply(-1); err != nil { // -1 makes it without moving anyone in
@@ -167,20 +166,74 @@ func newCgroup(name string, res *cgroups.Resources, need []string, inUserNS bool
 	return c, nil
 }
 
+// manage makes the manager for the directories in paths.
+func (c *cgroup) manage(res *cgroups.Resources) (err error) {
+	config := &cgroups.Cgroup{Path: c.name, Resources: res}
+	if dir, ok := c.paths[""]; ok {
+		c.manager, err = cgroup2fs.NewManager(config, dir)
+		return err
+	}
+	if res.MemorySwap > 0 && !exists(path.Join(cgroupRoot, "memory/memory.memsw.limit_in_bytes")) {
+		res.MemorySwap = 0 // swap is not accounted for: the limit is on memory alone, as with docker
+	}
+	c.manager, err = cgroup1fs.NewManager(config, c.paths)
+	return err
+}
+
+// openCgroup finds a cgroup that was made before, perhaps by another process;
+// one that is not there has no directories.
+func openCgroup(name string) (*cgroup, error) {
+	c := &cgroup{name: name, paths: map[string]string{}}
+	if cgroup2() {
+		c.paths[""] = path.Join(cgroupRoot, name)
+		dir, err := os.Open(c.paths[""])
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		c.dir = dir
+	} else {
+		mounts, err := os.ReadDir(cgroupRoot)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range mounts {
+			if dir := path.Join(cgroupRoot, m.Name(), name); m.Name() != "unified" && exists(dir) {
+				c.paths[m.Name()] = dir
+			}
+		}
+	}
+	return c, c.manage(&cgroups.Resources{SkipDevices: true})
+}
+
 // open2 opens a version 2 directory that has the needed controllers.
 func (c *cgroup) open2(dir string, need []string) (err error) {
+	if err := hasControllers(dir, need); err != nil {
+		return err
+	}
+	c.dir, err = os.Open(dir)
+	return err
+}
+
+// hasControllers checks that a version 2 directory has the controllers that
+// are needed, which are named as in version 1.
+func hasControllers(dir string, need []string) error {
 	data, err := os.ReadFile(path.Join(dir, "cgroup.controllers"))
 	if err != nil {
 		return err
 	}
 	have := strings.Fields(string(data))
 	for _, controller := range need {
+		switch controller {
+		case "cpuacct", "freezer": // part of every cgroup
+			continue
+		case "blkio":
+			controller = "io"
+		}
 		if !slices.Contains(have, controller) {
 			return errdef.New(errdef.ErrUnsupported, "there is no %s controller to be had", controller)
 		}
 	}
-	c.dir, err = os.Open(dir)
-	return err
+	return nil
 }
 
 // cgroup1Paths lists a directory for each controller that is needed, and one
@@ -203,8 +256,7 @@ func exists(p string) bool {
 	return err == nil
 }
 
-// delegated finds the directory for a cgroup below our own, which version 2
-// allows an ordinary user if it has been delegated. A cgroup with processes
+// delegated finds the name for a cgroup below our own, which version 2 allows an ordinary user if it has been delegated. A cgroup with processes
 // can have no children with controllers, so ours step into a child of it.
 func delegated(name string) (string, error) {
 	data, err := os.ReadFile("/proc/self/cgroup")
@@ -218,7 +270,7 @@ func delegated(name string) (string, error) {
 	const self = "dhow-self"
 	base := path.Join(cgroupRoot, own)
 	if path.Base(base) == self {
-		return path.Join(path.Dir(base), name), nil // a former start stepped down already
+		return path.Join(path.Dir(own), name), nil // a former start stepped down already
 	}
 	if err := unix.Access(path.Join(base, "cgroup.subtree_control"), unix.W_OK); err != nil {
 		return "", fmt.Errorf("%s is not delegated to this user: %w", base, err)
@@ -233,11 +285,13 @@ func delegated(name string) (string, error) {
 			return "", err
 		}
 	}
-	return path.Join(base, name), nil
+	return path.Join(own, name), nil
 }
 
 // add moves a process into the cgroup.
 func (c *cgroup) add(pid int) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if err := c.manager.AddPid("", pid); err != nil {
 		return fmt.Errorf("enter the cgroup: %w", err)
 	}
@@ -263,18 +317,116 @@ func (c *cgroup) limitPids() error {
 	return nil
 }
 
+// pids lists all processes in the cgroup and those below it.
+func (c *cgroup) pids() ([]int, error) {
+	dirs := c.controllers()
+	dir, ok := dirs[""]
+	if !ok {
+		dir = dirs["pids"]
+	}
+	return cgroups.GetAllPids(dir)
+}
+
+// maxMoves bounds how often require looks for processes that were started
+// while it moved their parents.
+const maxMoves = 100
+
+// require adds version 1 controllers that the cgroup was made without, and
+// moves its processes there. Version 2 has a cgroup in all controllers.
+func (c *cgroup) require(need []string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if dir, ok := c.paths[""]; ok {
+		return hasControllers(dir, need)
+	}
+	wanted, err := cgroup1Paths(c.name, need)
+	if err != nil {
+		return err
+	}
+	maps.DeleteFunc(wanted, func(controller, _ string) bool { return c.paths[controller] != "" })
+	if len(wanted) == 0 {
+		return nil
+	}
+	maps.Copy(c.paths, wanted)
+	if err := c.manage(&cgroups.Resources{SkipDevices: true}); err != nil {
+		return err
+	}
+	if err := c.manager.Apply(-1); err != nil {
+		return err
+	}
+	moved := map[int]bool{}
+	for range maxMoves {
+		pids, err := cgroups.GetAllPids(c.paths["pids"])
+		if err != nil {
+			return err
+		}
+		before := len(moved)
+		for _, pid := range pids {
+			if moved[pid] {
+				continue
+			}
+			moved[pid] = true
+			for _, dir := range wanted {
+				if err := cgroups.WriteCgroupProc(dir, pid); err != nil && !errors.Is(err, unix.ESRCH) {
+					return err
+				}
+			}
+		}
+		if len(moved) == before {
+			return nil
+		}
+	}
+	return errdef.New(errdef.ErrUnavailable, "move processes to the controllers %s: they multiply too fast", strings.Join(need, ", "))
+}
+
+// freeze stops the cgroup's processes, or lets them go on.
+func (c *cgroup) freeze(state cgroups.FreezerState) error {
+	if c.dir == nil {
+		if err := c.require([]string{"freezer"}); err != nil {
+			return err
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.manager.Freeze(state)
+}
+
+// update changes limits.
+func (c *cgroup) update(res *cgroups.Resources, need []string) error {
+	if err := c.require(need); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.manage(res); err != nil {
+		return err
+	}
+	return c.manager.Set(res)
+}
+
+// stats measures.
+func (c *cgroup) stats() (*cgroups.Stats, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.manager.GetStats()
+}
+
 // controllers are the directories by version 1 controller; nil without a
 // cgroup.
 func (c *cgroup) controllers() map[string]string {
 	if c == nil {
 		return nil
 	}
-	return c.paths
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.paths)
 }
 
 // oomKilled tells whether the kernel killed a process in the cgroup to keep
 // its memory limit.
 func (c *cgroup) oomKilled() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if _, limited := c.paths["memory"]; !limited && c.dir == nil {
 		return false
 	}
@@ -292,6 +444,9 @@ func (c *cgroup) remove() error {
 		c.dir.Close()
 	}
 	var errs []error
+	if dir := c.paths["freezer"]; dir != "" { // what is frozen does not die
+		_ = os.WriteFile(path.Join(dir, "freezer.state"), []byte(cgroups.Thawed), 0)
+	}
 	for _, dir := range c.paths {
 		errs = append(errs, removeCgroup(dir))
 	}

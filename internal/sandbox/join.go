@@ -27,7 +27,7 @@ func (b *builder) buildJoin() error {
 	b.allDevices = true // no mount is made
 	b.plan = stage.Plan{
 		Root: -1, Exe: -1, Null: -1, Umask: -1,
-		InUserNS: b.inUserNS, DeathSignal: uint64(syscall.SIGKILL), TTY: b.cfg.TTY, Init: b.cfg.InitProcess,
+		InUserNS: b.inUserNS, DeathSignal: b.deathSignal(), TTY: b.cfg.TTY, Init: b.cfg.InitProcess,
 		OwnStdio: b.spec.Process.User.UID != 0, Inside: true,
 	}
 	for _, step := range []func() error{
@@ -69,12 +69,12 @@ func (p *Process) pidfd() (*os.File, error) {
 	if err == nil {
 		f := os.NewFile(uintptr(fd), "process")
 		// Not waited for yet, so its number was not given to another one.
-		if err = p.proc.Signal(syscall.Signal(0)); err == nil {
+		if err = p.proc.Signal(syscall.Signal(0)); err == nil && !p.hasEnded() {
 			return f, nil
 		}
 		f.Close()
 	}
-	if errors.Is(err, os.ErrProcessDone) || errors.Is(err, syscall.ESRCH) {
+	if p.hasEnded() || errors.Is(err, os.ErrProcessDone) || errors.Is(err, syscall.ESRCH) {
 		return nil, errdef.New(errdef.ErrNotFound, "join process %d: it has ended", p.proc.Pid)
 	}
 	return nil, fmt.Errorf("join process %d: %w", p.proc.Pid, err)

@@ -34,6 +34,7 @@ type Process struct {
 	warnings []string
 	stubs    []string
 
+	start      uint64 // see StartTime
 	cloneFlags uintptr
 	joined     *Process // whose namespaces it is in; nil: its own
 
@@ -51,7 +52,10 @@ func (p *Process) launch(argv []string, attr *os.ProcAttr) error {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		proc, err := p.fork(argv, attr)
-		p.proc = proc
+		if p.proc = proc; err == nil {
+			stat, _ := readStat(proc.Pid)
+			p.start = stat.start
+		}
 		started <- err
 		if err == nil {
 			p.watch()
@@ -68,19 +72,24 @@ func (p *Process) cgroup() *cgroup {
 	return p.cg
 }
 
-// watch waits for the end and clears up.
+// watch waits for the end of a child.
 func (p *Process) watch() {
-	defer close(p.done)
 	state, err := p.proc.Wait()
 	if err != nil {
-		p.err = fmt.Errorf("wait for process %d: %w", p.proc.Pid, err)
-	} else {
-		ws := state.Sys().(syscall.WaitStatus)
-		p.status.ExitCode = ws.ExitStatus()
-		if ws.Signaled() {
-			p.status.Signal = ws.Signal()
-			p.status.ExitCode = 128 + int(ws.Signal())
-		}
+		p.finish(0, fmt.Errorf("wait for process %d: %w", p.proc.Pid, err))
+		return
+	}
+	p.finish(state.Sys().(syscall.WaitStatus), nil)
+}
+
+// finish records how the process ended and clears up.
+func (p *Process) finish(ws syscall.WaitStatus, err error) {
+	defer close(p.done)
+	p.err = err
+	p.status.ExitCode = ws.ExitStatus()
+	if ws.Signaled() {
+		p.status.Signal = ws.Signal()
+		p.status.ExitCode = 128 + int(ws.Signal())
 	}
 	if p.cg != nil {
 		p.status.OOMKilled = p.cg.oomKilled()
@@ -180,7 +189,9 @@ func stageError(errno syscall.Errno, kind byte, text string) error {
 }
 
 // Wait blocks until the process has ended, removes its cgroup, and returns how
-// it ended. It may be called many times and from many goroutines.
+// it ended. It may be called many times and from many goroutines. The status of
+// an adopted process can be lost with a kernel older than 6.15: ErrUnavailable,
+// and exit code 255.
 func (p *Process) Wait() (Status, error) {
 	<-p.done
 	return p.status, p.err
@@ -189,13 +200,24 @@ func (p *Process) Wait() (Status, error) {
 // Signal sends s to the process. ErrNotFound once it has ended.
 func (p *Process) Signal(s os.Signal) error {
 	err := p.proc.Signal(s)
-	if errors.Is(err, os.ErrProcessDone) || errors.Is(err, syscall.ESRCH) {
+	if p.hasEnded() || errors.Is(err, os.ErrProcessDone) || errors.Is(err, syscall.ESRCH) {
 		return errdef.New(errdef.ErrNotFound, "signal process %d: it has ended", p.proc.Pid)
 	}
 	if err != nil {
 		return fmt.Errorf("signal process %d: %w", p.proc.Pid, err)
 	}
 	return nil
+}
+
+// hasEnded tells whether Wait would return. Somebody else's child can have
+// ended and still take signals, as long as it is not waited for.
+func (p *Process) hasEnded() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
 }
 
 // Pid is the process's id as the caller sees it.

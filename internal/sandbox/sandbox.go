@@ -59,6 +59,10 @@ type Config struct {
 	// to live in. Empty: Spec.Linux.CgroupsPath, and where that is empty too a
 	// name is made up if the spec limits anything, else there is no cgroup.
 	CgroupName string
+	// Survive lets the process live on when its starter dies: no death signal,
+	// and a cgroup in which Stats measures everything. Somebody else may then
+	// Adopt it, or end it with ReclaimCgroup.
+	Survive bool
 }
 
 // StartError is why a process did not start.
@@ -73,8 +77,8 @@ func (e *StartError) Error() string { return e.Err.Error() }
 func (e *StartError) Unwrap() error { return e.Err }
 
 // Start runs cfg.Spec's process and returns when its program has replaced our
-// own stage, or with a *StartError. The process dies when the caller does. The
-// context ends only the start; a started process is ended with Signal.
+// own stage, or with a *StartError. The process dies when the caller does, unless
+// it is to survive. The context ends only the start; a started process is ended with Signal.
 func Start(ctx context.Context, cfg Config) (*Process, error) {
 	p, err := start(ctx, cfg)
 	if err == nil {

@@ -39,6 +39,10 @@ func TestMain(m *testing.M) {
 		parentRole(os.Args[1])
 		return
 	}
+	if role == "survive" {
+		surviveRole(os.Args[1], os.Args[2], os.Args[3:]...)
+		return
+	}
 	ns, err := EnterUserNS()
 	if err != nil {
 		fmt.Println("enter:", err)

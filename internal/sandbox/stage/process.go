@@ -273,9 +273,9 @@ func setIdentity(p *Plan) *failure {
 	// After setuid(2), which clears it (prctl(2)).
 	if p.DeathSignal != 0 {
 		prctl(prSetDeathSig, uintptr(p.DeathSignal), 0)
-		if parentGone() {
-			syscall.Exit(exitFailed)
-		}
+	}
+	if parentGone() { // nobody would know of the program
+		syscall.Exit(exitFailed)
 	}
 	if p.NoNewPrivs {
 		if e := prctl(prSetNoNewPrivs, 1, 0); e != 0 {

@@ -1,0 +1,173 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"dhow/internal/errdef"
+
+	"golang.org/x/sys/unix"
+)
+
+// AdoptConfig says which process Adopt takes over. A process id alone is not
+// enough: the kernel gives it away again.
+type AdoptConfig struct {
+	// Pid and Start are what Pid and StartTime of the first Process returned.
+	Pid   int
+	Start uint64
+	// CgroupName is what its CgroupName returned; "" where there was none.
+	CgroupName string
+}
+
+// Adopt takes over a process that was started with Config.Survive by somebody
+// who has died since. ErrNotFound says that the process has ended, too, and
+// that nobody can tell any more how.
+//
+// An adopted process has no Console: its terminal ended with its starter.
+func Adopt(cfg AdoptConfig) (*Process, error) {
+	fd, err := unix.PidfdOpen(cfg.Pid, unix.PIDFD_NONBLOCK)
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) { // EINVAL: a thread's number by now
+		return nil, errdef.New(errdef.ErrNotFound, "adopt process %d: it has ended", cfg.Pid)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("adopt process %d: %w", cfg.Pid, err)
+	}
+	pidfd := os.NewFile(uintptr(fd), "process")
+	proc, err := os.FindProcess(cfg.Pid)
+	if err != nil {
+		pidfd.Close()
+		return nil, fmt.Errorf("adopt process %d: %w", cfg.Pid, err)
+	}
+	// Read after the descriptors were opened: if the number means the right
+	// process now, it did then.
+	if stat, ok := readStat(cfg.Pid); !ok || stat.start != cfg.Start {
+		pidfd.Close()
+		_ = proc.Release()
+		return nil, errdef.New(errdef.ErrNotFound, "adopt process %d: it has ended", cfg.Pid)
+	}
+	p := &Process{proc: proc, start: cfg.Start, done: make(chan struct{})}
+	if cfg.CgroupName != "" {
+		if p.cg, err = openCgroup(cfg.CgroupName); err != nil {
+			pidfd.Close()
+			return nil, fmt.Errorf("adopt process %d: %w", cfg.Pid, err)
+		}
+	}
+	if !sameNamespace(cfg.Pid, "user") {
+		p.cloneFlags |= unix.CLONE_NEWUSER
+	}
+	go p.watchAdopted(pidfd)
+	return p, nil
+}
+
+// sameNamespace tells whether a process is in our namespace of a kind.
+func sameNamespace(pid int, kind string) bool {
+	theirs, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/ns/" + kind)
+	if err != nil {
+		return false
+	}
+	ours, err := os.Readlink("/proc/self/ns/" + kind)
+	return err == nil && ours == theirs
+}
+
+// watchAdopted waits for the end of a process that is no child of ours.
+func (p *Process) watchAdopted(pidfd *os.File) {
+	defer pidfd.Close()
+	conn, err := pidfd.SyscallConn()
+	if err == nil {
+		err = conn.Read(func(fd uintptr) bool {
+			poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+			n, _ := unix.Poll(poll, 0)
+			return n > 0
+		})
+	}
+	var ws syscall.WaitStatus
+	if err == nil {
+		ws, err = p.exitOfOther(conn)
+	}
+	if err != nil {
+		err = fmt.Errorf("wait for process %d: %w", p.proc.Pid, err)
+	}
+	p.finish(ws, err)
+}
+
+// exitLost is the exit code of a process of which nobody knows it, docker's.
+const exitLost = 255
+
+// exitOfOther finds out how a process ended that somebody else waits for: the
+// kernel keeps it with the pidfd once it has been waited for (Linux 6.15), and
+// shows it in /proc before.
+func (p *Process) exitOfOther(conn syscall.RawConn) (ws syscall.WaitStatus, err error) {
+	for {
+		info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
+		infoErr := conn.Control(func(fd uintptr) { err = unix.IoctlPidfdInfo(int(fd), &info) })
+		if infoErr == nil && err == nil && info.Mask&unix.PIDFD_INFO_EXIT != 0 {
+			return syscall.WaitStatus(info.Exit_code), nil
+		}
+		stat, ok := readStat(p.proc.Pid)
+		if ok = ok && stat.start == p.start; ok && stat.state == "Z" {
+			return syscall.WaitStatus(stat.exit), nil
+		}
+		if !ok && err != nil {
+			return exitLost << 8, errdef.New(errdef.ErrUnavailable,
+				"its exit status is lost: it was another process's child, and this kernel is older than 6.15")
+		}
+		time.Sleep(time.Millisecond) // between the two states
+	}
+}
+
+// procStat is what matters of /proc/PID/stat (proc_pid_stat(5)).
+type procStat struct {
+	state        string // "R", "Z", …
+	parent       int
+	user, system uint64 // CPU time in clock ticks
+	start        uint64 // clock ticks after boot
+	rss          uint64 // pages
+	threads      uint64
+	exit         uint32 // as of wait(2); 0 if we may not trace the process
+}
+
+// readStat reads the state of a process.
+func readStat(pid int) (procStat, bool) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return procStat{}, false
+	}
+	return parseStat(string(data))
+}
+
+// parseStat reads the fields behind the name, which may hold anything.
+func parseStat(text string) (procStat, bool) {
+	f := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
+	if len(f) < 50 {
+		return procStat{}, false
+	}
+	var numbers [7]uint64
+	for i, n := range []int{4, 14, 15, 22, 24, 52, 20} { // as the manual counts
+		v, err := strconv.ParseUint(f[n-3], 10, 64)
+		if err != nil {
+			return procStat{}, false
+		}
+		numbers[i] = v
+	}
+	return procStat{state: f[0], parent: int(numbers[0]), user: numbers[1], system: numbers[2], start: numbers[3],
+		rss: numbers[4], exit: uint32(numbers[5]), threads: numbers[6]}, true
+}
+
+// StartTime is when the process was started, in clock ticks after boot: with
+// Pid it names a process for as long as the machine runs. 0 when it could not
+// be read.
+func (p *Process) StartTime() uint64 { return p.start }
+
+// CgroupName names the process's cgroup for Adopt and ReclaimCgroup: its
+// path below the root of the hierarchy. "" if it has none.
+func (p *Process) CgroupName() string {
+	if cg := p.cgroup(); cg != nil {
+		return cg.name
+	}
+	return ""
+}

@@ -1,0 +1,202 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"dhow/internal/errdef"
+
+	"golang.org/x/sys/unix"
+)
+
+// orphan starts a program that is to survive, kills its starter with -9, and
+// returns what Adopt needs. Cgroup "-" is none.
+func orphan(t *testing.T, root, cgroup string, args ...string) AdoptConfig {
+	t.Helper()
+	needNamespaces(t)
+	cmd := exec.Command("/proc/self/exe", append([]string{root, cgroup}, args...)...)
+	cmd.Env = append(os.Environ(), testRoleVar+"=survive")
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var cfg AdoptConfig
+	if _, err := fmt.Fscan(stdout, &cfg.Pid, &cfg.Start, &cfg.CgroupName); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if stat, ok := readStat(cfg.Pid); ok && stat.start == cfg.Start {
+			syscall.Kill(cfg.Pid, syscall.SIGKILL)
+		}
+	})
+	if cfg.CgroupName == "-" {
+		cfg.CgroupName = ""
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+	return cfg
+}
+
+// surviveRole starts a sandbox for orphan and waits to be killed.
+func surviveRole(dir, cgroup string, args ...string) {
+	root, err := os.Open(dir)
+	if err != nil {
+		panic(err)
+	}
+	cfg := Config{Spec: testSpec(args...), Root: root, Survive: true}
+	if cgroup != "-" {
+		cfg.CgroupName = cgroup
+	}
+	p, err := Start(context.Background(), cfg)
+	if err != nil {
+		panic(err)
+	}
+	if cgroup != "-" {
+		cgroup = p.CgroupName()
+	}
+	fmt.Println(p.Pid(), p.StartTime(), cgroup)
+	time.Sleep(time.Minute)
+}
+
+func TestAdoptExitStatus(t *testing.T) {
+	needStatic(t)
+	root := busyboxRoot(t)
+	for script, want := range map[string]Status{
+		"trap 'exit 7' TERM; touch /tmp/ready; while :; do sleep 0.01; done": {ExitCode: 7},
+		"touch /tmp/ready; exec sleep 60":                                    {ExitCode: 137, Signal: syscall.SIGKILL},
+	} {
+		os.Remove(root + "/tmp/ready")
+		p, err := Adopt(orphan(t, root, "-", "sh", "-c", script))
+		if err != nil {
+			t.Fatal(err)
+		}
+		waitFile(t, root+"/tmp/ready")
+		select {
+		case <-p.done:
+			t.Fatalf("it ended by itself: %+v, %v", p.status, p.err)
+		case <-time.After(20 * time.Millisecond):
+		}
+		sig := syscall.SIGTERM
+		if want.Signal != 0 {
+			sig = want.Signal
+		}
+		if err := p.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+		if st, err := p.Wait(); err != nil || st != want {
+			t.Errorf("got %+v, %v, want %+v", st, err, want)
+		}
+		if err := p.Signal(sig); !errors.Is(err, errdef.ErrNotFound) {
+			t.Errorf("signal what has ended: got %v, want not found", err)
+		}
+	}
+}
+
+func waitFile(t *testing.T, path string) {
+	t.Helper()
+	for range 500 {
+		if _, err := os.Stat(path); err == nil {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("%s does not appear", path)
+}
+
+func TestAdoptWrongProcess(t *testing.T) {
+	cmd := exec.Command("true")
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	stat, ok := readStat(os.Getpid())
+	if !ok {
+		t.Fatal("our own state cannot be read")
+	}
+	for _, cfg := range []AdoptConfig{{Pid: cmd.Process.Pid, Start: stat.start}, {Pid: os.Getpid(), Start: stat.start + 1}} {
+		if _, err := Adopt(cfg); !errors.Is(err, errdef.ErrNotFound) {
+			t.Errorf("%+v: got %v, want not found", cfg, err)
+		}
+	}
+}
+
+// Everything that can be done with a process can be done with an adopted one.
+func TestAdoptAndControl(t *testing.T) {
+	needCgroups(t, "memory", "pids")
+	needStatic(t)
+	root := busyboxRoot(t)
+	cfg := orphan(t, root, "dhow/test-adopt", "sh", "-c", "touch /tmp/ready; while :; do echo x >> /tmp/ready; sleep 0.01; done")
+	if cfg.CgroupName != "/dhow/test-adopt" {
+		t.Errorf("got cgroup %q", cfg.CgroupName)
+	}
+	p, err := Adopt(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	waitFile(t, root+"/tmp/ready")
+	checkControl(t, p, root+"/tmp/ready")
+	if text, st, err := output(t, Config{Spec: testSpec("sh", "-c", "hostname; echo $$ > /tmp/joined"), Join: p}); err != nil || st.ExitCode != 0 || text != "testhost\n" {
+		t.Errorf("join: got %q %v %v", text, st, err)
+	}
+	if err := p.Signal(unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := p.Wait(); err != nil || st.Signal != unix.SIGKILL {
+		t.Errorf("got %v %v, want it killed", st, err)
+	}
+	for _, dir := range cgroupDirs(t, "test-adopt") {
+		t.Errorf("%s is left", dir)
+	}
+}
+
+func TestReclaimCgroup(t *testing.T) {
+	needCgroups(t)
+	cfg := orphan(t, busyboxRoot(t), "dhow/test-reclaim1", "sh", "-c", "sleep 60 & sleep 60")
+	p, err := Adopt(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Pause(); err != nil { // what is frozen dies too
+		t.Fatal(err)
+	}
+	if err := ReclaimCgroup(cfg.CgroupName); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := p.Wait(); err != nil || st.Signal != unix.SIGKILL {
+		t.Errorf("got %v %v, want it killed", st, err)
+	}
+	if err := ReclaimCgroup(cfg.CgroupName); err != nil {
+		t.Errorf("once more: %v", err)
+	}
+	for _, bad := range []string{"", "/", "a/../b", ".."} {
+		if err := ReclaimCgroup(bad); !errors.Is(err, errdef.ErrInvalid) {
+			t.Errorf("%q: got %v, want invalid", bad, err)
+		}
+	}
+}
+
+func TestParseStat(t *testing.T) {
+	text := "12 (a) b) Z 3 " + strings.Repeat("0 ", 9) + "5 6 0 0 0 0 7 0 8 0 9 " + strings.Repeat("0 ", 27) + "256\n"
+	got, ok := parseStat(text)
+	want := procStat{state: "Z", parent: 3, user: 5, system: 6, threads: 7, start: 8, rss: 9, exit: 256}
+	if !ok || got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	for _, bad := range []string{"", "1 (x", "1 (x) Z 1", strings.Replace(text, "256", "x", 1)} {
+		if _, ok := parseStat(bad); ok {
+			t.Errorf("%q: got a state", bad)
+		}
+	}
+}

@@ -1,0 +1,209 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+
+	"dhow/internal/errdef"
+
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Pause stops all processes of the sandbox where they are, those that joined
+// it too. ErrUnsupported without a cgroup.
+func (p *Process) Pause() error { return p.freeze("pause", cgroups.Frozen) }
+
+// Resume lets what Pause stopped go on. Going on with what is not paused is
+// fine.
+func (p *Process) Resume() error { return p.freeze("resume", cgroups.Thawed) }
+
+func (p *Process) freeze(verb string, state cgroups.FreezerState) error {
+	cg := p.cgroup()
+	if cg == nil {
+		return noCgroup("%s process %d", verb, p.proc.Pid)
+	}
+	if err := cg.freeze(state); err != nil {
+		return fmt.Errorf("%s process %d: %w", verb, p.proc.Pid, err)
+	}
+	return nil
+}
+
+// noCgroup is the refusal of what only a cgroup can do.
+func noCgroup(format string, args ...any) error {
+	err := errdef.New(errdef.ErrUnsupported, format+": it has no cgroup of its own", args...)
+	return errdef.WithHint(err, "run dhow as root, or where a cgroup is yours: under \"systemd-run --user --scope -p Delegate=yes\"")
+}
+
+// Update changes limits of the running process; what r does not name stays as
+// it is. ErrUnsupported without a cgroup, and for a controller that this
+// machine lacks.
+func (p *Process) Update(r *specs.LinuxResources) error {
+	cg := p.cgroup()
+	if cg == nil {
+		return noCgroup("update process %d", p.proc.Pid)
+	}
+	res, need, err := cgroupResources(r)
+	if err == nil {
+		err = cg.update(res, need)
+	}
+	if err != nil {
+		return fmt.Errorf("update process %d: %w", p.proc.Pid, err)
+	}
+	return nil
+}
+
+// Pids lists all processes of the sandbox by their ids as the caller sees
+// them, in ascending order.
+func (p *Process) Pids() ([]int, error) {
+	if cg := p.cgroup(); cg != nil {
+		pids, err := cg.pids()
+		if err != nil {
+			return nil, fmt.Errorf("list the processes of process %d: %w", p.proc.Pid, err)
+		}
+		slices.Sort(pids)
+		return pids, nil
+	}
+	return p.relatives()
+}
+
+// relatives finds the processes without a cgroup's help: those of the same pid
+// namespace, where that is the sandbox's own, and descendants else.
+func (p *Process) relatives() ([]int, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	first := p.proc.Pid
+	namespace, _ := os.Readlink("/proc/" + strconv.Itoa(first) + "/ns/pid")
+	if sameNamespace(first, "pid") {
+		namespace = ""
+	}
+	found := map[int]bool{first: true}
+	parents := map[int]int{}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if namespace != "" {
+			if ns, err := os.Readlink("/proc/" + e.Name() + "/ns/pid"); err == nil && ns == namespace {
+				found[pid] = true
+			}
+		} else if stat, ok := readStat(pid); ok {
+			parents[pid] = stat.parent
+		}
+	}
+	for grown := true; grown; {
+		grown = false
+		for pid, parent := range parents {
+			if found[parent] && !found[pid] {
+				found[pid], grown = true, true
+			}
+		}
+	}
+	pids := make([]int, 0, len(found))
+	for pid := range found {
+		pids = append(pids, pid)
+	}
+	slices.Sort(pids)
+	return pids, nil
+}
+
+// clockTick is the unit of times in /proc, in ns: USER_HZ is 100 everywhere.
+const clockTick = 1e9 / 100
+
+// Stats measures what the sandbox uses. Without a cgroup it is a sum over the
+// processes that live: CPU time, resident memory, number of threads.
+func (p *Process) Stats() (*cgroups.Stats, error) {
+	if cg := p.cgroup(); cg != nil {
+		s, err := cg.stats()
+		if err != nil {
+			return nil, fmt.Errorf("measure process %d: %w", p.proc.Pid, err)
+		}
+		return s, nil
+	}
+	pids, err := p.relatives()
+	if err != nil {
+		return nil, err
+	}
+	s := cgroups.NewStats()
+	for _, pid := range pids {
+		stat, ok := readStat(pid)
+		if !ok {
+			continue
+		}
+		s.CpuStats.CpuUsage.UsageInUsermode += stat.user * clockTick
+		s.CpuStats.CpuUsage.UsageInKernelmode += stat.system * clockTick
+		s.MemoryStats.Usage.Usage += stat.rss * uint64(os.Getpagesize())
+		s.PidsStats.Current += stat.threads
+	}
+	s.CpuStats.CpuUsage.TotalUsage = s.CpuStats.CpuUsage.UsageInUsermode + s.CpuStats.CpuUsage.UsageInKernelmode
+	return s, nil
+}
+
+// Root opens the root directory of the sandbox as its processes see it, volumes
+// and all; below it only openat2(RESOLVE_IN_ROOT) is safe (package sys). It is
+// the mount namespace's root, wherever a program may have changed its own to.
+// The caller closes it. ErrNotFound once the process has ended.
+func (p *Process) Root() (*os.File, error) {
+	pidfd, err := p.pidfd()
+	if err != nil {
+		return nil, err
+	}
+	defer pidfd.Close()
+	type result struct {
+		root *os.File
+		err  error
+	}
+	done := make(chan result)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with this function
+		root, err := openRootOf(pidfd)
+		done <- result{root, err}
+	}()
+	r := <-done
+	if errors.Is(r.err, unix.ESRCH) {
+		return nil, errdef.New(errdef.ErrNotFound, "open the root of process %d: it has ended", p.proc.Pid)
+	}
+	if r.err != nil {
+		return nil, fmt.Errorf("open the root of process %d: %w", p.proc.Pid, r.err)
+	}
+	return r.root, nil
+}
+
+// openRootOf takes the calling thread into the mount namespace of a process,
+// whose root becomes the thread's.
+func openRootOf(pidfd *os.File) (*os.File, error) {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return nil, err
+	}
+	if err := unix.Setns(int(pidfd.Fd()), unix.CLONE_NEWNS); err != nil {
+		return nil, err
+	}
+	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "/"), nil
+}
+
+// ReclaimCgroup kills what still runs in the cgroup of that name and removes
+// it. It is for a cgroup whose process was started with Config.Survive by
+// somebody known to be dead. One that is not there is fine.
+func ReclaimCgroup(name string) error {
+	if name = strings.Trim(name, "/"); name == "" || slices.Contains(strings.Split(name, "/"), "..") {
+		return errdef.New(errdef.ErrInvalid, "reclaim the cgroup %q: not a cgroup's name", name)
+	}
+	cg, err := openCgroup("/" + name)
+	if err != nil {
+		return fmt.Errorf("reclaim the cgroup %s: %w", name, err)
+	}
+	return cg.remove()
+}
