@@ -5,15 +5,10 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
-	"sync/atomic"
-	"time"
 
 	"dhow/internal/errdef"
 )
@@ -25,8 +20,6 @@ const (
 	// defaultMaxArchive limits an archive as it arrives, in bytes; what it may
 	// unpack to is Unpack's to limit.
 	defaultMaxArchive = 8 << 30
-	// defaultStall is how long a server may send nothing.
-	defaultStall = 60 * time.Second
 )
 
 // PrepareOptions say how a context that is no directory becomes one.
@@ -42,13 +35,6 @@ type PrepareOptions struct {
 	DockerfileGiven bool
 	// MaxArchive limits the input in bytes as it arrives; 0 is 8 GiB.
 	MaxArchive int64
-
-	// Client fetches a URL; nil is a client that follows up to ten redirects
-	// and the environment's proxies.
-	Client *http.Client
-	// Stall is how long a server may send nothing before the transfer is given
-	// up; 0 is one minute.
-	Stall time.Duration
 }
 
 // Prepared is a context as a directory.
@@ -71,106 +57,6 @@ func FromReader(ctx context.Context, r io.Reader, o PrepareOptions) (Prepared, e
 // in dir and returns its path.
 func DockerfileFromReader(r io.Reader, dir string) (string, error) {
 	return storeDockerfile(bufio.NewReader(r), dir, "standard input")
-}
-
-// FromURL makes a context of what an http or https URL leads to, an archive or
-// a Dockerfile. Errors: ErrNotFound, ErrDenied, ErrUnavailable, and FromReader's.
-func FromURL(ctx context.Context, address string, o PrepareOptions) (Prepared, error) {
-	u, err := url.Parse(address)
-	if err != nil {
-		return Prepared{}, errdef.New(errdef.ErrInvalid, "parse build context URL: %w", withoutURL(err))
-	}
-	if u.Scheme != "http" && u.Scheme != "https" {
-		return Prepared{}, errdef.New(errdef.ErrInvalid, "build context %s: got scheme %q, want http or https", u.Redacted(), u.Scheme)
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
-	if err != nil {
-		return Prepared{}, errdef.New(errdef.ErrInvalid, "build context %s: %w", u.Redacted(), err)
-	}
-	stall := o.Stall
-	if stall == 0 {
-		stall = defaultStall
-	}
-	body := &watched{cancel: cancel, stall: stall}
-	body.timer = time.AfterFunc(stall, body.expire)
-	defer body.timer.Stop()
-	client := o.Client
-	if client == nil {
-		client = &http.Client{}
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return Prepared{}, body.explain(ctx, u, err)
-	}
-	defer resp.Body.Close()
-	if err := checkStatus(u, resp); err != nil {
-		return Prepared{}, err
-	}
-	body.r = resp.Body
-	p, err := prepare(ctx, body, u.Redacted(), o)
-	if err != nil && body.failed.Load() {
-		return Prepared{}, body.explain(ctx, u, err)
-	}
-	return p, err
-}
-
-// withoutURL drops the part of an error that repeats the URL, maybe with a
-// password in it.
-func withoutURL(err error) error {
-	var ue *url.Error
-	if errors.As(err, &ue) {
-		return ue.Err
-	}
-	return err
-}
-
-func checkStatus(u *url.URL, resp *http.Response) error {
-	kind := error(errdef.ErrUnavailable)
-	switch resp.StatusCode {
-	case http.StatusOK:
-		return nil
-	case http.StatusNotFound, http.StatusGone:
-		kind = errdef.ErrNotFound
-	case http.StatusUnauthorized, http.StatusForbidden:
-		kind = errdef.ErrDenied
-	}
-	return errdef.New(kind, "fetch build context %s: got status %s, want 200 OK", u.Redacted(), resp.Status)
-}
-
-// watched is a response body whose transfer is given up when it stalls.
-type watched struct {
-	r      io.Reader
-	timer  *time.Timer
-	stall  time.Duration
-	cancel context.CancelCauseFunc
-	failed atomic.Bool // the transfer did, not who reads it; Unpack may read ahead
-}
-
-// errStalled is the cause of a context that expire cancelled.
-var errStalled = errors.New("the server stopped sending")
-
-func (w *watched) expire() { w.cancel(errStalled) }
-
-func (w *watched) Read(b []byte) (int, error) {
-	n, err := w.r.Read(b)
-	w.timer.Reset(w.stall)
-	if err != nil && err != io.EOF {
-		w.failed.Store(true)
-	}
-	return n, err
-}
-
-// explain returns why a transfer failed.
-func (w *watched) explain(ctx context.Context, u *url.URL, err error) error {
-	err = withoutURL(err)
-	if cause := context.Cause(ctx); errors.Is(cause, errStalled) {
-		err = fmt.Errorf("%w for %s", cause, w.stall)
-	} else if ctx.Err() != nil {
-		return fmt.Errorf("fetch build context %s: %w", u.Redacted(), ctx.Err())
-	}
-	return errdef.New(errdef.ErrUnavailable, "fetch build context %s: %w", u.Redacted(), err)
 }
 
 // prepare stores r, which errors call name.

@@ -7,12 +7,9 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"dhow/internal/errdef"
 
@@ -133,60 +130,5 @@ func TestDockerfileFromReader(t *testing.T) {
 	must(t, err)
 	if text, err := os.ReadFile(path); string(text) != dockerfileText || err != nil {
 		t.Errorf("got %q, %v", text, err)
-	}
-}
-
-func TestFromURL(t *testing.T) {
-	archive := gzipOf(t, tarOf(t, "Dockerfile", dockerfileText))
-	mux := http.NewServeMux()
-	mux.HandleFunc("/ctx.tar.gz", func(w http.ResponseWriter, _ *http.Request) { w.Write(archive) })
-	mux.HandleFunc("/Dockerfile", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, dockerfileText) })
-	mux.HandleFunc("/denied", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
-	mux.HandleFunc("/broken", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
-	mux.HandleFunc("/cut", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Length", "100000")
-		w.Write(archive)
-	})
-	mux.HandleFunc("/stalled", func(w http.ResponseWriter, r *http.Request) {
-		w.Write(archive[:20])
-		w.(http.Flusher).Flush()
-		<-r.Context().Done()
-	})
-	mux.HandleFunc("/silent", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
-	server := httptest.NewServer(mux)
-	defer server.Close()
-
-	var got []byte
-	if p, err := FromURL(context.Background(), server.URL+"/ctx.tar.gz", options(t, &got)); err != nil || p.Dockerfile != "" || !bytes.Equal(got, archive) {
-		t.Errorf("archive: got %+v, %v", p, err)
-	}
-	p, err := FromURL(context.Background(), server.URL+"/Dockerfile", options(t, &got))
-	if text, _ := os.ReadFile(p.Dockerfile); err != nil || string(text) != dockerfileText {
-		t.Errorf("Dockerfile: got %q, %v", text, err)
-	}
-	withPassword := strings.Replace(server.URL, "//", "//user:s3cret@", 1)
-	for path, want := range map[string]error{
-		"/missing": errdef.ErrNotFound, "/denied": errdef.ErrDenied, "/broken": errdef.ErrUnavailable,
-		"/cut": errdef.ErrUnavailable, "/stalled": errdef.ErrUnavailable, "/silent": errdef.ErrUnavailable,
-	} {
-		o := options(t, &got)
-		o.Stall = 100 * time.Millisecond
-		_, err := FromURL(context.Background(), withPassword+path, o)
-		if !errors.Is(err, want) || strings.Contains(err.Error(), "s3cret") {
-			t.Errorf("%s: got %v, want %v without the password", path, err, want)
-		}
-		if stalls := path == "/stalled" || path == "/silent"; stalls && !strings.Contains(err.Error(), "stopped sending for 100ms") {
-			t.Errorf("%s: got %v, want it to say that the server stopped", path, err)
-		}
-	}
-	for _, address := range []string{"ftp://host/x", "://", "file:///etc/passwd"} {
-		if _, err := FromURL(context.Background(), address, options(t, &got)); !errors.Is(err, errdef.ErrInvalid) {
-			t.Errorf("%s: got %v, want invalid", address, err)
-		}
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	if _, err := FromURL(ctx, server.URL+"/Dockerfile", options(t, &got)); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled: got %v", err)
 	}
 }

@@ -171,9 +171,8 @@ func TestPruneCache(t *testing.T) {
 func TestPruneBlobs(t *testing.T) {
 	s, st := open(t)
 	put := func(data string) digest.Digest {
-		d, err := st.PutBlob(t.Context(), []byte(data))
-		must(t, err)
-		return d
+		must(t, writeBlob(t.Context(), st, []byte(data)))
+		return digest.FromString(data)
 	}
 	c := file(t, s, nil, "f", 1)
 	manifest, layerBlob, form, loose := put(`{"layers":[{"digest":"`+string(digest.FromString("layer"))+`"}]}`), put("layer"), put("form"), put("loose")

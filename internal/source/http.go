@@ -257,7 +257,7 @@ func (h *httpSource) verify(f *httpFile) error {
 		}
 	}
 	if got != h.checksum {
-		return errdef.New(errdef.ErrIntegrity, "digest mismatch %s: %s", got, h.checksum)
+		return errdef.New(errdef.ErrIntegrity, "digest mismatch: got %s, want %s (--checksum)", got, h.checksum)
 	}
 	return nil
 }

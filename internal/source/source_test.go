@@ -231,7 +231,7 @@ func TestHTTPSource(t *testing.T) {
 		t.Errorf("got mode %o, owner %d:%d", st.Mode, st.Uid, st.Gid)
 	}
 	_, _, err = b.bring(srv.URL+"/hello", map[string]string{pb.AttrHTTPChecksum: strings.Replace(helloSum, "2c", "3c", 1)})
-	if !errors.Is(err, errdef.ErrIntegrity) || !strings.Contains(err.Error(), "digest mismatch "+helloSum) {
+	if !errors.Is(err, errdef.ErrIntegrity) || !strings.Contains(err.Error(), "digest mismatch: got "+helloSum) {
 		t.Errorf("wrong checksum: got %v", err)
 	}
 	sha512 := "sha512:9b71d224bd62f3785d96d46ad3ea3d73319bfbc2890caadae2dff72519673ca72323c3d99ba5c11d7c7acc6e14b8c5da0c4663475c2e5c3adef46f73bcdec043"

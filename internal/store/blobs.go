@@ -109,29 +109,6 @@ func (s *Store) RemoveBlob(d digest.Digest) error {
 	return nil
 }
 
-// PutBlob stores data and returns its digest. A blob that is there stays.
-func (s *Store) PutBlob(ctx context.Context, data []byte) (digest.Digest, error) {
-	d := digest.FromBytes(data)
-	w, err := s.NewBlob(ctx, ocispecs.Descriptor{Digest: d, Size: int64(len(data))})
-	if errors.Is(err, errdef.ErrConflict) {
-		return d, nil
-	} else if err != nil {
-		return "", err
-	}
-	defer w.Close()
-	if err = w.Reset(); err == nil {
-		_, err = w.Write(data)
-	}
-	if err == nil {
-		_, err = w.Commit()
-	}
-	if err != nil {
-		// The caller has the bytes; half of them help nobody.
-		return "", errors.Join(err, w.Reset())
-	}
-	return d, nil
-}
-
 // BlobWriter takes the bytes of one blob, in order. For one goroutine.
 type BlobWriter struct {
 	s        *Store

@@ -47,12 +47,24 @@ func wantEmpty(t *testing.T, s *Store, dirs ...string) {
 	}
 }
 
+// put stores a blob.
+func put(t testing.TB, s *Store, data string) digest.Digest {
+	t.Helper()
+	w, err := s.NewBlob(t.Context(), descOf(data))
+	must(t, err)
+	defer w.Close()
+	_, err = io.WriteString(w, data)
+	must(t, err)
+	desc, err := w.Commit()
+	must(t, err)
+	return desc.Digest
+}
+
 func TestBlobRoundTrip(t *testing.T) {
 	s := newStore(t)
-	d, err := s.PutBlob(t.Context(), []byte("data"))
-	must(t, err)
-	if again, err := s.PutBlob(t.Context(), []byte("data")); err != nil || again != d {
-		t.Errorf("again: got %s, %v", again, err)
+	d := put(t, s, "data")
+	if _, err := s.NewBlob(t.Context(), descOf("data")); !errors.Is(err, errdef.ErrConflict) {
+		t.Errorf("again: got %v, want ErrConflict", err)
 	}
 	if got, err := s.ReadBlob(d, 4); err != nil || string(got) != "data" {
 		t.Errorf("read: got %q, %v", got, err)
@@ -121,8 +133,8 @@ func TestBlobWrong(t *testing.T) {
 
 func TestBlobDamagedOnDisk(t *testing.T) {
 	s := newStore(t)
-	d, err := s.PutBlob(t.Context(), []byte("data"))
-	must(t, err, os.WriteFile(filepath.Join(s.Root(), blobsDir, d.Encoded()), []byte("date"), 0o600))
+	d := put(t, s, "data")
+	must(t, os.WriteFile(filepath.Join(s.Root(), blobsDir, d.Encoded()), []byte("date"), 0o600))
 	if _, err := s.ReadBlob(d, 10); !errors.Is(err, errdef.ErrIntegrity) || errdef.Hint(err) == "" {
 		t.Errorf("got %v, want ErrIntegrity with a hint", err)
 	}

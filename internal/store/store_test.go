@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -239,7 +240,13 @@ func TestNoSpace(t *testing.T) {
 	s := openStore(t, root)
 	must(t, s.PutMemo(t.Context(), "k", "before", []byte("v")))
 	must(t, os.WriteFile(filepath.Join(root, "fill"), make([]byte, 1<<20), 0o600))
-	_, err := s.PutBlob(t.Context(), make([]byte, 1<<20))
+	big := string(make([]byte, 1<<20))
+	w, err := s.NewBlob(t.Context(), descOf(big))
+	must(t, err)
+	if _, err = io.WriteString(w, big); err == nil {
+		_, err = w.Commit()
+	}
+	must(t, w.Reset(), w.Close())
 	if !errors.Is(err, errdef.ErrNoSpace) || !strings.Contains(err.Error(), root) {
 		t.Errorf("blob: got %v, want ErrNoSpace with the directory", err)
 	}
@@ -256,8 +263,8 @@ func TestNoSpace(t *testing.T) {
 		t.Errorf("earlier record: got %q %v %v", v, ok, err)
 	}
 	must(t, os.Remove(filepath.Join(root, "fill")))
-	_, err = s.PutBlob(t.Context(), []byte("small"))
-	must(t, err, s.PutMemo(t.Context(), "k", "after", nil))
+	put(t, s, "small")
+	must(t, s.PutMemo(t.Context(), "k", "after", nil))
 }
 
 // BenchmarkOpen is what every command pays: 1.1 ms with Close on an idle 2-core
