@@ -20,6 +20,7 @@ import (
 	"dhow/internal/image"
 	"dhow/internal/session"
 	"dhow/internal/snapshot"
+	"dhow/internal/source"
 	"dhow/internal/store"
 
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -52,4 +53,8 @@ type Options struct {
 	// Epoch is SOURCE_DATE_EPOCH: nothing that file operations write is newer.
 	// Nil means that times are kept.
 	Epoch *time.Time
+	// Lock says what moving names of sources stand for; nil: what they do now.
+	Lock *source.Lock
+	// Offline keeps sources from sending anything.
+	Offline bool
 }

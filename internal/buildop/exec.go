@@ -37,9 +37,12 @@ func (d *Deps) ResolveMetadata(ctx context.Context, op *pb.SourceOp, opt sourcer
 func (d *Deps) sources() *source.Deps {
 	return &source.Deps{
 		Store: d.Store, Snapshots: d.Snapshots, Images: d.Images, Session: d.Session,
-		Platform: d.Platform, Epoch: d.Epoch,
+		Platform: d.Platform, Epoch: d.Epoch, Lock: d.Lock, Offline: d.Offline,
 	}
 }
+
+// Pin notes in the lock, which is recording, what a source stands for now.
+func (d *Deps) Pin(ctx context.Context, v *llb.Vertex) error { return d.sources().Pin(ctx, v) }
 
 // stepTrees lends steps what this package knows of trees.
 type stepTrees struct{ *Deps }

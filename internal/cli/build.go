@@ -28,7 +28,9 @@ type buildFlags struct {
 	platforms, noCacheFilter, allow, outputs    []string
 	secrets, ssh, annotations, ulimits          []string
 	noCache, pull, push, load, quiet, check     bool
-	explain, printContext                       bool
+	explain, printContext, locked, offline      bool
+	lockFile                                    string
+	locking                                     bool // dhow lock
 	iidFile, metadataFile, progress, format     string
 	shmSize, memory, memorySwap                 opts.MemSwapBytes
 	cpus                                        opts.NanoCPUs
@@ -87,10 +89,13 @@ func (f *buildFlags) register(fl *pflag.FlagSet) {
 	fl.StringVar(&f.iidFile, "iidfile", "", "Write the image ID to a file")
 	fl.StringArrayVar(&f.labels, "label", nil, "Set metadata for an image")
 	fl.BoolVar(&f.load, "load", false, "Keep the image in the store, beside other outputs (the default without --output)")
+	fl.BoolVar(&f.locked, "locked", false, "Build from exactly the sources in the lock file (dhow lock)")
+	fl.StringVar(&f.lockFile, "lock-file", "", `Name of the lock file, with --locked (default: the Dockerfile's with ".lock" added)`)
 	fl.StringVar(&f.metadataFile, "metadata-file", "", "Write build result metadata to a file")
 	fl.StringVar(&f.network, "network", "default", `Set the networking mode for the RUN instructions during build ("default", "none", "host")`)
 	fl.BoolVar(&f.noCache, "no-cache", false, "Do not use cache when building the image")
 	fl.StringSliceVar(&f.noCacheFilter, "no-cache-filter", nil, "Do not cache specified stages")
+	fl.BoolVar(&f.offline, "offline", false, "Send nothing: what is not here is an error, and RUN has no network")
 	fl.StringArrayVarP(&f.outputs, "output", "o", nil, `Output destination (format: "type=local,dest=path")`)
 	fl.IntVar(&f.parallel, "parallel", 0, "Steps to run at the same time (0: decided by the cores)")
 	fl.StringSliceVar(&f.platforms, "platform", nil, "Set target platform for build")
@@ -127,7 +132,11 @@ func (f *buildFlags) request(a *app, context string) (engine.BuildRequest, error
 		ShmSize: f.shmSize.Value(), MemoryBytes: f.memory.Value(), MemorySwap: f.memorySwap.Value(),
 		CPUShares: f.cpuShares, CPUPeriod: f.cpuPeriod, CPUQuota: f.cpuQuota, CpusetCPUs: f.cpusetCPUs, CpusetMems: f.cpusetMems,
 		Allow: f.allow, Tags: f.tags, Push: f.push, Annotations: f.annotations, Epoch: os.Getenv("SOURCE_DATE_EPOCH"),
-		Parallel: f.parallel,
+		Parallel: f.parallel, Offline: f.offline,
+	}
+	a.Offline = f.offline
+	if err := f.requestLock(&r); err != nil {
+		return r, err
 	}
 	if n := f.cpus.Value(); n > 0 {
 		if f.cpuQuota != 0 || f.cpuPeriod != 0 {
@@ -140,6 +149,19 @@ func (f *buildFlags) request(a *app, context string) (engine.BuildRequest, error
 		return r, err
 	}
 	return r, f.requestLists(&r)
+}
+
+// requestLock finds the lock file.
+func (f *buildFlags) requestLock(r *engine.BuildRequest) (err error) {
+	switch {
+	case !f.locked && !f.locking && f.lockFile != "":
+		return errdef.WithHint(errdef.New(errdef.ErrInvalid, "--lock-file without --locked has no effect"), "add --locked")
+	case f.locked && f.lockFile == "":
+		r.LockFile, err = r.DefaultLockFile()
+	case f.locked:
+		r.LockFile = f.lockFile
+	}
+	return err
 }
 
 // requestCall reads --call METHOD[,format=FORMAT] and --check.

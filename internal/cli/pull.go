@@ -14,8 +14,8 @@ import (
 )
 
 func (a *app) pullCommand() *cobra.Command {
-	var quiet, allTags bool
-	var platform string
+	var quiet, allTags, offline bool
+	var platform, format string
 	cmd := &cobra.Command{
 		Use: "pull [OPTIONS] NAME[:TAG|@DIGEST]", Short: "Download an image from a registry", Args: console.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -24,23 +24,31 @@ func (a *app) pullCommand() *cobra.Command {
 				return err
 			}
 			o := image.PullOptions{Platform: p}
-			d := console.NewLayerDisplay(a.Err)
+			d, err := console.FormatLayers(a.Err, a.Out, format)
+			if err != nil {
+				return err
+			}
 			if !quiet {
 				o.Progress = d.Update
 			}
+			a.Offline = offline
 			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
 				names, err := pullNames(cmd.Context(), e, args[0], allTags)
 				if err != nil {
-					return err
+					return d.Fail(err)
+				}
+				pull := e.Images.Pull
+				if offline {
+					pull = e.Images.Here
 				}
 				for _, name := range names {
-					pulled, err := e.Images.Pull(cmd.Context(), name, o)
+					pulled, err := pull(cmd.Context(), name, o)
 					d.Close()
 					d.Reset()
 					if err != nil {
-						return err
+						return d.Fail(err)
 					}
-					a.tellPulled(pulled, quiet)
+					a.tellPulled(d, pulled, quiet)
 				}
 				return nil
 			})
@@ -48,6 +56,8 @@ func (a *app) pullCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&allTags, "all-tags", "a", false, "Download all tagged images in the repository")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "Suppress verbose output")
+	cmd.Flags().StringVar(&format, "format", "", `Format of the progress ("text", "json": the events of docker's API)`)
+	cmd.Flags().BoolVar(&offline, "offline", false, "Ask no registry: succeed if the image is here")
 	cmd.Flags().StringVar(&platform, "platform", "", "Set platform if server is multi-platform capable")
 	a.RegistryFlags(cmd)
 	return cmd
@@ -82,14 +92,24 @@ func pullNames(ctx context.Context, e *engine.Engine, name string, allTags bool)
 	return names, nil
 }
 
-func (a *app) tellPulled(p image.Pulled, quiet bool) {
+func (a *app) tellPulled(d *console.LayerDisplay, p image.Pulled, quiet bool) {
 	if quiet {
 		fmt.Fprintln(a.Out, p.Ref)
 		return
 	}
 	state := "Image is up to date for "
-	if p.Newer {
+	switch {
+	case a.Offline:
+		state = "No registry was asked, this is the image here for "
+	case p.Newer:
 		state = "Downloaded newer image for "
 	}
-	fmt.Fprintf(a.Out, "Digest: %s\nStatus: %s%s\n%s\n", p.Digest, state, p.Ref.Familiar(), p.Ref)
+	lines := []string{"Digest: " + string(p.Digest), "Status: " + state + p.Ref.Familiar()}
+	if d.Events() {
+		for _, l := range lines {
+			d.Say(l, nil)
+		}
+		return
+	}
+	fmt.Fprintf(a.Out, "%s\n%s\n%s\n", lines[0], lines[1], p.Ref)
 }

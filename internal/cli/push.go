@@ -7,15 +7,17 @@ import (
 
 	"dhow/internal/cli/console"
 	"dhow/internal/engine"
+	"dhow/internal/errdef"
 	"dhow/internal/image"
 	"dhow/internal/oci"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 )
 
 func (a *app) pushCommand() *cobra.Command {
-	var quiet bool
-	var platform string
+	var quiet, offline bool
+	var platform, format string
 	var r engine.PushRequest
 	cmd := &cobra.Command{
 		Use: "push [OPTIONS] NAME[:TAG]", Short: "Upload an image to a registry", Args: console.ExactArgs(1),
@@ -26,29 +28,53 @@ func (a *app) pushCommand() *cobra.Command {
 					return err
 				}
 			}
-			d := console.NewLayerDisplay(a.Err)
-			if !quiet {
-				p := &pushProgress{to: d, phase: map[string]string{}}
-				r.Progress, r.Phase = p.progress, p.told
-				r.Begin = func(repo oci.Ref) { fmt.Fprintf(a.Out, "The push refers to repository [%s]\n", repo.Name()) }
+			if offline {
+				return errdef.New(errdef.ErrInvalid, "push %s: there is no push without its registry, and --offline asks for no network", args[0])
 			}
-			r.Done = func(p engine.Pushed) {
-				if quiet {
-					fmt.Fprintln(a.Out, p.Ref)
-					return
-				}
-				d.Close()
-				d.Reset()
-				fmt.Fprintf(a.Out, "%s: digest: %s size: %d\n", p.Ref.Tag, p.Digest, p.Size)
+			d, err := console.FormatLayers(a.Err, a.Out, format)
+			if err != nil {
+				return err
 			}
-			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error { return e.Push(cmd.Context(), r) })
+			a.showPush(&r, d, quiet)
+			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error { return d.Fail(e.Push(cmd.Context(), r)) })
 		},
 	}
 	cmd.Flags().BoolVarP(&r.AllTags, "all-tags", "a", false, "Push all tags of an image to the repository")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "Suppress verbose output")
+	cmd.Flags().StringVar(&format, "format", "", `Format of the progress ("text", "json": the events of docker's API)`)
+	cmd.Flags().BoolVar(&offline, "offline", false, "Refuse, as a push cannot be done without its registry")
 	cmd.Flags().StringVar(&platform, "platform", "", "Push only the image for one platform (default all that the name stands for)")
 	a.RegistryFlags(cmd)
 	return cmd
+}
+
+// showPush has the request's progress and results shown.
+func (a *app) showPush(r *engine.PushRequest, d *console.LayerDisplay, quiet bool) {
+	say := func(text string, aux any) {
+		if d.Events() {
+			d.Say(text, aux)
+			return
+		}
+		fmt.Fprintln(a.Out, text)
+	}
+	if !quiet {
+		p := &pushProgress{to: d, phase: map[string]string{}}
+		r.Progress, r.Phase = p.progress, p.told
+		r.Begin = func(repo oci.Ref) { say("The push refers to repository ["+repo.Name()+"]", nil) }
+	}
+	r.Done = func(p engine.Pushed) {
+		if quiet {
+			fmt.Fprintln(a.Out, p.Ref)
+			return
+		}
+		d.Close()
+		d.Reset()
+		say(fmt.Sprintf("%s: digest: %s size: %d", p.Ref.Tag, p.Digest, p.Size), struct {
+			Tag    string
+			Digest digest.Digest
+			Size   int64
+		}{p.Ref.Tag, p.Digest, p.Size})
+	}
 }
 
 // pushProgress turns what an exporter tells into lines of the display.

@@ -24,6 +24,7 @@ import (
 	"dhow/internal/session"
 	"dhow/internal/snapshot"
 	"dhow/internal/solve"
+	"dhow/internal/source"
 	"dhow/internal/sys"
 
 	"github.com/moby/buildkit/client"
@@ -81,6 +82,10 @@ type Job struct {
 	Outputs    []export.Output
 	Epoch      *time.Time // SOURCE_DATE_EPOCH of the steps: nothing they write is newer; nil: none
 	Stdout     io.Writer  // takes outputs with the destination "-"; nil is os.Stdout
+	// Lock is what moving names of sources stand for, or while it is being filled
+	// the only result; nil: what they stand for now.
+	Lock    *source.Lock
+	Offline bool // sources send nothing
 	// Registry speaks with the credentials of who asked; nil is the engine's.
 	Registry *registry.Client
 	Parallel int // steps at a time; 0 decides by the cores
@@ -132,7 +137,12 @@ func (r *BuildRequest) job(p *prepared) (*Job, error) {
 	if err != nil {
 		return nil, err
 	}
+	lock, err := readLock(r.LockFile)
+	if err != nil {
+		return nil, err
+	}
 	return &Job{
+		Lock: lock, Offline: r.Offline,
 		Name: displayName(p.name), Target: p.target, Tags: r.Tags, Session: sess, Allow: r.Allow, Epoch: r.epoch(),
 		Outputs: outs, Stdout: r.Stdout, Parallel: r.Parallel, Progress: r.Progress,
 		Solve: func(ctx context.Context, e frontend.Engine, id string) (*frontend.Result, error) {
@@ -200,7 +210,7 @@ func (e *Engine) newBuilding(j *Job) (*building, error) {
 	if b.deps.Options, err = buildOptions(j.Allow); err != nil {
 		return nil, err
 	}
-	b.deps.Epoch = j.Epoch
+	b.deps.Epoch, b.deps.Lock, b.deps.Offline = j.Epoch, j.Lock, j.Offline
 	b.solver = solve.New(solve.Options{
 		Resolve:  buildop.Resolve(b.deps),
 		Cache:    solve.Local{Store: e.Store},
@@ -241,6 +251,9 @@ func (b *building) run(ctx context.Context) (*BuildResult, error) {
 	if len(res.Targets) == 0 && res.Metadata != nil {
 		out.Answer = res.Metadata
 		return out, nil
+	}
+	if b.job.Lock.Recording() {
+		return out, b.pinSources(ctx, res)
 	}
 	chains := make([]snapshot.Chain, len(res.Targets))
 	g, gctx := errgroup.WithContext(ctx)

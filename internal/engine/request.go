@@ -38,6 +38,11 @@ type BuildRequest struct {
 	NoCache       bool
 	NoCacheFilter []string // stages
 	Pull          bool
+	// LockFile holds the sources to what is in that file (dhow lock); "" for none.
+	LockFile string
+	// Offline sends no packet: what is not here is an error that names it, and RUN
+	// steps have no network. The engine's registry client has to be offline, too.
+	Offline bool
 
 	Network      string // "", "default", "none", "host"
 	AddHosts     []string
@@ -138,6 +143,15 @@ func prepareOptions(r *BuildRequest, attrs map[string]string) error {
 	attrs["image-resolve-mode"] = "default"
 	if r.Pull {
 		attrs["image-resolve-mode"] = "pull"
+	}
+	if r.Offline {
+		if r.Pull || r.Push {
+			return errdef.New(errdef.ErrInvalid, "--offline excludes --pull and --push")
+		}
+		if r.Network == "host" {
+			return errdef.New(errdef.ErrInvalid, "--offline excludes --network host")
+		}
+		attrs["force-network-mode"] = "none"
 	}
 	switch r.Network {
 	case "", "default", "bridge":

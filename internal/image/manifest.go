@@ -98,7 +98,7 @@ func choose(x ocispecs.Index, want oci.Platform) (ocispecs.Descriptor, error) {
 	return ocispecs.Descriptor{}, noPlatform(want, platforms)
 }
 
-// noPlatform says which platforms there are instead.
+// noPlatform says which platforms there are instead, as a *platformError.
 func noPlatform(want oci.Platform, have []oci.Platform) error {
 	err := errdef.New(errdef.ErrNotFound, "there is no image for the platform %s", oci.FormatPlatform(want))
 	var names []string
@@ -111,7 +111,8 @@ func noPlatform(want oci.Platform, have []oci.Platform) error {
 	if names = slices.Compact(names); len(names) == 0 {
 		return err
 	}
-	return errdef.WithHint(err, "it is there for %s", strings.Join(names, ", "))
+	others := strings.Join(names, ", ")
+	return errdef.WithHint(&platformError{err, others}, "it is there for %s", others)
 }
 
 // ChooseManifest picks the manifest of an index, given as its exact bytes, that
@@ -123,3 +124,11 @@ func ChooseManifest(index []byte, want oci.Platform) (ocispecs.Descriptor, error
 	}
 	return choose(x, want)
 }
+
+// platformError says that an image is there for other platforms only.
+type platformError struct {
+	error
+	have string
+}
+
+func (e *platformError) Unwrap() error { return e.error }

@@ -52,6 +52,19 @@ func (im *Images) Pull(ctx context.Context, name string, o PullOptions) (Pulled,
 	return Pulled{Ref: r.Ref, Digest: r.Digest, Image: img, Newer: before.ID != img.ID}, nil
 }
 
+// Here is Pull without a registry: what the name stands for in the store.
+// ErrNotFound.
+func (im *Images) Here(ctx context.Context, name string, o PullOptions) (Pulled, error) {
+	if o.Platform.OS == "" {
+		o.Platform = oci.HostPlatform()
+	}
+	r, err := im.Resolve(ctx, name, o.Platform, ResolveOptions{Mode: LocalOnly})
+	if err != nil {
+		return Pulled{}, errdef.WithHint(fmt.Errorf("pull %s offline: %w", name, err), "pull it without --offline")
+	}
+	return Pulled{Ref: r.Ref, Digest: r.Digest, Image: *r.Local}, nil
+}
+
 // record makes a resolved image whose layers are here one of the store's.
 func (im *Images) record(ctx context.Context, r *Resolved, chain snapshot.Chain) (store.Image, error) {
 	desc := r.ManifestDesc

@@ -67,11 +67,13 @@ func (im *Images) Resolve(ctx context.Context, name string, platform oci.Platfor
 	if err := im.store.Lease(ctx); err != nil {
 		return nil, err
 	}
+	var other *platformError // what is here under that name
 	if o.Mode != Remote {
 		r, err := im.resolveLocal(ctx, ref, platform)
 		if err == nil || !errors.Is(err, errdef.ErrNotFound) {
 			return r, err
 		}
+		errors.As(err, &other)
 		if o.Mode == LocalOnly {
 			return nil, errdef.WithHint(err, "pull it first, or allow pulling")
 		}
@@ -84,7 +86,11 @@ func (im *Images) Resolve(ctx context.Context, name string, platform oci.Platfor
 			return r, nil
 		}
 	}
-	return im.resolveRemote(ctx, ref, platform, o.Any)
+	r, err := im.resolveRemote(ctx, ref, platform, o.Any)
+	if err != nil && other != nil {
+		err = fmt.Errorf("%w (the image here is for %s)", err, other.have)
+	}
+	return r, err
 }
 
 // resolveLocal looks in the store alone.

@@ -46,6 +46,8 @@ type Options struct {
 	// registry asked for some, once for each repository. It is called from several
 	// goroutines.
 	Warn func(error)
+	// Offline refuses everything that would send a packet. ErrUnavailable.
+	Offline bool
 	// UserAgent is sent with each request; "" is "dhow".
 	UserAgent string
 	// Stall is how long an answer may give no byte before the request is tried

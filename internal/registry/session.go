@@ -64,6 +64,9 @@ func (c *Client) places(domain, path string) ([]Place, error) {
 
 func (c *Client) sessionAt(ctx context.Context, at Place, actions, source string) (*session, error) {
 	domain, path := at.Domain, at.Path
+	if c.o.Offline {
+		return nil, errdef.WithHint(errdef.New(errdef.ErrUnavailable, "%s is not asked, as --offline wants", domain), "what is missing has to be fetched once without --offline")
+	}
 	key := sessionKey{host: host(domain), path: path, actions: actions, source: source, namespace: at.Namespace}
 	c.mu.Lock()
 	s := c.sessions[key]

@@ -2,6 +2,7 @@ package source
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/url"
 	"path"
@@ -207,6 +208,9 @@ func (g *gitSource) ask(ctx context.Context) (*gitPin, error) {
 		}
 		return &gitPin{Ref: ref, Object: g.checksum}, nil
 	}
+	if g.deps.Offline {
+		return g.recall(ctx)
+	}
 	run, err := g.newRun(ctx)
 	if err != nil {
 		return nil, err
@@ -226,7 +230,32 @@ func (g *gitSource) ask(ctx context.Context) (*gitPin, error) {
 	if !ok {
 		return nil, errdef.New(errdef.ErrNotFound, "repository does not contain ref %s: %s", ref, redact(g.remote))
 	}
+	raw, err := json.Marshal(pin)
+	if err != nil {
+		return nil, err
+	}
+	return pin, g.deps.Store.PutMemo(ctx, gitMemo, g.remote+"#"+g.ref, raw)
+}
+
+// gitMemo is the kind under which the store remembers what refs stood for.
+const gitMemo = "git"
+
+// recall is what the ref stood for when it was asked for last.
+func (g *gitSource) recall(ctx context.Context) (*gitPin, error) {
+	raw, ok, err := g.deps.Store.Memo(ctx, gitMemo, g.remote+"#"+g.ref)
+	if err != nil {
+		return nil, err
+	}
+	pin := &gitPin{}
+	if !ok || json.Unmarshal(raw, pin) != nil || !objectPattern.MatchString(pin.Object) {
+		return nil, g.notHere("what " + strings.TrimSpace("the ref "+g.ref) + " stands for is not known")
+	}
 	return pin, nil
+}
+
+// notHere is the error of an offline build that would have to ask the remote.
+func (g *gitSource) notHere(why string) error {
+	return errdef.WithHint(errdef.New(errdef.ErrUnavailable, "git repository %s: %s, and --offline asks for no network", redact(g.remote), why), "build once without --offline")
 }
 
 func (g *gitSource) defaultBranch(ctx context.Context, run *gitRun) (string, error) {

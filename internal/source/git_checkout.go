@@ -82,6 +82,9 @@ func (g *gitSource) fetch(ctx context.Context) (_ *gitRepo, err error) {
 	if r.has(ctx, pin.Object) {
 		return r, nil
 	}
+	if g.deps.Offline {
+		return nil, g.notHere("commit " + pin.Object + " is not here")
+	}
 	if err := g.fetchPin(ctx, r, pin); err != nil {
 		return nil, fmt.Errorf("fetch %s: %w", redact(g.remote), err)
 	}

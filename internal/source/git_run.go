@@ -29,6 +29,8 @@ type gitRun struct {
 	env   []string
 	agent *session.AgentSocket
 	local bool // the one fetch from the bare repository next to it
+
+	offline bool // git may speak to nobody
 }
 
 // maxGitOutput bounds what is kept of one command's output, in bytes: the refs
@@ -41,7 +43,7 @@ func (g *gitSource) newRun(ctx context.Context) (_ *gitRun, err error) {
 		return nil, errdef.WithHint(errdef.New(errdef.ErrUnsupported, "git repository %s: the git program is not installed", redact(g.remote)),
 			"install it, as with: apt install git")
 	}
-	r := &gitRun{}
+	r := &gitRun{offline: g.deps.Offline}
 	if r.dir, err = g.deps.Store.TempDir("git"); err != nil {
 		return nil, err
 	}
@@ -154,6 +156,8 @@ func (r *gitRun) git(ctx context.Context, args ...string) (string, error) {
 	protocols := "http:https:ssh:git"
 	if r.local {
 		protocols = "file"
+	} else if r.offline {
+		protocols = "none" // no protocol has that name
 	}
 	safe := []string{
 		"-c", "core.hooksPath=" + os.DevNull, "-c", "core.fsmonitor=false", "-c", "credential.helper=",

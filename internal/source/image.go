@@ -30,7 +30,7 @@ type imageSource struct {
 }
 
 func newImageSource(d *Deps, v *llb.Vertex, name string, attrs map[string]string) (solve.Op, error) {
-	mode, err := resolveMode(attrs[pb.AttrImageResolveMode])
+	mode, err := d.resolveMode(attrs[pb.AttrImageResolveMode])
 	if err != nil {
 		return nil, err
 	}
@@ -47,8 +47,12 @@ func newImageSource(d *Deps, v *llb.Vertex, name string, attrs map[string]string
 }
 
 // resolveMode reads LLB's word for where an image is looked up. Docker's
-// builder takes "default" to mean that an image which is here will do.
-func resolveMode(s string) (image.Mode, error) {
+// builder takes "default" to mean that an image which is here will do. A lock
+// takes down what others would get.
+func (d *Deps) resolveMode(s string) (image.Mode, error) {
+	if d.Lock.Recording() {
+		return image.Remote, nil
+	}
 	switch s {
 	case "", pb.AttrImageResolveModeDefault, pb.AttrImageResolveModePreferLocal:
 		return image.PreferLocal, nil
@@ -155,7 +159,7 @@ func (d *Deps) imageMetadata(ctx context.Context, name string, opt *sourceresolv
 		}
 		platform = orPlatform(opt.Platform, platform)
 	}
-	mode, err := resolveMode(word)
+	mode, err := d.resolveMode(word)
 	if err != nil {
 		return nil, err
 	}

@@ -16,11 +16,15 @@ import (
 // back as they are. ErrNotFound, ErrInvalid, ErrUnavailable.
 func (d *Deps) ResolveMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
 	res := &sourceresolver.MetaResponse{Op: op}
+	asked := op
+	op, err := d.locked(op)
+	if err != nil {
+		return nil, err
+	}
 	scheme, rest, ok := strings.Cut(op.Identifier, "://")
 	if !ok {
 		return nil, errdef.New(errdef.ErrInvalid, "source %q: it has no scheme", op.Identifier)
 	}
-	var err error
 	switch scheme {
 	case "docker-image":
 		res.Image, err = d.imageMetadata(ctx, rest, opt.ImageOpt, op.Attrs)
@@ -34,5 +38,5 @@ func (d *Deps) ResolveMetadata(ctx context.Context, op *pb.SourceOp, opt sourcer
 	if err != nil {
 		return nil, err
 	}
-	return res, nil
+	return res, d.noteMetadata(asked, res)
 }

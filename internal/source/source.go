@@ -37,11 +37,18 @@ type Deps struct {
 
 	Platform oci.Platform // of sources which name none; empty means the host's
 	Epoch    *time.Time   // nothing written is newer; nil: times are kept
+	Lock     *Lock        // what moving names stand for; nil: what they stand for now
+	Offline  bool         // no packet is sent
 }
 
 // New makes the operation of a source vertex. ErrInvalid, ErrNotFound for a
-// directory that the session does not know, ErrUnsupported.
+// directory that the session does not know, or a name that Deps.Lock does not have,
+// ErrUnsupported.
 func New(d *Deps, v *llb.Vertex, op *pb.SourceOp) (solve.Op, error) {
+	op, err := d.locked(op)
+	if err != nil {
+		return nil, err
+	}
 	scheme, rest, ok := strings.Cut(op.Identifier, "://")
 	if !ok {
 		return nil, errdef.New(errdef.ErrInvalid, "source %q: it has no scheme", op.Identifier)

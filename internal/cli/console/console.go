@@ -28,6 +28,7 @@ type Console struct {
 	Version    Version
 	Root       string   // state directory; "" is the default one
 	Profile    string   // whose logins are used
+	Offline    bool     // no registry is asked
 	Unverified []string // hosts whose certificates are not checked
 	Ordinary   bool     // the user is not root outside
 	Warning    string   // of entering the user namespace

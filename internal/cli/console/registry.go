@@ -21,7 +21,8 @@ func (c *Console) RegistryOptions() registry.Options {
 	return registry.Options{
 		UserAgent: "dhow/" + c.Version.Version, Credentials: c.Logins(c.Profile).For,
 		Transport: h.Transport(registry.DefaultTransport()), Places: h.Places, PlainHTTP: h.Insecure,
-		Warn: func(err error) { fmt.Fprintln(c.Err, "dhow: warning: "+OneLine(err)) },
+		Offline: c.Offline,
+		Warn:    func(err error) { fmt.Fprintln(c.Err, "dhow: warning: "+OneLine(err)) },
 	}
 }
 
