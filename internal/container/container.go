@@ -10,6 +10,8 @@
 package container
 
 import (
+	"path"
+
 	"dhow/internal/sandbox"
 
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -56,6 +58,8 @@ type Security struct {
 	SeccompUnconfined bool
 	// UnmaskPaths leaves /proc and /sys without masks (systempaths=unconfined).
 	UnmaskPaths bool
+	// WritableCgroups lets the container manage cgroups below its own.
+	WritableCgroups bool
 }
 
 // Options is one container: the image's configuration and what the user said.
@@ -103,17 +107,23 @@ func Spec(o Options) (*specs.Spec, error) {
 		cwd:      cwd,
 		user:     o.User,
 		hostname: o.Hostname, domainname: o.Domainname,
-		mounts:  append(tmpfsMounts(o.Tmpfs), o.Mounts...),
-		shmSize: o.ShmSize,
-		network: o.Network,
-		ulimits: o.Ulimits, resources: o.Resources, cgroupParent: o.CgroupParent, id: o.ID,
-		readOnly: o.ReadOnly, tty: o.TTY,
+		mounts:     append(tmpfsMounts(o.Tmpfs), o.Mounts...),
+		shmSize:    o.ShmSize,
+		namespaces: namespaces(o.Network),
+		ulimits:    o.Ulimits,
+		readOnly:   o.ReadOnly, tty: o.TTY,
 		privileged:  o.Privileged,
 		hostDevices: o.HostDevices, devices: o.Devices,
 		security: o.Security,
 	}
+	if o.CgroupParent != "" {
+		p.cgroupsPath = path.Join("/", o.CgroupParent, o.ID)
+	}
 	var err error
 	if p.caps, err = capabilities(o.CapAdd, o.CapDrop, o.Privileged); err != nil {
+		return nil, err
+	}
+	if p.resources, err = linuxResources(o.Resources); err != nil {
 		return nil, err
 	}
 	s, err := p.spec()
@@ -146,15 +156,21 @@ type Step struct {
 func StepSpec(st Step) (*specs.Spec, error) {
 	p := params{
 		args: st.Args, env: withHome(withDefault(st.Env, "PATH", defaultPath), st.User), cwd: st.Cwd, user: st.User,
-		hostname: st.Hostname, mounts: st.Mounts, shmSize: st.ShmSize, network: st.Network, ulimits: st.Ulimits,
-		resources: st.Resources, cgroupParent: st.CgroupParent, readOnly: st.ReadOnly,
+		hostname: st.Hostname, mounts: st.Mounts, shmSize: st.ShmSize, ulimits: st.Ulimits,
+		namespaces: namespaces(st.Network), readOnly: st.ReadOnly,
 		privileged: st.Insecure, hostDevices: st.HostDevices,
 	}
 	if p.hostname == "" {
 		p.hostname = "buildkitsandbox"
 	}
+	if st.CgroupParent != "" {
+		p.cgroupsPath = path.Join("/", st.CgroupParent)
+	}
 	var err error
 	if p.caps, err = capabilities(nil, nil, st.Insecure); err != nil {
+		return nil, err
+	}
+	if p.resources, err = linuxResources(st.Resources); err != nil {
 		return nil, err
 	}
 	s, err := p.spec()

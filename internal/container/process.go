@@ -141,17 +141,22 @@ func capNames(names []string) ([]string, error) {
 func ParseSecurityOpts(opts []string, readFile func(string) ([]byte, error)) (Security, error) {
 	var s Security
 	for _, opt := range opts {
-		name, value, _ := strings.Cut(opt, "=")
+		name, value, ok := strings.Cut(opt, "=")
+		if !ok && name != "no-new-privileges" {
+			name, value, _ = strings.Cut(opt, ":") // as docker once wrote them
+		}
 		switch {
 		case opt == "no-new-privileges", opt == "no-new-privileges=true", opt == "no-new-privileges:true":
 			s.NoNewPrivileges = true
 		case opt == "no-new-privileges=false", opt == "no-new-privileges:false":
 			s.NoNewPrivileges = false
-		case opt == "seccomp=unconfined":
+		case name == "seccomp" && value == "unconfined":
 			s.SeccompUnconfined = true
-		case opt == "seccomp=builtin", opt == "apparmor=unconfined", opt == "label=disable":
+		case name == "seccomp" && value == "builtin", name == "apparmor" && value == "unconfined", name == "label" && value == "disable":
 		case opt == "systempaths=unconfined":
 			s.UnmaskPaths = true
+		case opt == "writable-cgroups=true", opt == "writable-cgroups=false":
+			s.WritableCgroups = value == "true"
 		case name == "seccomp" && value != "":
 			data, err := readFile(value)
 			if err != nil {

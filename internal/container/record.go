@@ -32,11 +32,25 @@ type Record struct {
 	Logs    []LogDriver    // the first is Host.LogConfig
 }
 
-// Mount is one mount of a container, with its source found.
+// Mount is one mount of a container: of a directory or file of the host, a
+// volume, an image, or a tmpfs of --mount. Those of --tmpfs are in Host.Tmpfs.
+// Name is a volume's, and "" for one that is made with the container; Source is
+// found when that is done.
 type Mount struct {
 	container.MountPoint
-	Options []string // of the mount, in the words of a runtime spec
-	Subpath string   // of a volume
+	Options   []string // of the mount, in the words of a runtime spec
+	Subpath   string   // of a volume or image, relative
+	NoCopy    bool     // a new volume begins empty, not with what the image has at Destination
+	Create    bool     // a missing directory of the host is made, as -v does and --mount does not
+	Anonymous bool     // the volume goes when the container does (rm -v, --rm)
+	// Volume is how to make the volume if there is none of that name.
+	Volume VolumeOptions
+}
+
+// VolumeOptions make a volume.
+type VolumeOptions struct {
+	DriverOptions map[string]string
+	Labels        map[string]string
 }
 
 // LogDriver is one destination of a container's output.

@@ -23,14 +23,15 @@ type params struct {
 	hostname, domainname string
 	mounts               []specs.Mount
 	shmSize              int64
-	network              Network
+	namespaces           []specs.LinuxNamespace
 	ulimits              []specs.POSIXRlimit
-	resources            Resources
-	cgroupParent, id     string
+	resources            *specs.LinuxResources
+	cgroupsPath          string
 	readOnly, tty        bool
 	privileged           bool
 	caps                 []string
 	hostDevices, devices []Device
+	deviceRules          []specs.LinuxDeviceCgroup // behind those of the devices
 	security             Security
 }
 
@@ -39,10 +40,6 @@ func (p params) spec() (*specs.Spec, error) {
 	if len(p.args) == 0 {
 		return nil, errdef.WithHint(errdef.New(errdef.ErrInvalid, "no command specified"),
 			"the image has neither ENTRYPOINT nor CMD: name a command after the image")
-	}
-	resources, err := linuxResources(p.resources)
-	if err != nil {
-		return nil, err
 	}
 	s := &specs.Spec{
 		Version:    specs.Version,
@@ -62,16 +59,13 @@ func (p params) spec() (*specs.Spec, error) {
 			Rlimits:         p.ulimits,
 			NoNewPrivileges: p.security.NoNewPrivileges,
 		},
-		Linux: &specs.Linux{Namespaces: namespaces(p.network), Resources: resources},
+		Linux: &specs.Linux{Namespaces: p.namespaces, Resources: p.resources, CgroupsPath: p.cgroupsPath},
 	}
 	if p.user.UID == 0 {
 		s.Process.Capabilities.Effective, s.Process.Capabilities.Permitted = p.caps, p.caps
 	}
-	if p.cgroupParent != "" {
-		s.Linux.CgroupsPath = path.Join("/", p.cgroupParent, p.id)
-	}
 	if !p.privileged && !p.security.UnmaskPaths {
-		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = maskedPaths(), readonlyPaths()
+		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = MaskedPaths(), ReadonlyPaths()
 	}
 	s.Mounts = p.allMounts()
 	p.addDevices(s)
@@ -94,9 +88,9 @@ func namespaces(n Network) []specs.LinuxNamespace {
 	return ns
 }
 
-// maskedPaths are docker's. The one with a star is a side channel a CPU
+// MaskedPaths are those that a container cannot see, docker's. The one with a star is a side channel a CPU
 // (GHSA-6fw5-f8r9-fgfm); sandbox.Start expands it.
-func maskedPaths() []string {
+func MaskedPaths() []string {
 	return []string{
 		"/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
 		"/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
@@ -104,7 +98,8 @@ func maskedPaths() []string {
 	}
 }
 
-func readonlyPaths() []string {
+// ReadonlyPaths are those that a container cannot write, docker's.
+func ReadonlyPaths() []string {
 	return []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 }
 
@@ -134,9 +129,12 @@ func (p params) defaultMounts() []specs.Mount {
 	sysOptions := []string{"nosuid", "noexec", "nodev", "ro"}
 	cgroupOptions := []string{"ro", "nosuid", "noexec", "nodev"}
 	if p.privileged {
-		sysOptions, cgroupOptions = sysOptions[:3], cgroupOptions[1:]
+		sysOptions = sysOptions[:3]
 	}
-	shm := "size=" + strconv.FormatInt(cmp.Or(p.shmSize, 64<<20), 10)
+	if p.privileged || p.security.WritableCgroups {
+		cgroupOptions = cgroupOptions[1:]
+	}
+	shm := "size=" + strconv.FormatInt(cmp.Or(p.shmSize, defaultShmSize), 10)
 	return []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
@@ -173,7 +171,7 @@ func (p params) addDevices(s *specs.Spec) {
 	if p.privileged {
 		devices = append(slices.Clone(p.hostDevices), devices...)
 	} else {
-		rules = deviceRules(devices)
+		rules = append(deviceRules(devices), p.deviceRules...)
 	}
 	for _, d := range devices {
 		s.Linux.Devices = append(s.Linux.Devices, specs.LinuxDevice{Path: d.Path, Type: d.Type, Major: d.Major, Minor: d.Minor})
