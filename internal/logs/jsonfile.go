@@ -1,0 +1,339 @@
+package logs
+
+import (
+	"bytes"
+	"encoding/json"
+	"math/bits"
+	"time"
+	"unicode/utf8"
+
+	"dhow/internal/logs/driver"
+)
+
+// jsonPart is where docker's json-file cuts lines: a line of this many bytes or
+// more is written as several entries, all but the last without a newline.
+const jsonPart = 16 << 10
+
+// jsonFile is the format of docker's driver json-file, byte for byte: one object
+// a line, {"log":"…\n","stream":"stdout","attrs":{…},"time":"…"}. Invalid UTF-8
+// is written as U+FFFD; the bytes themselves are in the segment's raw file.
+type jsonFile struct {
+	attrs []byte // a JSON object, or nil
+}
+
+// appendEntry appends one entry. stamp is the time in RFC 3339 with up to nine
+// decimals. It returns false when bytes of the line had to be replaced.
+func (j jsonFile) appendEntry(dst []byte, stream Stream, stamp []byte, line []byte, whole bool) ([]byte, bool) {
+	exact := true
+	dst = append(dst, '{')
+	if len(line) > 0 || whole {
+		dst = append(dst, `"log":"`...)
+		dst, exact = appendJSONBytes(dst, line)
+		if whole {
+			dst = append(dst, '\\', 'n')
+		}
+		dst = append(dst, `",`...)
+	}
+	dst = append(dst, `"stream":"`...)
+	dst = append(dst, stream.String()...)
+	dst = append(dst, '"')
+	if j.attrs != nil {
+		dst = append(dst, `,"attrs":`...)
+		dst = append(dst, j.attrs...)
+	}
+	dst = append(dst, `,"time":"`...)
+	dst = append(dst, stamp...)
+	return append(dst, "\"}\n"...), exact
+}
+
+const hexDigits = "0123456789abcdef"
+
+// appendJSONBytes appends s as the inside of a JSON string, escaped as docker
+// does it; false when some of it is no UTF-8.
+func appendJSONBytes(dst, s []byte) ([]byte, bool) {
+	exact := true
+	for len(s) > 0 {
+		n := plainJSON(s)
+		dst = append(dst, s[:n]...)
+		s = s[n:]
+		if len(s) == 0 {
+			break
+		}
+		c := s[0]
+		if c < utf8.RuneSelf {
+			dst = appendEscaped(dst, c)
+			s = s[1:]
+			continue
+		}
+		r, size := utf8.DecodeRune(s)
+		switch {
+		case r == utf8.RuneError && size == 1:
+			dst = append(dst, `\ufffd`...)
+			exact = false
+		case r == '\u2028' || r == '\u2029':
+			dst = append(dst, `\u202`...)
+			dst = append(dst, hexDigits[r&0xf])
+		default:
+			dst = append(dst, s[:size]...)
+		}
+		s = s[size:]
+	}
+	return dst, exact
+}
+
+func appendEscaped(dst []byte, c byte) []byte {
+	switch c {
+	case '\\', '"':
+		return append(dst, '\\', c)
+	case '\n':
+		return append(dst, '\\', 'n')
+	case '\r':
+		return append(dst, '\\', 'r')
+	}
+	return append(dst, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&0xf])
+}
+
+// plainJSON returns how many bytes from the first need no escape and are ASCII.
+// It looks at eight at once: in each byte, the high bit of the sum is set for what
+// has to be looked at (Warren, Hacker's Delight, section 6-1).
+func plainJSON(s []byte) int {
+	const (
+		ones  = 0x0101010101010101
+		highs = 0x8080808080808080
+	)
+	n := 0
+	for len(s)-n >= 8 {
+		w := le.Uint64(s[n:])
+		below := (w - ones*0x20) & ^w // below 0x20
+		odd := hasZero(w^ones*'"') | hasZero(w^ones*'\\') | hasZero(w^ones*'<') | hasZero(w^ones*'>') | hasZero(w^ones*'&')
+		if m := (below | odd | w) & highs; m != 0 {
+			return n + bits.TrailingZeros64(m)/8
+		}
+		n += 8
+	}
+	for n < len(s) {
+		c := s[n]
+		if c < 0x20 || c >= utf8.RuneSelf || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			break
+		}
+		n++
+	}
+	return n
+}
+
+// hasZero sets the high bit of the lowest byte of w that is zero; what it says of
+// higher bytes may be wrong, which the search for the lowest does not mind.
+func hasZero(w uint64) uint64 {
+	return (w - 0x0101010101010101) & ^w
+}
+
+// jsonParser reads entries. It keeps what neighbours have in common.
+type jsonParser struct {
+	scratch []byte
+	prefix  [len("2006-01-02T15:04:05.")]byte // of the last time
+	seconds int64                             // of that
+}
+
+// parse reads one line without its newline. False means that it is no entry.
+func (p *jsonParser) parse(s []byte, e *entry) bool {
+	if p.parseOwn(s, e) {
+		return true
+	}
+	return p.parseAny(s, e)
+}
+
+// parseOwn reads what appendEntry writes, in one pass.
+func (p *jsonParser) parseOwn(s []byte, e *entry) bool {
+	rest, ok := bytes.CutPrefix(s, []byte(`{"log":"`))
+	if !ok {
+		return false
+	}
+	e.line, e.whole, rest, ok = p.logText(rest)
+	if !ok {
+		return false
+	}
+	switch {
+	case bytes.HasPrefix(rest, []byte(`,"stream":"stdout"`)):
+		e.stream = Stdout
+	case bytes.HasPrefix(rest, []byte(`,"stream":"stderr"`)):
+		e.stream = Stderr
+	default:
+		return false
+	}
+	rest = rest[len(`,"stream":"stdout"`):]
+	e.attrs = nil
+	if bytes.HasPrefix(rest, []byte(`,"attrs":{`)) {
+		i := bytes.LastIndex(rest, []byte(`},"time":"`))
+		if i < 0 {
+			return false
+		}
+		e.attrs = rest[len(`,"attrs":`) : i+1]
+		rest = rest[i+1:]
+	}
+	rest, ok = bytes.CutPrefix(rest, []byte(`,"time":"`))
+	if !ok {
+		return false
+	}
+	rest, ok = bytes.CutSuffix(rest, []byte(`"}`))
+	if !ok {
+		return false
+	}
+	e.nanos, ok = p.time(rest)
+	return ok
+}
+
+// logText reads the string up to its quote: its bytes, whether they ended with
+// a newline (which is cut), and what follows.
+func (p *jsonParser) logText(s []byte) (line []byte, whole bool, rest []byte, ok bool) {
+	q := bytes.IndexByte(s, '"')
+	if q < 0 {
+		return nil, false, nil, false
+	}
+	b := bytes.IndexByte(s[:q], '\\')
+	switch {
+	case b < 0:
+		return s[:q], false, s[q+1:], true
+	case b == q-2 && s[q-1] == 'n':
+		return s[:b], true, s[q+1:], true
+	}
+	q = closingQuote(s)
+	if q < 0 {
+		return nil, false, nil, false
+	}
+	line, ok = p.unescape(s[:q])
+	if n := len(line); n > 0 && line[n-1] == '\n' {
+		line, whole = line[:n-1], true
+	}
+	return line, whole, s[q+1:], ok
+}
+
+// closingQuote finds the quote that no backslash escapes.
+func closingQuote(s []byte) int {
+	for i := 0; i < len(s); i++ {
+		switch s[i] {
+		case '\\':
+			i++
+		case '"':
+			return i
+		}
+	}
+	return -1
+}
+
+// unescape undoes appendJSONBytes. Escapes that it does not write are left to
+// parseAny.
+func (p *jsonParser) unescape(s []byte) ([]byte, bool) {
+	out := p.scratch[:0]
+	for len(s) > 0 {
+		i := bytes.IndexByte(s, '\\')
+		if i < 0 {
+			out = append(out, s...)
+			break
+		}
+		out = append(out, s[:i]...)
+		s = s[i+1:]
+		if len(s) == 0 {
+			return nil, false
+		}
+		switch s[0] {
+		case 'n':
+			out = append(out, '\n')
+		case 'r':
+			out = append(out, '\r')
+		case '"', '\\':
+			out = append(out, s[0])
+		case 'u':
+			if len(s) < 5 {
+				return nil, false
+			}
+			r, ok := hex4(s[1:5])
+			if !ok || (r >= 0xd800 && r < 0xe000) {
+				return nil, false
+			}
+			out = utf8.AppendRune(out, r)
+			s = s[4:]
+		default:
+			return nil, false
+		}
+		s = s[1:]
+	}
+	p.scratch = out
+	return out, true
+}
+
+func hex4(s []byte) (rune, bool) {
+	var r rune
+	for _, c := range s {
+		switch {
+		case c >= '0' && c <= '9':
+			r = r<<4 | rune(c-'0')
+		case c >= 'a' && c <= 'f':
+			r = r<<4 | rune(c-'a'+10)
+		case c >= 'A' && c <= 'F':
+			r = r<<4 | rune(c-'A'+10)
+		default:
+			return 0, false
+		}
+	}
+	return r, true
+}
+
+// time reads RFC 3339 in UTC. The seconds are worked out once for neighbours of
+// the same second.
+func (p *jsonParser) time(s []byte) (int64, bool) {
+	n := len(p.prefix)
+	if len(s) < n || s[len(s)-1] != 'Z' {
+		return p.timeAny(s)
+	}
+	if !bytes.Equal(s[:n-1], p.prefix[:n-1]) {
+		t, err := time.Parse("2006-01-02T15:04:05", string(s[:n-1]))
+		if err != nil {
+			return 0, false
+		}
+		copy(p.prefix[:], s[:n-1])
+		p.seconds = t.Unix()
+	}
+	if len(s) == n { // no decimals
+		return p.seconds * 1e9, true
+	}
+	digits := s[n : len(s)-1]
+	if s[n-1] != '.' || len(digits) > 9 {
+		return p.timeAny(s)
+	}
+	var nanos int64
+	for _, c := range digits {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		nanos = nanos*10 + int64(c-'0')
+	}
+	for range 9 - len(digits) {
+		nanos *= 10
+	}
+	return p.seconds*1e9 + nanos, true
+}
+
+func (p *jsonParser) timeAny(s []byte) (int64, bool) {
+	t, err := time.Parse(time.RFC3339Nano, string(s))
+	return t.UnixNano(), err == nil
+}
+
+// parseAny reads entries that others wrote.
+func (p *jsonParser) parseAny(s []byte, e *entry) bool {
+	var v struct {
+		Log    string          `json:"log"`
+		Stream string          `json:"stream"`
+		Attrs  json.RawMessage `json:"attrs"`
+		Time   time.Time       `json:"time"`
+	}
+	if json.Unmarshal(s, &v) != nil || v.Time.IsZero() {
+		return false
+	}
+	e.stream = driver.Stdout
+	if v.Stream == "stderr" {
+		e.stream = driver.Stderr
+	}
+	e.line, e.whole = bytes.CutSuffix([]byte(v.Log), []byte("\n"))
+	e.attrs, e.nanos = v.Attrs, v.Time.UnixNano()
+	return true
+}

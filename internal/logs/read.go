@@ -1,0 +1,503 @@
+package logs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"math"
+	"os"
+	"path/filepath"
+	"time"
+
+	"dhow/internal/errdef"
+)
+
+// ReadOptions chooses lines. The zero value is all that there are.
+type ReadOptions struct {
+	Since, Until time.Time // both count; zero is no bound
+	// Tail is how many of the chosen lines to read, the last ones; 0 is all of
+	// them, and -1 none (with Follow: only what comes).
+	Tail int
+	// Follow goes on with what is written later, until the log has no writer any
+	// more, or Until has passed.
+	Follow bool
+	// Streams restricts to one stream; 0 is both.
+	Stream Stream
+}
+
+// Read reads a log. Records come in the order in which they were written; their
+// bytes are valid until the next one. A log that does not exist has no lines.
+// After an error there is no further record. An ErrUnsupported error says that
+// this log is not kept for reading.
+func Read(ctx context.Context, dir string, o ReadOptions) iter.Seq2[Record, error] {
+	return func(yield func(Record, error) bool) {
+		fail := func(err error) { yield(Record{}, fmt.Errorf("read log: %w", err)) }
+		if err := readable(dir); err != nil {
+			fail(err)
+			return
+		}
+		r := newReader(dir, o)
+		defer r.close()
+		var watch *watcher
+		if o.Follow {
+			var err error
+			if watch, err = watchLogs(dir); err != nil {
+				fail(err)
+				return
+			}
+			defer watch.close()
+		}
+		if err := r.start(); err != nil {
+			fail(err)
+			return
+		}
+		for {
+			// Asked before the last look, so that nothing that was written before the
+			// writer went is missed.
+			ended := !o.Follow || !written(dir) || r.past()
+			if !r.drain(ctx, yield) || ended {
+				return
+			}
+			if err := watch.wait(ctx, r.deadline()); err != nil {
+				if ctx.Err() == nil {
+					fail(err)
+				}
+				return
+			}
+		}
+	}
+}
+
+// drain yields what there is; false when it is over.
+func (r *reader) drain(ctx context.Context, yield func(Record, error) bool) bool {
+	var rec Record
+	for {
+		ok, err := r.next(&rec)
+		if err != nil {
+			yield(Record{}, fmt.Errorf("read log: %w", err))
+			return false
+		}
+		if !ok {
+			if r.o.Follow {
+				return true
+			}
+			for r.rest(&rec) {
+				if !yield(rec, nil) {
+					return false
+				}
+			}
+			return true
+		}
+		if !yield(rec, nil) || ctx.Err() != nil {
+			return false
+		}
+	}
+}
+
+// readable refuses logs that are not kept for reading.
+func readable(dir string) error {
+	data, err := os.ReadFile(filepath.Join(dir, descriptorFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var d descriptor
+	if err := json.Unmarshal(data, &d); err != nil {
+		return fmt.Errorf("%s: %w", descriptorFile, err)
+	}
+	switch {
+	case d.Format == "none":
+		return errdef.New(errdef.ErrUnsupported, "the container's log driver is none: nothing is kept")
+	case d.Hidden:
+		return errdef.New(errdef.ErrUnsupported, "the container's logs are only shipped (cache-disabled=true)")
+	}
+	return nil
+}
+
+// reader reads the entries of a log, segment after segment, and puts lines that
+// were written in parts together.
+type reader struct {
+	dir          string
+	o            ReadOptions
+	since, until int64 // nanoseconds, both count
+	skip         int   // records to leave out first (Tail)
+
+	ahead []plan       // segments to read after cur
+	cur   *segmentFile // nil before the first and between segments
+	spans []span       // of cur, the one being read first
+	at    uint64       // number of the segment cur is or was
+	parts [3]parts     // by stream
+	lines uint64       // of the log, up to the end of the segment at, once that was read
+	lost  uint64       // lines rotated away since the last record
+}
+
+// plan is a segment to read, and which blocks of it.
+type plan struct {
+	segment
+	spans []span // nil: all
+}
+
+// span is a stretch of a segment: from a block on (an index in its list) up to
+// an offset.
+type span struct {
+	first int
+	end   int64
+}
+
+// parts is a line of which more is to come.
+type parts struct {
+	line  []byte
+	nanos int64
+	attrs []byte
+}
+
+func newReader(dir string, o ReadOptions) *reader {
+	r := &reader{dir: dir, o: o, since: math.MinInt64, until: math.MaxInt64}
+	if !o.Since.IsZero() {
+		r.since = o.Since.UnixNano()
+	}
+	if !o.Until.IsZero() {
+		r.until = o.Until.UnixNano()
+	}
+	return r
+}
+
+// past says that nothing written from now on is chosen.
+func (r *reader) past() bool { return time.Now().UnixNano() > r.until }
+
+// deadline returns when past becomes true, zero for never.
+func (r *reader) deadline() time.Time { return r.o.Until }
+
+func (r *reader) close() {
+	if r.cur != nil {
+		r.cur.close()
+		r.cur = nil
+	}
+}
+
+// start decides where to begin.
+func (r *reader) start() error {
+	all, err := segments(r.dir)
+	if err != nil {
+		return err
+	}
+	if r.o.Tail < 0 {
+		return r.startAtEnd(all)
+	}
+	r.ahead = make([]plan, len(all))
+	for i, s := range all {
+		r.ahead[i].segment = s
+	}
+	if r.o.Tail == 0 {
+		return nil
+	}
+	r.ahead, err = tailPlan(r.dir, r.ahead, r.since, r.until, r.o.Tail)
+	if err != nil {
+		return err
+	}
+	n, err := r.count()
+	r.skip = max(n-r.o.Tail, 0)
+	return err
+}
+
+// startAtEnd reads nothing of what is there.
+func (r *reader) startAtEnd(all []segment) error {
+	if len(all) == 0 {
+		return nil
+	}
+	r.ahead = []plan{{segment: all[len(all)-1]}}
+	r.o.Tail = 0
+	var rec Record
+	for {
+		if ok, err := r.next(&rec); err != nil || !ok {
+			return err
+		}
+	}
+}
+
+// count reads the whole plan with a reader of its own.
+func (r *reader) count() (int, error) {
+	c := newReader(r.dir, r.o)
+	c.o.Follow = false
+	c.ahead = r.ahead
+	defer c.close()
+	n := 0
+	var rec Record
+	for {
+		ok, err := c.next(&rec)
+		if err != nil {
+			return 0, err
+		}
+		if !ok {
+			break
+		}
+		n++
+	}
+	for c.rest(&rec) {
+		n++
+	}
+	return n, nil
+}
+
+// next reads the next record; false when there is none for now.
+func (r *reader) next(rec *Record) (bool, error) {
+	var e entry
+	for {
+		ok, err := r.entry(&e)
+		if err != nil || !ok {
+			return false, err
+		}
+		if e.nanos < r.since || e.nanos > r.until || (r.o.Stream != 0 && e.stream != r.o.Stream) {
+			continue
+		}
+		if !r.join(&e, rec) {
+			continue
+		}
+		if r.skip > 0 {
+			r.skip--
+			continue
+		}
+		rec.Lost, r.lost = r.lost, 0
+		return true, nil
+	}
+}
+
+// join makes a record of the entry, together with the parts before it; false when
+// more parts have to come. In a json-file a part is full and has no newline;
+// what is shorter was written when its stream ended.
+func (r *reader) join(e *entry, rec *Record) bool {
+	p := &r.parts[e.stream]
+	*rec = Record{Stream: e.stream, Line: e.line, Attrs: e.attrs, Partial: !e.whole}
+	nanos := e.nanos
+	goesOn := !e.whole && len(e.line) == jsonPart && r.cur.seg.format == formatJSON
+	if goesOn || len(p.line) > 0 {
+		if len(p.line) == 0 {
+			p.nanos, p.attrs = e.nanos, append(p.attrs[:0], e.attrs...)
+		}
+		p.line = append(p.line, e.line...)
+		if goesOn && len(p.line) < maxLine {
+			return false
+		}
+		rec.Line, nanos = p.line, p.nanos
+		p.line = p.line[:0]
+	}
+	rec.Time = time.Unix(0, nanos).UTC()
+	return true
+}
+
+// rest returns lines of which no more came, one a call.
+func (r *reader) rest(rec *Record) bool {
+	for s := range r.parts {
+		p := &r.parts[s]
+		if len(p.line) == 0 {
+			continue
+		}
+		*rec = Record{Time: time.Unix(0, p.nanos).UTC(), Stream: Stream(s), Line: p.line, Partial: true}
+		if len(p.attrs) > 0 {
+			rec.Attrs = p.attrs
+		}
+		p.line = nil
+		return true
+	}
+	return false
+}
+
+// entry reads the next entry of the log, across segments.
+func (r *reader) entry(e *entry) (bool, error) {
+	for {
+		if r.cur == nil {
+			if more, err := r.open(); err != nil || !more {
+				return false, err
+			}
+		}
+		if len(r.spans) == 0 {
+			r.lines = r.cur.lines
+			r.close()
+			continue
+		}
+		if r.cur.off < r.spans[0].end {
+			ok, err := r.cur.next(e)
+			if err != nil {
+				return false, fmt.Errorf("segment %s: %w", r.cur.seg.name(), err)
+			}
+			if ok {
+				return true, nil
+			}
+			if over, err := r.over(); err != nil || !over {
+				return false, err
+			}
+			if ok, err := r.cur.next(e); err != nil || ok {
+				return ok, err
+			}
+		}
+		r.spans = r.spans[1:]
+		if len(r.spans) > 0 {
+			if err := r.cur.seek(r.spans[0].first); err != nil {
+				return false, err
+			}
+		}
+	}
+}
+
+// over says whether the current segment, which was read to its end, grows no
+// more: there is a later one. What the reader saw before asking may not have been
+// all.
+func (r *reader) over() (bool, error) {
+	if r.cur.seg.gz || len(r.ahead) > 0 {
+		return true, nil
+	}
+	all, err := segments(r.dir)
+	if err != nil {
+		return false, err
+	}
+	for _, s := range all {
+		if s.number > r.at {
+			r.ahead = append(r.ahead, plan{segment: s})
+		}
+	}
+	if len(r.ahead) == 0 {
+		return false, r.emptied()
+	}
+	return true, nil
+}
+
+// emptied begins anew when somebody truncated the segment.
+func (r *reader) emptied() error {
+	st, err := r.cur.f.Stat()
+	if err != nil || st.Size() >= r.cur.off {
+		return err
+	}
+	r.cur.idx = &index{}
+	return r.cur.seek(0)
+}
+
+// open opens the next segment of the plan; false when there is none.
+func (r *reader) open() (bool, error) {
+	if len(r.ahead) == 0 {
+		all, err := segments(r.dir)
+		if err != nil {
+			return false, err
+		}
+		for _, s := range all {
+			if s.number > r.at {
+				r.ahead = append(r.ahead, plan{segment: s})
+			}
+		}
+	}
+	for len(r.ahead) > 0 {
+		p := r.ahead[0]
+		r.ahead = r.ahead[1:]
+		before := r.at
+		gap := before > 0 && p.number > before+1
+		r.at = p.number
+		sf, err := openSegment(r.dir, p.number, p.format)
+		if errors.Is(err, fs.ErrNotExist) {
+			r.at = before
+			continue // rotated away
+		}
+		if err != nil {
+			return false, err
+		}
+		if gap && sf.idx.lines > r.lines {
+			r.lost += sf.idx.lines - r.lines
+		}
+		r.spans = p.spans
+		if r.spans == nil || sf.seg.gz != p.gz {
+			r.spans = sf.chosen(r.since, r.until)
+		}
+		if len(r.spans) == 0 {
+			sf.close()
+			continue
+		}
+		if err := sf.seek(r.spans[0].first); err != nil {
+			sf.close()
+			return false, err
+		}
+		r.cur = sf
+		return true, nil
+	}
+	return false, nil
+}
+
+// chosen returns the stretches that may have entries of the time.
+func (s *segmentFile) chosen(since, until int64) []span {
+	var spans []span
+	open := false
+	for i, b := range s.idx.blocks {
+		if b.max < since || b.min > until {
+			open = false
+			continue
+		}
+		if !open {
+			spans = append(spans, span{first: i})
+			open = true
+		}
+		spans[len(spans)-1].end = b.end
+	}
+	// What is behind the index is not known.
+	if !open {
+		spans = append(spans, span{first: len(s.idx.blocks)})
+	}
+	spans[len(spans)-1].end = math.MaxInt64
+	return spans
+}
+
+// tailPlan leaves out what is not needed for the last n lines.
+func tailPlan(dir string, all []plan, since, until int64, n int) ([]plan, error) {
+	need := n
+	for i := len(all) - 1; i >= 0; i-- {
+		sf, err := openSegment(dir, all[i].number, all[i].format)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		spans, found := sf.lastSpans(since, until, need)
+		sf.close()
+		if found >= need {
+			all[i].spans, all[i].gz = spans, sf.seg.gz
+			return all[i:], nil
+		}
+		need -= found
+	}
+	return all, nil
+}
+
+// lastSpans returns the stretches that have the last n lines of the time, as far
+// as the segment has them, and how many it has for certain.
+func (s *segmentFile) lastSpans(since, until int64, n int) ([]span, int) {
+	blocks := s.idx.blocks
+	found, first := 0, len(blocks)
+	for first > 0 && found < n {
+		first--
+		if b := blocks[first]; b.min >= since && b.max <= until {
+			found += int(b.lines)
+		}
+	}
+	// A line in parts may have begun in a block before.
+	for range maxLine / blockSize * 2 {
+		if first == 0 || first == len(blocks) || blocks[first].lines == blocks[first].entries {
+			break
+		}
+		first--
+	}
+	var start int64 // of block first
+	if first > 0 {
+		start = blocks[first-1].end
+	}
+	var spans []span
+	for _, sp := range s.chosen(since, until) {
+		if sp.end <= start {
+			continue
+		}
+		sp.first = max(sp.first, first)
+		spans = append(spans, sp)
+	}
+	return spans, found
+}

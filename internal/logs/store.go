@@ -1,0 +1,317 @@
+package logs
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"dhow/internal/errdef"
+	"dhow/internal/logs/driver"
+	"dhow/internal/sys"
+)
+
+// Config says how a log is kept.
+type Config struct {
+	// Drivers are the destinations, checked with CheckAll. None means json-file.
+	Drivers []Driver
+	// Info is what the drivers know of the container.
+	Info Info
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
+}
+
+// Stats says what became of a container's output since the store was opened.
+type Stats struct {
+	Lines, Bytes         uint64 // stored
+	LostLines, LostBytes uint64 // not stored, because writing failed
+	Error                string // of the last write that failed; "" once one succeeds
+}
+
+// Store is the writing side of a log. It is safe for concurrent use.
+type Store struct {
+	dir   string
+	id    string
+	shape shape
+	json  jsonFile
+	now   func() time.Time
+	lock  *sys.Lock
+	out   stream
+	err   stream
+
+	pack *packer // nil when segments are not compressed
+
+	// mu orders lines; it is held over writes to the segment, which is what makes
+	// the order in the file that of the calls.
+	mu     sync.Mutex
+	w      *writer // nil when nothing is kept
+	stats  Stats
+	lost   Stats // lines that are lost and not yet mentioned in the log
+	closed bool
+}
+
+// descriptor is store.json: what reading needs to know.
+type descriptor struct {
+	Version int
+	Format  string // "json", "local" or "none"
+	Hidden  bool   `json:",omitempty"` // not for reading: cache-disabled
+}
+
+const (
+	descriptorFile = "store.json"
+	lockFile       = "lock"
+)
+
+// Open opens the log in dir for writing, and makes it if it is not there. Who
+// dies without closing it loses no line that Write took. It returns an
+// ErrConflict error when somebody else writes to it.
+func Open(dir string, c Config) (*Store, error) {
+	s := &Store{dir: dir, id: c.Info.ContainerID, shape: shapeOf(c.Drivers), now: c.Now}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	s.out = stream{store: s, stream: Stdout}
+	s.err = stream{store: s, stream: Stderr}
+	if err := s.open(c.Info); err != nil {
+		return nil, fmt.Errorf("open log %s: %w", dir, err)
+	}
+	return s, nil
+}
+
+func (s *Store) open(info Info) error {
+	var err error
+	if s.json.attrs, err = attributes(info, s.shape.options); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Join(s.dir, segmentsDir), 0o700); err != nil {
+		return err
+	}
+	// Readers look at the lock for a moment, so that one try is not enough.
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	s.lock, err = sys.LockFile(ctx, filepath.Join(s.dir, lockFile), true)
+	if err != nil {
+		return errdef.New(errdef.ErrConflict, "somebody else writes to it: %w", err)
+	}
+	if err := s.openLocked(); err != nil {
+		return errors.Join(err, s.lock.Unlock())
+	}
+	return nil
+}
+
+func (s *Store) openLocked() error {
+	d := descriptor{Version: 1, Format: "none", Hidden: s.shape.hidden}
+	if s.shape.format != 0 {
+		d.Format = s.shape.format.String()
+	}
+	if err := writeDescriptor(s.dir, d); err != nil {
+		return err
+	}
+	if s.shape.format == 0 {
+		return nil
+	}
+	w, err := openWriter(s.dir, s.shape.format)
+	if err != nil {
+		return err
+	}
+	s.w = w
+	if s.shape.compress {
+		s.pack = startPacker(s)
+	}
+	return s.tidy()
+}
+
+func writeDescriptor(dir string, d descriptor) error {
+	data, err := json.Marshal(d)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, descriptorFile)
+	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, data) {
+		return nil
+	}
+	return sys.WriteFileAtomic(path, data, 0o600)
+}
+
+// attributes returns what json-file keeps beside each line, as JSON; nil for
+// nothing.
+func attributes(info Info, o driver.Options) ([]byte, error) {
+	attrs, err := info.Attributes(o, nil)
+	if err != nil {
+		return nil, err
+	}
+	tag, err := info.Tag(o, "")
+	if err != nil {
+		return nil, err
+	}
+	if tag != "" {
+		attrs["tag"] = tag
+	}
+	if len(attrs) == 0 {
+		return nil, nil
+	}
+	return json.Marshal(attrs)
+}
+
+// Stream returns the writer of one of the container's streams. Write takes bytes
+// as they come and cuts them into lines. It returns no error but os.ErrClosed:
+// what cannot be stored is counted. Close ends a line that has no newline; asking
+// for the stream again opens it again, for the next process.
+func (s *Store) Stream(which Stream) io.WriteCloser {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	stream := &s.out
+	if which == Stderr {
+		stream = &s.err
+	}
+	stream.closed = s.closed
+	return stream
+}
+
+// Stats returns the counters.
+func (s *Store) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stats
+}
+
+// Close ends both streams and lets go of the log. A second call does nothing.
+func (s *Store) Close() error {
+	s.out.Close()
+	s.err.Close()
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	var err error
+	if s.w != nil {
+		err = s.w.close()
+	}
+	s.mu.Unlock()
+	if s.pack != nil {
+		s.pack.stop()
+	}
+	return errors.Join(err, s.lock.Unlock())
+}
+
+// put stores one entry. The caller holds mu and flushes when it has no more.
+func (s *Store) put(stream Stream, nanos int64, line []byte, whole bool) {
+	w := s.w
+	if w.size+int64(len(w.buf)) >= s.shape.maxSize {
+		s.flush()
+		if w.size >= s.shape.maxSize {
+			s.rotate()
+			w = s.w
+		}
+	} else if len(w.buf) >= flushSize {
+		s.flush()
+	}
+	w.append(s.json, stream, nanos, line, whole)
+}
+
+// flush writes what is buffered. What cannot be written is lost and counted; the
+// log says so as soon as it takes lines again. The caller holds mu.
+func (s *Store) flush() {
+	w := s.w
+	if len(w.buf) == 0 {
+		return
+	}
+	if s.lost.LostLines > 0 {
+		w.prepend(s.json, s.now().UnixNano(), lossMarker(s.lost))
+	}
+	lines, bytes := uint64(w.fresh.entries), uint64(w.fresh.bytes)
+	if err := w.flush(); err != nil {
+		if s.lost.LostLines > 0 {
+			lines-- // the marker
+		}
+		s.stats.Error = err.Error()
+		s.stats.LostLines += lines
+		s.stats.LostBytes += bytes
+		s.lost.LostLines += lines
+		s.lost.LostBytes += bytes
+		s.lost.Error = reason(err)
+		return
+	}
+	s.lost = Stats{}
+	s.stats.Error = ""
+	s.stats.Lines += lines
+	s.stats.Bytes += bytes
+}
+
+// reason is the innermost text of an error of the file system, without paths.
+func reason(err error) string {
+	for {
+		next := errors.Unwrap(err)
+		if next == nil {
+			return err.Error()
+		}
+		err = next
+	}
+}
+
+func lossMarker(lost Stats) []byte {
+	return fmt.Appendf(nil, "dhow: %d lines (%d bytes) lost here: %s", lost.LostLines, lost.LostBytes, lost.Error)
+}
+
+// rotate begins the next segment. When that cannot be made, the current one goes
+// on beyond its bound. The caller holds mu and has flushed.
+func (s *Store) rotate() {
+	next, err := s.w.next(s.shape.format)
+	if err != nil {
+		s.stats.Error = err.Error()
+		return
+	}
+	s.w = next
+	if err := s.tidy(); err != nil {
+		s.stats.Error = err.Error()
+	}
+	if s.pack != nil {
+		s.pack.wake()
+	}
+}
+
+// tidy removes segments that are too many and puts docker's names right. The
+// caller holds mu, or is the only one.
+func (s *Store) tidy() error {
+	all, err := segments(s.dir)
+	if err != nil {
+		return err
+	}
+	var problems []error
+	for len(all) > s.shape.maxFiles {
+		problems = append(problems, removeSegment(s.dir, all[0]))
+		all = all[1:]
+	}
+	if s.shape.format == formatJSON && s.id != "" {
+		problems = append(problems, link(s.dir, s.id+"-json.log", all))
+	}
+	return errors.Join(problems...)
+}
+
+// removeSegment removes a segment in both its forms, and what belongs to it.
+func removeSegment(dir string, s segment) error {
+	var problems []error
+	for _, gz := range []bool{false, true} {
+		s.gz = gz
+		for _, path := range []string{s.path(dir), s.indexPath(dir)} {
+			problems = append(problems, removeIfThere(path))
+		}
+	}
+	problems = append(problems, removeIfThere(s.rawPath(dir)))
+	return errors.Join(problems...)
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}

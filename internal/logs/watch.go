@@ -1,0 +1,113 @@
+package logs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"dhow/internal/errdef"
+)
+
+// watcher sleeps until something happens to one of several logs.
+type watcher struct {
+	f    *os.File
+	fd   int // of f, which Fd would make blocking
+	dirs []string
+}
+
+// watchLogs watches the logs in the directories; those that do not exist are
+// left out.
+func watchLogs(dirs ...string) (*watcher, error) {
+	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	if err != nil {
+		err = fmt.Errorf("watch logs: %w", os.NewSyscallError("inotify_init1", err))
+		return nil, errdef.WithHint(err, "sysctl fs.inotify.max_user_instances bounds how many logs can be followed at once")
+	}
+	w := &watcher{fd: fd, f: os.NewFile(uintptr(fd), "inotify"), dirs: dirs}
+	for _, dir := range dirs {
+		// A write, a new segment; and the end of the writer, who holds the lock.
+		err := w.add(filepath.Join(dir, segmentsDir), unix.IN_MODIFY|unix.IN_CREATE|unix.IN_MOVED_TO)
+		if err == nil {
+			err = w.add(filepath.Join(dir, lockFile), unix.IN_CLOSE_WRITE)
+		}
+		if err != nil {
+			return nil, errors.Join(err, w.close())
+		}
+	}
+	return w, nil
+}
+
+func (w *watcher) add(path string, mask uint32) error {
+	_, err := unix.InotifyAddWatch(w.fd, path, mask)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return os.NewSyscallError("inotify_add_watch", err)
+}
+
+func (w *watcher) close() error { return w.f.Close() }
+
+// wait returns after something happened, or at the deadline if that is not zero.
+func (w *watcher) wait(ctx context.Context, deadline time.Time) error {
+	if err := w.f.SetReadDeadline(deadline); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { w.f.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	var events [4096]byte
+	n, err := w.f.Read(events[:])
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil
+	case err != nil:
+		return fmt.Errorf("watch logs: %w", err)
+	}
+	if closedWriter(events[:n]) {
+		// The kernel tells of a close before it lets go of the lock.
+		w.awaitUnlock(ctx)
+	}
+	return nil
+}
+
+// awaitUnlock gives a writer that closed its lock file the time to be seen as gone.
+func (w *watcher) awaitUnlock(ctx context.Context) {
+	for pause := 100 * time.Microsecond; pause < 50*time.Millisecond && ctx.Err() == nil; pause *= 2 {
+		for _, dir := range w.dirs {
+			if !written(dir) {
+				return
+			}
+		}
+		time.Sleep(pause)
+	}
+}
+
+// closedWriter says whether the events have a close of a lock file.
+func closedWriter(events []byte) bool {
+	for len(events) >= unix.SizeofInotifyEvent {
+		if le.Uint32(events[4:])&unix.IN_CLOSE_WRITE != 0 {
+			return true
+		}
+		events = events[min(len(events), unix.SizeofInotifyEvent+int(le.Uint32(events[12:]))):]
+	}
+	return false
+}
+
+// written says whether somebody has the log open for writing. The lock is opened
+// for reading, so that looking does not wake those who watch it.
+func written(dir string) bool {
+	f, err := os.Open(filepath.Join(dir, lockFile))
+	if err != nil {
+		return !errors.Is(err, fs.ErrNotExist)
+	}
+	defer f.Close()
+	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	return errors.Is(err, unix.EWOULDBLOCK)
+}
