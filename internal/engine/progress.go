@@ -99,6 +99,12 @@ func (p *progress) Done(v *llb.Vertex, cached bool, err error) {
 
 func isSource(v *llb.Vertex) bool { return v.Op.GetSource() != nil }
 
+// Lost implements solve.Events.
+func (p *progress) Lost(v *llb.Vertex, from string, err error) {
+	j := &job{progress: p, vertex: v}
+	j.Warn("the result in %s cannot be had, making it: %v", from, err)
+}
+
 // warn passes a warning of the frontend on.
 func (p *progress) warn(w frontend.Warning) {
 	p.send(&client.SolveStatus{Warnings: []*client.VertexWarning{{

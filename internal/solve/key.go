@@ -76,17 +76,21 @@ func (s *Solver) cacheMap(ctx context.Context, st *state) (*CacheMap, error) {
 }
 
 // contentKey names what the vertex would make of these inputs. deps has the
-// part that each input contributes.
+// part that each input contributes. Inputs whose bytes decide are brought here.
 func (s *Solver) contentKey(ctx context.Context, cm *CacheMap, inputs []outcome) (key string, deps []string, err error) {
 	deps = make([]string, len(inputs))
 	g, ctx := errgroup.WithContext(ctx)
 	for i, dep := range cm.Deps {
-		in := inputs[i]
 		if dep.Content == nil {
-			deps[i] = edgeKey(in.rec.Key, in.index)
+			deps[i] = edgeKey(inputs[i].rec.Key, inputs[i].index)
 			continue
 		}
 		g.Go(func() error {
+			in, err := s.near(ctx, inputs[i])
+			if err != nil {
+				return err
+			}
+			inputs[i] = in
 			res, err := in.result()
 			if err != nil {
 				return err

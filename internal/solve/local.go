@@ -28,6 +28,10 @@ func (c Local) Lookup(ctx context.Context, key string) (Record, bool, error) {
 	}
 	rec := Record{Key: r.Key, Name: r.Name, Outputs: make([]Result, len(r.Outputs))}
 	for i, text := range r.Outputs {
+		if text == "" {
+			rec.Outputs[i].Missing = true
+			continue
+		}
 		if rec.Outputs[i].Chain, err = snapshot.ParseChain(text); err != nil {
 			return Record{}, false, err
 		}
@@ -45,7 +49,9 @@ func (c Local) Save(ctx context.Context, rec Record, links ...string) error {
 		}
 	}
 	for i, out := range rec.Outputs {
-		r.Outputs[i] = out.Chain.String()
+		if !out.Missing {
+			r.Outputs[i] = out.Chain.String()
+		}
 	}
 	return c.Store.PutCache(ctx, r)
 }

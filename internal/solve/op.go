@@ -18,6 +18,9 @@ import (
 type Result struct {
 	Chain snapshot.Chain
 	Local *buildcontext.Tree
+	// Missing says that the output is not here, although others of its vertex are:
+	// a cache in an image has the image's layers alone. Operations never see it.
+	Missing bool
 }
 
 // Dep says how one input of an operation takes part in its cache key.

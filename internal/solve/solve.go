@@ -21,6 +21,10 @@
 // finds results that the definition key cannot: a COPY whose files did not
 // change although the directory did.
 //
+// The same keys find results that other machines made (Remote). Such a result is
+// brought here only when an operation reads it or it is what was asked for: on
+// the way to it, its key is enough. If it cannot be had, the vertex is made.
+//
 // Invariant: a vertex runs only under the lock of its content key, and looks
 // once more after it got the lock, so that any number of processes do the work
 // once; a process that dies lets go of the lock, and the next one does it.
@@ -73,6 +77,8 @@ type Events interface {
 	Done(v *llb.Vertex, cached bool, err error)
 	// Job returns where the vertex writes while it runs. The solver closes it.
 	Job(v *llb.Vertex) JobCloser
+	// Lost: a result that was found elsewhere cannot be had; the vertex is made.
+	Lost(v *llb.Vertex, from string, err error)
 }
 
 // JobCloser is a Job that ends: Close flushes what is held back.
@@ -86,7 +92,8 @@ type Options struct {
 	Resolve  Resolver
 	Cache    Cache
 	Events   Events
-	Parallel int // operations that run at the same time; 0: twice the cores, at least 4
+	Remote   Remote // nil: other machines are not asked
+	Parallel int    // operations that run at the same time; 0: twice the cores, at least 4
 }
 
 // Solver runs the graphs of one build. Graphs solved one after the other share
@@ -128,12 +135,19 @@ func (s *Solver) Solve(ctx context.Context, e llb.Edge) (Result, error) {
 		return Result{}, err
 	}
 	out.index = e.Index
+	if out, err = s.near(ctx, out); err != nil {
+		return Result{}, err
+	}
 	return out.result()
 }
 
 // Key returns the result key of a vertex that Solve has made.
 func (s *Solver) Key(ctx context.Context, e llb.Edge) (string, error) {
 	out, err := s.outcome(ctx, e.Vertex)
+	if err == nil {
+		out.index = e.Index
+		out, err = s.near(ctx, out)
+	}
 	if err != nil {
 		return "", err
 	}
@@ -142,14 +156,16 @@ func (s *Solver) Key(ctx context.Context, e llb.Edge) (string, error) {
 
 // outcome is a vertex's result. As an input, index is the output that is used.
 type outcome struct {
+	st     *state
 	rec    Record
 	cached bool
 	index  int
+	far    *far // where it is found elsewhere; rec has no outputs then. nil: it is here
 }
 
 // result is the output that an input stands for.
 func (o outcome) result() (Result, error) {
-	if o.index >= len(o.rec.Outputs) {
+	if o.index >= len(o.rec.Outputs) || o.rec.Outputs[o.index].Missing {
 		return Result{}, fmt.Errorf("output %d of %q was not made", o.index, o.rec.Name)
 	}
 	return o.rec.Outputs[o.index], nil
@@ -186,50 +202,79 @@ func (s *Solver) make(ctx context.Context, st *state) (outcome, error) {
 		return outcome{}, err
 	}
 	if !pin.forced {
-		if rec, ok, err := s.opts.Cache.Lookup(ctx, pin.defKey); err != nil {
-			return outcome{}, err
-		} else if ok {
-			s.found(ctx, st, rec)
-			return outcome{rec: rec, cached: true}, nil
+		if out, ok, err := s.byDefinition(ctx, st, pin); ok || err != nil {
+			return out, err
 		}
 	}
 	inputs, err := s.inputs(ctx, st.vertex)
 	if err != nil {
 		return outcome{}, err
 	}
-	began := time.Now()
-	content, deps, err := s.contentKey(ctx, pin.cm, inputs)
-	if err != nil {
-		s.opts.Events.Started(st.vertex)
-		s.opts.Events.Done(st.vertex, false, err)
-		return outcome{}, err
+	return s.withInputs(ctx, st, pin, inputs)
+}
+
+// byDefinition looks a vertex up before anything below it has been looked at.
+func (s *Solver) byDefinition(ctx context.Context, st *state, pin pinned) (outcome, bool, error) {
+	rec, ok, err := s.cached(ctx, st, pin.defKey)
+	out := outcome{st: st, rec: rec, cached: true}
+	if err == nil && !ok && !pin.cm.Unstored {
+		if err = s.expect(ctx, st); err == nil {
+			out, ok, err = s.elsewhere(ctx, st, pin.defKey, pin.defKey)
+		}
 	}
-	st.note(func(t *Step) { t.ContentKey, t.Deps, t.Started = content, deps, began })
-	if pin.cm.Unstored {
-		return s.run(ctx, st, content, inputs)
+	if ok && err == nil {
+		s.found(ctx, st, out.rec)
 	}
-	return s.runOnce(ctx, st, pin, content, inputs)
+	return out, ok, err
+}
+
+// withInputs finds a vertex by what it reads, or runs it.
+func (s *Solver) withInputs(ctx context.Context, st *state, pin pinned, inputs []outcome) (outcome, error) {
+	for {
+		began := time.Now()
+		content, deps, err := s.contentKey(ctx, pin.cm, inputs)
+		if err != nil {
+			s.opts.Events.Started(st.vertex)
+			s.opts.Events.Done(st.vertex, false, err)
+			return outcome{}, err
+		}
+		st.note(func(t *Step) { t.ContentKey, t.Deps, t.Started = content, deps, began })
+		if !pin.cm.Unstored {
+			if out, ok, err := s.byContent(ctx, st, pin, content); ok || err != nil {
+				return out, err
+			}
+		}
+		moved, err := s.allNear(ctx, inputs)
+		switch {
+		case err != nil:
+			return outcome{}, err
+		case moved:
+			continue // an input had to be made again: this is another vertex now
+		case pin.cm.Unstored:
+			return s.run(ctx, st, content, inputs)
+		}
+		return s.runOnce(ctx, st, pin, content, inputs)
+	}
+}
+
+// byContent looks a vertex up by what it reads.
+func (s *Solver) byContent(ctx context.Context, st *state, pin pinned, content string) (outcome, bool, error) {
+	if st.vertex.Meta.IgnoreCache {
+		return outcome{}, false, nil
+	}
+	out, ok, err := s.lookup(ctx, st, content, pin.defKey, content)
+	if err == nil && ok && out.far == nil {
+		err = s.opts.Cache.Link(ctx, pin.defKey, out.rec.Key)
+	}
+	if err != nil || !ok {
+		return outcome{}, false, err
+	}
+	s.found(ctx, st, out.rec)
+	return out, true, nil
 }
 
 // runOnce runs a vertex under its lock, unless the cache has it by then.
 func (s *Solver) runOnce(ctx context.Context, st *state, pin pinned, content string, inputs []outcome) (outcome, error) {
-	lookup := func() (outcome, bool, error) {
-		if st.vertex.Meta.IgnoreCache {
-			return outcome{}, false, nil
-		}
-		rec, ok, err := s.opts.Cache.Lookup(ctx, content)
-		if err != nil || !ok {
-			return outcome{}, false, err
-		}
-		if err := s.opts.Cache.Link(ctx, pin.defKey, rec.Key); err != nil {
-			return outcome{}, false, err
-		}
-		s.found(ctx, st, rec)
-		return outcome{rec: rec, cached: true}, true, nil
-	}
-	if out, ok, err := lookup(); ok || err != nil {
-		return out, err
-	}
 	release, err := s.opts.Cache.Lock(ctx, "vertex "+content, func() {
 		st.note(func(t *Step) { t.Waited = true })
 	})
@@ -237,8 +282,19 @@ func (s *Solver) runOnce(ctx context.Context, st *state, pin pinned, content str
 		return outcome{}, err
 	}
 	defer release()
-	if out, ok, err := lookup(); ok || err != nil {
-		return out, err
+	// Who held the lock may have made it. Other machines were asked just now.
+	if !st.vertex.Meta.IgnoreCache {
+		rec, ok, err := s.cached(ctx, st, content)
+		if err == nil && ok {
+			err = s.opts.Cache.Link(ctx, pin.defKey, rec.Key)
+		}
+		if err != nil {
+			return outcome{}, err
+		}
+		if ok {
+			s.found(ctx, st, rec)
+			return outcome{st: st, rec: rec, cached: true}, nil
+		}
 	}
 	key := content
 	if st.vertex.Meta.IgnoreCache {
@@ -250,7 +306,23 @@ func (s *Solver) runOnce(ctx context.Context, st *state, pin pinned, content str
 	if err != nil {
 		return outcome{}, err
 	}
-	return out, s.opts.Cache.Save(ctx, out.rec, pin.defKey, content)
+	if err := s.opts.Cache.Save(ctx, out.rec, pin.defKey, content); err != nil {
+		return outcome{}, err
+	}
+	s.stored(ctx, st, pin, content, out.rec)
+	return out, nil
+}
+
+// stored tells the Remote of a new result.
+func (s *Solver) stored(ctx context.Context, st *state, pin pinned, content string, rec Record) {
+	if s.opts.Remote == nil {
+		return
+	}
+	k := Known{Vertex: st.vertex, Definition: pin.defKey, Record: rec}
+	if content != rec.Key {
+		k.Links = []string{content}
+	}
+	s.opts.Remote.Stored(ctx, k)
 }
 
 // run does the work, in one of the slots.
@@ -284,7 +356,7 @@ func (s *Solver) run(ctx context.Context, st *state, key string, inputs []outcom
 	if err != nil {
 		return outcome{}, err
 	}
-	return outcome{rec: Record{Key: key, Name: st.vertex.Name, Outputs: results}}, nil
+	return outcome{st: st, rec: Record{Key: key, Name: st.vertex.Name, Outputs: results}}, nil
 }
 
 // found reports a vertex taken from the cache, and with it all that it stands

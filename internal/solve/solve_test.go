@@ -83,6 +83,7 @@ type world struct {
 	fail    map[string]error
 	ran     []string
 	cached  []string
+	lost    []string
 	reads   map[string]bool // steps whose inputs count by content only
 	delay   time.Duration
 	running int
@@ -160,6 +161,11 @@ func (w *world) Done(v *llb.Vertex, cached bool, _ error) {
 	if cached {
 		w.cached = append(w.cached, v.Name)
 	}
+}
+func (w *world) Lost(v *llb.Vertex, _ string, _ error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.lost = append(w.lost, v.Name)
 }
 func (w *world) Job(*llb.Vertex) JobCloser { return nothing{} }
 

@@ -17,12 +17,16 @@ type state struct {
 	vertex *llb.Vertex
 	op     Op // set once cacheMap is done
 
-	pin  flight[pinned]
-	made flight[outcome]
+	pin   flight[pinned]
+	made  flight[outcome]
+	whole flight[outcome] // once more, with all outputs
 
-	mu    sync.Mutex
-	shown bool // guarded by mu
-	step  Step // guarded by mu
+	mu     sync.Mutex
+	shown  bool // guarded by mu
+	awaits bool // guarded by mu; a Remote was told that it will be asked
+	lost   bool // guarded by mu; what a Remote had could not be had
+	all    bool // guarded by mu; a result without one of its outputs will not do
+	step   Step // guarded by mu
 }
 
 // Step is what happened to one vertex in one build.
@@ -35,6 +39,7 @@ type Step struct {
 	Pin           string             // what a source resolved to
 	Deps          []string           // what each input added to the content key
 	Local         *buildcontext.Tree // the directory that a source reads in place
+	From          string             // where other than here the result was found; "" otherwise
 	Cached        bool
 	Ran           bool
 	Waited        bool // another process held the lock
@@ -49,6 +54,42 @@ func (st *state) note(f func(*Step)) {
 	f(&st.step)
 }
 
+// expected says true once: the caller is the one to tell the Remote.
+func (st *state) expected() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	first := !st.awaits
+	st.awaits = true
+	return first
+}
+
+// lose forgets that others have a result, and with all that a part of it is here.
+func (st *state) lose(all bool) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.all = st.all || all
+	st.lost, st.step.From, st.step.Cached = true, "", false
+}
+
+func (st *state) wantsAll() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.all
+}
+
+func (st *state) isLost() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.lost
+}
+
+// content is the content key, "" while it is not known.
+func (st *state) content() string {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.step.ContentKey
+}
+
 // reported says true once: the caller is the one to tell of this vertex.
 func (st *state) reported() bool {
 	st.mu.Lock()
@@ -61,11 +102,26 @@ func (st *state) reported() bool {
 // Steps tells what happened to each vertex that was looked at, inputs before
 // users. Vertices below a cached one that nobody had to look at are missing.
 func (s *Solver) Steps() []Step {
+	var steps []Step
+	for _, st := range s.inOrder() {
+		st.mu.Lock()
+		step := st.step
+		st.mu.Unlock()
+		step.Vertex = st.vertex
+		if step.DefinitionKey != "" {
+			steps = append(steps, step)
+		}
+	}
+	return steps
+}
+
+// inOrder is the state of each vertex, inputs before users.
+func (s *Solver) inOrder() []*state {
 	s.mu.Lock()
 	order := append([]*state(nil), s.order...)
 	s.mu.Unlock()
 	seen := map[digest.Digest]bool{}
-	var steps []Step
+	var list []*state
 	var visit func(v *llb.Vertex)
 	visit = func(v *llb.Vertex) {
 		if seen[v.Digest] {
@@ -75,19 +131,12 @@ func (s *Solver) Steps() []Step {
 		for _, in := range v.Inputs {
 			visit(in.Vertex)
 		}
-		st := s.state(v)
-		st.mu.Lock()
-		step := st.step
-		st.mu.Unlock()
-		step.Vertex = v
-		if step.DefinitionKey != "" {
-			steps = append(steps, step)
-		}
+		list = append(list, s.state(v))
 	}
 	for _, st := range order {
 		visit(st.vertex)
 	}
-	return steps
+	return list
 }
 
 // flight computes a value once for any number of callers. A computation that
@@ -135,4 +184,22 @@ func (f *flight[T]) do(ctx context.Context, compute func() (T, error)) (T, error
 			return val, err
 		}
 	}
+}
+
+// peek returns the value if it is computed.
+func (f *flight[T]) peek() (val T, ok bool) {
+	f.mu.Lock()
+	done := f.done
+	f.mu.Unlock()
+	if done == nil {
+		return val, false
+	}
+	select {
+	case <-done:
+	default:
+		return val, false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.val, f.err == nil && f.done == done
 }

@@ -128,6 +128,18 @@ func (s *Store) SetDiffID(ctx context.Context, id string, d digest.Digest, tarSi
 	return nil
 }
 
+// SetLayerCreated gives a layer that came from elsewhere the time at which it was
+// made there. It makes no layer younger.
+func (s *Store) SetLayerCreated(ctx context.Context, id string, created time.Time) error {
+	err := s.db.write(ctx, func(c *sqlite.Conn) error {
+		return execute(c, "UPDATE layers SET created = ? WHERE id = ? AND created > ?", stamp(created), id, stamp(created))
+	})
+	if err != nil {
+		return fmt.Errorf("set time of layer %s: %w", id, err)
+	}
+	return nil
+}
+
 // PinLayers keeps the layers from Prune until this opening of the store ends,
 // without a lease: for what runs as long as a container. Call it under a lease.
 // ErrNotFound when one is missing.
