@@ -12,7 +12,6 @@ import (
 
 	"dhow/internal/engine"
 
-	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
@@ -322,20 +321,5 @@ func TestClientLies(t *testing.T) {
 	}
 	if _, err := c.ListWorkers(t.Context()); err != nil {
 		t.Errorf("after that: %v", err)
-	}
-}
-
-func TestImportsCache(t *testing.T) {
-	for name, c := range map[string]struct {
-		req  *controlapi.SolveRequest
-		want bool
-	}{
-		"nothing":   {&controlapi.SolveRequest{Cache: &controlapi.CacheOptions{}}, false},
-		"imports":   {&controlapi.SolveRequest{Cache: &controlapi.CacheOptions{Imports: []*controlapi.CacheOptionsEntry{{Type: "registry"}}}}, true},
-		"attribute": {&controlapi.SolveRequest{FrontendAttrs: map[string]string{"cache-from": "x"}}, true},
-	} {
-		if got := importsCache(c.req); got != c.want {
-			t.Errorf("%s: got %t, want %t", name, got, c.want)
-		}
 	}
 }

@@ -134,6 +134,7 @@ func bridgeSolve(ctx context.Context, g *bridge, req *gwpb.SolveRequest) (*gatew
 	}
 	return g.client.Solve(ctx, gateway.SolveRequest{
 		Definition: req.Definition, Frontend: req.Frontend, FrontendOpt: req.FrontendOpt, FrontendInputs: req.FrontendInputs, Evaluate: req.Evaluate,
+		CacheImports: cacheImports(req),
 	})
 }
 

@@ -17,7 +17,6 @@ import (
 	"dhow/internal/oci"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
-	"github.com/moby/buildkit/client"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -52,11 +51,6 @@ func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*cont
 		return nil, err
 	}
 	job.Progress = b.journal.add
-	if importsCache(req) {
-		b.journal.add(&client.SolveStatus{Warnings: []*client.VertexWarning{{
-			Level: 1, Short: []byte("cache imports are not supported: the build uses the cache of this server alone"),
-		}}})
-	}
 	job.Solve = func(ctx context.Context, e frontend.Engine, _ string) (*frontend.Result, error) {
 		return s.ask(ctx, b, e, req)
 	}
@@ -131,6 +125,11 @@ func (s *Server) job(ctx context.Context, req *controlapi.SolveRequest, sess *re
 		return nil, err
 	}
 	j := &engine.Job{Name: buildName(req), Session: sess, Registry: s.registry(sess), Unrecorded: req.Internal}
+	var err error
+	if j.CacheTo, j.CacheFrom, err = caches(req.Cache); err != nil {
+		return nil, err
+	}
+	j.CacheBlobs = sess.cacheBlobs
 	j.Target = "bkapi " + j.Name + " " + req.FrontendAttrs["target"] + " " + req.FrontendAttrs["platform"]
 	if plainRef.MatchString(req.Ref) {
 		j.ID = req.Ref
@@ -202,24 +201,8 @@ func (s *Server) ask(ctx context.Context, b *build, e frontend.Engine, req *cont
 	return frontend.Convert(res)
 }
 
-// importsCache says whether the client offers a cache to look results up in. A
-// build is right without it, only slower, so that it is a warning.
-func importsCache(req *controlapi.SolveRequest) bool {
-	c := req.Cache
-	return c != nil && (len(c.Imports) > 0 || len(c.ImportRefsDeprecated) > 0) ||
-		req.FrontendAttrs["cache-imports"] != "" || req.FrontendAttrs["cache-from"] != ""
-}
-
 // refuse names what is not supported rather than leave it out silently.
 func refuse(req *controlapi.SolveRequest) error {
-	if c := req.Cache; c != nil {
-		for _, x := range c.Exports {
-			return errdef.New(errdef.ErrUnsupported, "cache export type=%s is not supported", x.Type)
-		}
-		if c.ExportRefDeprecated != "" {
-			return errdef.New(errdef.ErrUnsupported, "cache export is not supported")
-		}
-	}
 	for key, value := range req.FrontendAttrs {
 		kind, ok := strings.CutPrefix(key, "attest:")
 		if !ok {
@@ -258,6 +241,7 @@ func response(res *engine.BuildResult) map[string]string {
 			}
 		}
 	}
+	cacheResponse(res.Cache, out)
 	for k, v := range res.Answer {
 		if strings.HasPrefix(k, "frontend.") {
 			out[k] = string(v)

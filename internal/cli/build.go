@@ -12,6 +12,7 @@ import (
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
 	"dhow/internal/export"
+	"dhow/internal/remotecache"
 	"dhow/internal/session"
 	"dhow/internal/sys"
 
@@ -27,6 +28,7 @@ type buildFlags struct {
 	tags, buildArgs, labels, addHosts, contexts []string
 	platforms, noCacheFilter, allow, outputs    []string
 	secrets, ssh, annotations, ulimits          []string
+	cacheFrom, cacheTo                          []string
 	noCache, pull, push, load, quiet, check     bool
 	explain, printContext, locked, offline      bool
 	lockFile                                    string
@@ -56,8 +58,6 @@ func (a *app) buildCommand() *cobra.Command {
 	console.RefuseFlags(fl, map[string]string{
 		"attest":         "attestations are not made",
 		"builder":        "there is one builder: this program",
-		"cache-from":     "every build uses the cache in the state directory; importing one is not supported",
-		"cache-to":       "exporting a cache is not supported",
 		"isolation":      "it is for Windows",
 		"provenance":     "attestations are not made",
 		"sbom":           "attestations are not made",
@@ -80,6 +80,8 @@ func (f *buildFlags) register(fl *pflag.FlagSet) {
 	fl.StringArrayVar(&f.annotations, "annotation", nil, "Add annotation to the image")
 	fl.StringArrayVar(&f.buildArgs, "build-arg", nil, "Set build-time variables")
 	fl.StringArrayVar(&f.contexts, "build-context", nil, "Additional build contexts (e.g., name=path)")
+	fl.StringArrayVar(&f.cacheFrom, "cache-from", nil, `External cache sources (e.g., "user/app:cache", "type=registry|local|dhow,…")`)
+	fl.StringArrayVar(&f.cacheTo, "cache-to", nil, `Cache export destinations (e.g., "type=registry|local|inline|dhow,…")`)
 	fl.StringVar(&f.call, "call", "build", `Set method for evaluating build ("check", "outline", "targets")`)
 	fl.BoolVar(&f.check, "check", false, `Shorthand for "--call=check"`)
 	fl.StringVar(&f.cgroupParent, "cgroup-parent", "", "Set the parent cgroup for the RUN instructions during build")
@@ -224,7 +226,26 @@ func (f *buildFlags) requestLists(r *engine.BuildRequest) error {
 		}
 		r.SSH = append(r.SSH, src)
 	}
+	if err := f.requestCaches(r); err != nil {
+		return err
+	}
 	return f.requestOutputs(r)
+}
+
+func (f *buildFlags) requestCaches(r *engine.BuildRequest) error {
+	for _, list := range []struct {
+		flags []string
+		to    *[]remotecache.Options
+	}{{f.cacheFrom, &r.CacheFrom}, {f.cacheTo, &r.CacheTo}} {
+		for _, c := range list.flags {
+			o, err := remotecache.Parse(c)
+			if err != nil {
+				return err
+			}
+			*list.to = append(*list.to, o)
+		}
+	}
+	return nil
 }
 
 func (f *buildFlags) requestOutputs(r *engine.BuildRequest) error {
@@ -294,7 +315,11 @@ func (f *buildFlags) writeFiles(res *engine.BuildResult) error {
 		}
 	}
 	if f.metadataFile != "" {
-		data, err := json.MarshalIndent(export.Metadata(res.Exports), "", "  ")
+		meta := export.Metadata(res.Exports)
+		if res.Cache != nil {
+			meta["cache.manifest"] = res.Cache
+		}
+		data, err := json.MarshalIndent(meta, "", "  ")
 		if err != nil {
 			return err
 		}

@@ -15,6 +15,7 @@ import (
 	"dhow/internal/errdef"
 	"dhow/internal/frontend"
 	"dhow/internal/llb"
+	"dhow/internal/remotecache"
 	"dhow/internal/snapshot"
 	"dhow/internal/solve"
 	"dhow/internal/sys"
@@ -35,6 +36,8 @@ type bridge struct {
 	snapshots *snapshot.Snapshots
 	deps      *buildop.Deps
 	progress  *progress
+	// importCaches adds caches to look results up in.
+	importCaches func([]remotecache.Options) error
 }
 
 var _ frontend.Engine = (*bridge)(nil)

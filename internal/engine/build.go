@@ -21,6 +21,7 @@ import (
 	"dhow/internal/llb"
 	"dhow/internal/oci"
 	"dhow/internal/registry"
+	"dhow/internal/remotecache"
 	"dhow/internal/session"
 	"dhow/internal/snapshot"
 	"dhow/internal/solve"
@@ -43,6 +44,7 @@ type BuildResult struct {
 	Steps    []StepRecord
 	Context  *buildcontext.Totals // of the build context; nil when it is no directory or was not needed
 	Warnings []string
+	Cache    *ocispecs.Descriptor // of the last cache in BuildKit's format that was exported; nil: none
 	Took     time.Duration
 	IO       IO
 	LogDir   string // holds each step's whole output
@@ -86,6 +88,11 @@ type Job struct {
 	// the only result; nil: what they stand for now.
 	Lock    *source.Lock
 	Offline bool // sources send nothing
+	// CacheTo and CacheFrom are the remote caches; frontends may ask for more.
+	CacheTo, CacheFrom []remotecache.Options
+	// CacheBlobs opens the directory of a cache of type=local; nil: it is one of
+	// this machine.
+	CacheBlobs func(ctx context.Context, dir string) (remotecache.BlobStore, error)
 	// Registry speaks with the credentials of who asked; nil is the engine's.
 	Registry *registry.Client
 	Parallel int // steps at a time; 0 decides by the cores
@@ -106,6 +113,8 @@ type building struct {
 	solver   *solve.Solver
 	progress *progress
 	deps     *buildop.Deps
+	caches   *remotecache.Set
+	cacheTo  []*remotecache.Export
 	before   usage
 	started  time.Time
 }
@@ -142,7 +151,7 @@ func (r *BuildRequest) job(p *prepared) (*Job, error) {
 		return nil, err
 	}
 	return &Job{
-		Lock: lock, Offline: r.Offline,
+		Lock: lock, Offline: r.Offline, CacheTo: r.CacheTo,
 		Name: displayName(p.name), Target: p.target, Tags: r.Tags, Session: sess, Allow: r.Allow, Epoch: r.epoch(),
 		Outputs: outs, Stdout: r.Stdout, Parallel: r.Parallel, Progress: r.Progress,
 		Solve: func(ctx context.Context, e frontend.Engine, id string) (*frontend.Result, error) {
@@ -172,10 +181,11 @@ func (e *Engine) RunJob(ctx context.Context, j *Job) (*BuildResult, error) {
 	if err := e.Store.Lease(ctx); err != nil {
 		return nil, err
 	}
-	b, err := e.newBuilding(j)
+	b, err := e.newBuilding(ctx, j)
 	if err != nil {
 		return nil, err
 	}
+	defer b.caches.Close()
 	release, err := b.begin(ctx)
 	if err != nil {
 		return nil, err
@@ -195,7 +205,7 @@ func (e *Engine) RunJob(ctx context.Context, j *Job) (*BuildResult, error) {
 	return res, err
 }
 
-func (e *Engine) newBuilding(j *Job) (*building, error) {
+func (e *Engine) newBuilding(ctx context.Context, j *Job) (*building, error) {
 	b := &building{engine: e, job: j, images: e.Images, registry: e.Registry, started: time.Now(), before: usageNow()}
 	if j.Registry != nil {
 		b.registry, b.images = j.Registry, image.New(e.Store, e.Snapshots, j.Registry)
@@ -211,10 +221,14 @@ func (e *Engine) newBuilding(j *Job) (*building, error) {
 		return nil, err
 	}
 	b.deps.Epoch, b.deps.Lock, b.deps.Offline = j.Epoch, j.Lock, j.Offline
+	if err := b.openCaches(ctx); err != nil {
+		return nil, err
+	}
 	b.solver = solve.New(solve.Options{
 		Resolve:  buildop.Resolve(b.deps),
 		Cache:    solve.Local{Store: e.Store},
 		Events:   b.progress,
+		Remote:   b.caches,
 		Parallel: j.Parallel,
 	})
 	return b, nil
@@ -243,7 +257,7 @@ func (b *building) run(ctx context.Context) (*BuildResult, error) {
 	if err := b.checkPush(ctx); err != nil {
 		return out, err
 	}
-	br := &bridge{solver: b.solver, snapshots: b.engine.Snapshots, deps: b.deps, progress: b.progress}
+	br := &bridge{solver: b.solver, snapshots: b.engine.Snapshots, deps: b.deps, progress: b.progress, importCaches: b.importCaches}
 	res, err := b.job.Solve(ctx, br, b.id)
 	if err != nil {
 		return out, err
@@ -273,8 +287,10 @@ func (b *building) run(ctx context.Context) (*BuildResult, error) {
 	if err := g.Wait(); err != nil {
 		return out, err
 	}
-	out.Exports, err = b.export(ctx, res, chains)
-	return out, err
+	if out.Exports, err = b.export(ctx, res, chains); err != nil {
+		return out, err
+	}
+	return out, b.exportCaches(ctx, chains, out)
 }
 
 // explainFailure gives a failed step its log and its place in the Dockerfile.

@@ -80,9 +80,13 @@ func (b *building) checkPush(ctx context.Context) error {
 
 // export writes every output, one after the other: they share what they make.
 func (b *building) export(ctx context.Context, res *frontend.Result, chains []snapshot.Chain) ([]export.Result, error) {
+	caches, err := b.inlineCaches(ctx, chains)
+	if err != nil {
+		return nil, err
+	}
 	src := export.Source{Multi: res.Multi}
 	for i, t := range res.Targets {
-		src.Platforms = append(src.Platforms, export.Platform{Platform: t.Platform, Config: t.Config, Chain: chains[i], Base: t.BaseConfig})
+		src.Platforms = append(src.Platforms, export.Platform{Platform: t.Platform, Config: t.Config, Chain: chains[i], Base: t.BaseConfig, Cache: caches[i]})
 		if t.Epoch != nil {
 			src.Epoch = t.Epoch
 		}

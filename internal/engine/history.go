@@ -248,6 +248,9 @@ func recordSteps(steps []solve.Step, failure error) (records []StepRecord, trees
 			// Whatever stands below a step taken from the cache was not looked at.
 			r.State = StateCached
 		}
+		if s.From != "" && !s.Ran {
+			r.Reason = "found in " + s.From
+		}
 		if s.Ran && !s.Completed.IsZero() {
 			r.Took = s.Completed.Sub(s.Started)
 		}

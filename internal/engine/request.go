@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"encoding/csv"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -17,6 +18,7 @@ import (
 	"dhow/internal/errdef"
 	"dhow/internal/export"
 	"dhow/internal/oci"
+	"dhow/internal/remotecache"
 	"dhow/internal/session"
 
 	"github.com/moby/buildkit/client"
@@ -60,6 +62,8 @@ type BuildRequest struct {
 	Secrets []session.SecretSource
 	SSH     []session.SSHSource
 	Allow   []string // entitlements, and secret-in-layer=ID
+
+	CacheTo, CacheFrom []remotecache.Options
 
 	Tags        []string
 	Outputs     []export.Output
@@ -106,6 +110,9 @@ func (e *Engine) prepare(ctx context.Context, r *BuildRequest) (*prepared, error
 		p.attrs["build-arg:SOURCE_DATE_EPOCH"] = r.Epoch
 	}
 	if err := prepareOptions(r, p.attrs); err != nil {
+		return nil, err
+	}
+	if err := prepareCaches(r.CacheFrom, p.attrs); err != nil {
 		return nil, err
 	}
 	identity := []string{p.name, r.Target, strings.Join(r.Platforms, ",")}
@@ -176,6 +183,21 @@ func prepareOptions(r *BuildRequest, attrs map[string]string) error {
 		return errdef.WithHint(errdef.New(errdef.ErrInvalid, "call %q is not known", r.Call), "use --call build, check, outline or targets")
 	}
 	return nil
+}
+
+// prepareCaches hands the caches to the frontend, which names them when it solves.
+func prepareCaches(from []remotecache.Options, attrs map[string]string) error {
+	if len(from) == 0 {
+		return nil
+	}
+	for _, o := range from {
+		if _, err := remotecache.ParseImport(o); err != nil {
+			return err
+		}
+	}
+	raw, err := json.Marshal(from)
+	attrs["cache-imports"] = string(raw)
+	return err
 }
 
 func csvLine(fields []string) string {

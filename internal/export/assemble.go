@@ -44,7 +44,7 @@ func (x *Exporter) assemble(ctx context.Context, src Source, o *Output) ([]*asse
 		if err != nil {
 			return nil, err
 		}
-		config, err := finishConfig(configInput{raw: p.Config, base: p.Base, platform: p.Platform, layers: layers, epoch: src.Epoch})
+		config, err := finishConfig(configInput{raw: p.Config, base: p.Base, platform: p.Platform, layers: layers, epoch: src.Epoch, cache: p.Cache})
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", oci.FormatPlatform(p.Platform), err)
 		}

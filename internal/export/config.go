@@ -15,6 +15,10 @@ import (
 // defaultPath is the search path of an image that says none, as docker's.
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+// inlineCache is the field of an image's configuration that BuildKit keeps cache
+// records in, base64-encoded JSON.
+const inlineCache = "moby.buildkit.cache.v0"
+
 // configInput is all that decides an image's configuration.
 type configInput struct {
 	raw      []byte // from the frontend; empty: docker's default
@@ -22,6 +26,7 @@ type configInput struct {
 	platform oci.Platform
 	layers   []layerInfo // of the tree, bottom first
 	epoch    *time.Time
+	cache    []byte // see Platform.Cache
 }
 
 // layerInfo is what a configuration says of a layer.
@@ -76,6 +81,10 @@ func finishConfig(in configInput) ([]byte, error) {
 	}
 	if t := createdTime(img.Created, history, in.epoch); t != nil {
 		set["created"] = t
+	}
+	delete(fields, inlineCache) // a base image's is about the base image
+	if in.cache != nil {
+		set[inlineCache] = in.cache
 	}
 	for key, value := range set {
 		if fields[key], err = json.Marshal(value); err != nil {

@@ -43,6 +43,9 @@ type Platform struct {
 	// Base is the configuration of the image that the stage began FROM; nil for
 	// scratch or unknown. Its history keeps its times under Epoch.
 	Base []byte
+	// Cache is what the image's configuration keeps of the build, so that others can
+	// take its layers for steps of theirs; nil: nothing.
+	Cache []byte
 }
 
 // Exporter exports from one store. Safe for concurrent use.

@@ -42,6 +42,9 @@ type Engine interface {
 	StatFile(ctx context.Context, e llb.Edge, path string) (*fstypes.Stat, error)
 	// ResolveMetadata pins a source and says what it is.
 	ResolveMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error)
+	// ImportCache adds caches of other machines to look results up in. Those named
+	// before are passed over.
+	ImportCache(entries []gateway.CacheOptionsEntry) error
 	// Warn takes a warning about the Dockerfile.
 	Warn(w Warning)
 }

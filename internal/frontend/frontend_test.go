@@ -32,6 +32,8 @@ type files struct {
 
 func (f *files) Evaluate(context.Context, llb.Edge) error { return nil }
 
+func (f *files) ImportCache([]gateway.CacheOptionsEntry) error { return nil }
+
 func (f *files) ReadFile(_ context.Context, _ llb.Edge, name string, _, _ int) ([]byte, error) {
 	data, ok := f.tree[name]
 	if !ok {

@@ -52,6 +52,9 @@ func (g *gw) Solve(ctx context.Context, req gateway.SolveRequest) (*gateway.Resu
 	if req.Frontend != "" {
 		return g.nested(ctx, req)
 	}
+	if err := g.engine.ImportCache(req.CacheImports); err != nil {
+		return nil, err
+	}
 	res := gateway.NewResult()
 	graph, err := llb.Decode(req.Definition)
 	if err != nil {
