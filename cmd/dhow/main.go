@@ -1,5 +1,6 @@
 // Command dhow builds Dockerfiles and runs containers, with no daemon. Under the
-// name docker-credential-dhow it is a credential helper.
+// name docker-credential-dhow it is a credential helper; with a role in its
+// environment it is the process beside a container.
 package main
 
 import (
@@ -7,6 +8,7 @@ import (
 	"path/filepath"
 
 	"dhow/internal/cli"
+	"dhow/internal/supervise"
 )
 
 // Set by the linker (see Makefile).
@@ -16,6 +18,9 @@ var (
 )
 
 func main() {
+	if os.Getenv(supervise.RoleVar) != "" {
+		os.Exit(supervise.Main())
+	}
 	v := cli.Version{Version: version, Commit: commit}
 	if filepath.Base(os.Args[0]) == cli.CredentialHelperName {
 		os.Exit(cli.CredentialHelper(os.Args[1:], v))

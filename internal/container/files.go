@@ -33,6 +33,19 @@ func Hosts(hostname, domainname string, self []string, extra []string) []byte {
 	return b.Bytes()
 }
 
+// HostHosts is the host's own /etc/hosts with "name:ip" entries behind it.
+func HostHosts(own []byte, extra []string) []byte {
+	own = bytes.Clone(own)
+	if len(own) > 0 && own[len(own)-1] != '\n' {
+		own = append(own, '\n')
+	}
+	for _, e := range extra {
+		name, ip, _ := strings.Cut(e, ":")
+		own = fmt.Appendf(own, "%s\t%s\n", ip, name)
+	}
+	return own
+}
+
 // publicServers are docker's last resort.
 func publicServers() []string {
 	return []string{"8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844"}

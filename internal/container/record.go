@@ -94,7 +94,8 @@ type State struct {
 	Status     container.ContainerState
 	Pid        int    // of the container's first process; 0 unless it lives
 	PidStart   uint64 // field 22 of /proc/PID/stat, which tells a pid's owners apart
-	Boot       string // /proc/sys/kernel/random/boot_id at the start
+	Boot       string // sys.BootID at the start
+	Cgroup     string // sandbox.Process.CgroupName
 	Supervisor int    // pid of the supervisor
 	ExitCode   int
 	Signal     int    // that killed the process, or 0

@@ -158,6 +158,12 @@ func parseStat(text string) (procStat, bool) {
 		rss: numbers[4], exit: uint32(numbers[5]), threads: numbers[6]}, true
 }
 
+// Runs tells whether the process with that StartTime has not ended yet.
+func Runs(pid int, start uint64) bool {
+	stat, ok := readStat(pid)
+	return ok && stat.start == start && stat.state != "Z" && stat.state != "X"
+}
+
 // StartTime is when the process was started, in clock ticks after boot: with
 // Pid it names a process for as long as the machine runs. 0 when it could not
 // be read.

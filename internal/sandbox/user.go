@@ -48,6 +48,16 @@ func LookupUser(root *os.File, spec string) (User, error) {
 	return lookupUser(passwd, group, spec)
 }
 
+// LookupGroup reads which group name means, a name or a number, from /etc/group
+// inside root. ErrNotFound for an unknown name.
+func LookupGroup(root *os.File, name string) (uint32, error) {
+	group, err := readInRoot(root, "/etc/group")
+	if err != nil {
+		return 0, err
+	}
+	return lookupGroup(group, name)
+}
+
 // readInRoot reads a small file of an image; one that is missing is empty.
 func readInRoot(root *os.File, path string) (string, error) {
 	f, err := sys.OpenInRoot(root, path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY) // a FIFO must not hold us up

@@ -1,0 +1,179 @@
+package lifecycle
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"time"
+
+	"dhow/internal/container"
+	"dhow/internal/errdef"
+	"dhow/internal/image"
+	"dhow/internal/oci"
+	"dhow/internal/store"
+	"dhow/internal/supervise"
+	"dhow/internal/sys"
+
+	dockertypes "github.com/moby/moby/api/types/container"
+)
+
+// CreateRequest is a container as the user asked for it.
+type CreateRequest struct {
+	// Record has what the flags said; the image's part, the id and, where it is
+	// empty, the name are filled in.
+	Record   *container.Record
+	Platform oci.Platform // zero: the host's
+	Pull     string       // "missing" (or ""), "always", "never"
+	Progress image.ProgressFunc
+	// Warn takes sentences for the user; nil ignores them.
+	Warn func(string)
+}
+
+func (r *CreateRequest) warn(s string) {
+	if r.Warn != nil {
+		r.Warn(s)
+	}
+}
+
+// Create makes a container that does not run yet.
+func (cs *Containers) Create(ctx context.Context, r CreateRequest) (*Container, error) {
+	if err := cs.prepare(ctx, &r); err != nil {
+		return nil, err
+	}
+	return cs.create(ctx, &r)
+}
+
+// Run makes a container and starts it, both at once as far as they can be.
+func (cs *Containers) Run(ctx context.Context, r CreateRequest, attach *supervise.AttachOptions) (*Container, *supervise.Session, error) {
+	if err := cs.prepare(ctx, &r); err != nil {
+		return nil, nil, err
+	}
+	dir := supervise.Dir(cs.store, r.Record.ID)
+	l, err := supervise.Launch(cs.store.Root(), dir, r.Record.ID, r.Record.Name)
+	if err != nil {
+		return nil, nil, errors.Join(err, sys.RemoveAll(dir))
+	}
+	c, err := cs.create(ctx, &r)
+	if err != nil {
+		l.Abandon()
+		return nil, nil, errors.Join(err, sys.RemoveAll(dir))
+	}
+	s, err := l.Start(supervise.StartOptions{Attach: attach})
+	return c, s, err
+}
+
+// prepare finds the image, completes the record and makes the directory. The
+// lease that it takes keeps the image's layers until the row does.
+func (cs *Containers) prepare(ctx context.Context, r *CreateRequest) error {
+	if err := cs.store.Lease(ctx); err != nil {
+		return err
+	}
+	rec := r.Record
+	img, err := cs.findImage(ctx, r)
+	if err != nil {
+		return err
+	}
+	var config oci.Image
+	if err := json.Unmarshal(img.Config, &config); err != nil {
+		return errdef.New(errdef.ErrInvalid, "read the image's configuration: %w", err)
+	}
+	rec.ID, rec.Created = newID(), time.Now().UTC()
+	rec.Image, rec.Chain = img.ID, image.Chain(img).String()
+	if rec.Platform == "" {
+		rec.Platform = oci.FormatPlatform(config.Platform)
+	}
+	if err := rec.Merge(&config.Config); err != nil {
+		return err
+	}
+	if rec.Name == "" {
+		if rec.Name, err = cs.freeName(ctx); err != nil {
+			return err
+		}
+	}
+	if err := rec.Validate(runtime.NumCPU()); err != nil {
+		return err
+	}
+	for _, w := range rec.Warnings() {
+		r.warn(w)
+	}
+	if err := rec.DecideMounts(func(name string) ([]container.Mount, error) {
+		other, err := cs.Find(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		return other.Mounts, nil
+	}); err != nil {
+		return err
+	}
+	return os.Mkdir(supervise.Dir(cs.store, rec.ID), 0o700)
+}
+
+// create makes the row. It removes the directory again if that fails.
+func (cs *Containers) create(ctx context.Context, r *CreateRequest) (*Container, error) {
+	rec := r.Record
+	dir := supervise.Dir(cs.store, rec.ID)
+	c := &Container{Record: rec, State: container.State{Status: dockertypes.StateCreated}, Dir: dir}
+	record, err := json.Marshal(rec)
+	if err != nil {
+		return nil, err
+	}
+	state, err := json.Marshal(c.State)
+	if err != nil {
+		return nil, err
+	}
+	err = cs.store.AddContainer(ctx, store.Container{
+		ID: rec.ID, Name: rec.Name, Image: rec.Image.String(), Chain: rec.Chain, Created: rec.Created,
+		Status: string(c.State.Status), Record: record, State: state,
+	}, supervise.Event(rec, "create", nil))
+	if err != nil {
+		return nil, errors.Join(err, sys.RemoveAll(dir))
+	}
+	return c, cs.store.Release()
+}
+
+// findImage finds the image, pulling it as Pull says.
+func (cs *Containers) findImage(ctx context.Context, r *CreateRequest) (store.Image, error) {
+	p := r.Platform
+	if p.OS == "" {
+		p = oci.HostPlatform()
+	}
+	name := r.Record.Config.Image
+	if r.Pull != "always" || oci.IsID(name) {
+		img, err := cs.engine.Images.Lookup(ctx, name, p)
+		if err == nil || !errors.Is(err, errdef.ErrNotFound) || r.Pull == "never" {
+			return img, err
+		}
+		r.warn(fmt.Sprintf("Unable to find image '%s' locally", name))
+	}
+	pulled, err := cs.engine.Images.Pull(ctx, name, image.PullOptions{Platform: p, Progress: r.Progress})
+	if err != nil {
+		return store.Image{}, err
+	}
+	return pulled.Image, nil
+}
+
+// newID is a container's id: 256 random bits, as docker's.
+func newID() string {
+	var b [32]byte
+	rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// freeName makes up a name that no container has.
+func (cs *Containers) freeName(ctx context.Context) (string, error) {
+	for {
+		name := randomName()
+		_, err := cs.store.Container(ctx, name)
+		if errors.Is(err, errdef.ErrNotFound) {
+			return name, nil
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+}

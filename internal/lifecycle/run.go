@@ -1,0 +1,228 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"os"
+	"time"
+
+	"dhow/internal/errdef"
+	"dhow/internal/supervise"
+	"dhow/internal/sys"
+
+	dockertypes "github.com/moby/moby/api/types/container"
+)
+
+// Start starts a container that does not run. The session, whose Started has
+// not been called yet, is nil for one that runs already.
+func (cs *Containers) Start(ctx context.Context, ref string, attach *supervise.AttachOptions) (*Container, *supervise.Session, error) {
+	c, err := cs.Find(ctx, ref)
+	if err != nil {
+		return nil, nil, err
+	}
+	if c.State.Status == dockertypes.StatePaused {
+		return nil, nil, errdef.WithHint(errdef.New(errdef.ErrConflict, "cannot start a paused container, try unpause instead"), "dhow unpause %s", c.Name)
+	}
+	if active(c.State.Status) {
+		return c, nil, nil
+	}
+	l, err := supervise.Launch(cs.store.Root(), c.Dir, c.ID, c.Name)
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := l.Start(supervise.StartOptions{Attach: attach})
+	return c, s, err
+}
+
+// Attach connects to the first process of a container that runs.
+func (cs *Containers) Attach(ctx context.Context, ref string, o supervise.AttachOptions) (*Container, *supervise.Session, error) {
+	c, client, err := cs.running(ctx, ref)
+	if err != nil {
+		return nil, nil, err
+	}
+	if c.State.Status == dockertypes.StatePaused {
+		return nil, nil, errdef.New(errdef.ErrConflict, "you cannot attach to a paused container, unpause it first")
+	}
+	s, err := client.Attach(o)
+	return c, s, err
+}
+
+// Exec starts a further program in a container that runs.
+func (cs *Containers) Exec(ctx context.Context, ref string, o supervise.ExecOptions) (*supervise.Session, error) {
+	_, client, err := cs.running(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	return client.Exec(o)
+}
+
+// running finds a container and the way to its supervisor. ErrConflict when it
+// does not run.
+func (cs *Containers) running(ctx context.Context, ref string) (*Container, supervise.Client, error) {
+	c, err := cs.Find(ctx, ref)
+	if err != nil {
+		return nil, supervise.Client{}, err
+	}
+	client, err := cs.supervisor(ctx, c)
+	return c, client, err
+}
+
+// Stop ends a container; one that does not run is fine.
+func (cs *Containers) Stop(ctx context.Context, ref string, o supervise.StopOptions) error {
+	_, client, err := cs.running(ctx, ref)
+	if errors.Is(err, errdef.ErrConflict) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return ignoreGone(client.Stop(ctx, o))
+}
+
+// ignoreGone takes a supervisor that ended meanwhile as the end of its
+// container.
+func ignoreGone(err error) error {
+	if errors.Is(err, errdef.ErrUnavailable) {
+		return nil
+	}
+	return err
+}
+
+// Restart ends a container that runs and starts it again.
+func (cs *Containers) Restart(ctx context.Context, ref string, o supervise.StopOptions) error {
+	_, client, err := cs.running(ctx, ref)
+	if err == nil {
+		err = client.Restart(ctx, o)
+		if !errors.Is(err, errdef.ErrUnavailable) {
+			return err
+		}
+	} else if !errors.Is(err, errdef.ErrConflict) {
+		return err
+	}
+	_, s, err := cs.Start(ctx, ref, nil)
+	if err != nil || s == nil {
+		return err
+	}
+	defer s.Close()
+	return s.Started(ctx)
+}
+
+// Kill sends a signal to the first process; "" is SIGKILL.
+func (cs *Containers) Kill(ctx context.Context, ref, signal string) error {
+	_, client, err := cs.running(ctx, ref)
+	if err != nil {
+		return err
+	}
+	return client.Signal(ctx, signal)
+}
+
+// Pause stops all processes of a container where they are.
+func (cs *Containers) Pause(ctx context.Context, ref string) error {
+	_, client, err := cs.running(ctx, ref)
+	if err != nil {
+		return err
+	}
+	return client.Pause(ctx)
+}
+
+// Unpause lets a paused container go on.
+func (cs *Containers) Unpause(ctx context.Context, ref string) error {
+	_, client, err := cs.running(ctx, ref)
+	if err != nil {
+		return err
+	}
+	return client.Resume(ctx)
+}
+
+// removalPoll is how often Wait looks for a container that somebody without a
+// supervisor is to remove.
+const removalPoll = 50 * time.Millisecond
+
+// Wait returns how a container ended once the condition holds; for one that
+// does not run that is at once, but for removal and the next exit.
+func (cs *Containers) Wait(ctx context.Context, ref string, condition dockertypes.WaitCondition) (supervise.Exit, error) {
+	c, err := cs.Find(ctx, ref)
+	if err != nil {
+		return supervise.Exit{}, err
+	}
+	last := supervise.ExitOf(c.State)
+	for {
+		client, err := cs.supervisor(ctx, c)
+		if err == nil {
+			var e supervise.Exit
+			if e, err = client.Wait(ctx, condition); err == nil || !errors.Is(err, errdef.ErrUnavailable) {
+				return e, err
+			}
+		} else if !errors.Is(err, errdef.ErrConflict) {
+			return supervise.Exit{}, err
+		} else if condition != dockertypes.WaitConditionRemoved && condition != dockertypes.WaitConditionNextExit {
+			return last, nil
+		}
+		if err := sleep(ctx, removalPoll); err != nil {
+			return supervise.Exit{}, err
+		}
+		if c, err = cs.Find(ctx, c.ID); errors.Is(err, errdef.ErrNotFound) {
+			return last, nil
+		} else if err != nil {
+			return supervise.Exit{}, err
+		}
+		if last = supervise.ExitOf(c.State); condition == dockertypes.WaitConditionNextExit && !active(c.State.Status) && !c.State.FinishedAt.IsZero() {
+			return last, nil
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Remove removes a container and all that is its own.
+func (cs *Containers) Remove(ctx context.Context, ref string, o supervise.RemoveOptions) error {
+	c, err := cs.Find(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if active(c.State.Status) {
+		if !o.Force {
+			return errdef.WithHint(errdef.New(errdef.ErrConflict, "cannot remove container %q: container is %s: stop the container before removing or force remove",
+				"/"+c.Name, c.State.Status), "dhow rm -f %s", c.Name)
+		}
+		client, err := cs.supervisor(ctx, c)
+		if err == nil {
+			err = client.Remove(ctx, o)
+		}
+		if !errors.Is(err, errdef.ErrUnavailable) && !errors.Is(err, errdef.ErrConflict) {
+			return err
+		}
+		// It ended meanwhile.
+	}
+	return cs.removeResting(ctx, c, o)
+}
+
+// removeResting removes a container that has no supervisor, or one that is about
+// to end.
+func (cs *Containers) removeResting(ctx context.Context, c *Container, o supervise.RemoveOptions) error {
+	lock, err := sys.LockFile(ctx, supervise.LockPath(c.Dir), true)
+	if errors.Is(err, os.ErrNotExist) {
+		return cs.gone(ctx, c)
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Unlock()
+	trash, err := supervise.Discard(ctx, cs.store, c.Record, o)
+	if err != nil {
+		return err
+	}
+	return sys.RemoveAll(trash)
+}
+
+// gone removes the row of a container whose directory is missing.
+func (cs *Containers) gone(ctx context.Context, c *Container) error {
+	return cs.store.RemoveContainer(ctx, c.ID, supervise.Event(c.Record, "destroy", nil))
+}

@@ -1,0 +1,240 @@
+package supervise
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"dhow/internal/container"
+	"dhow/internal/errdef"
+	"dhow/internal/sandbox"
+	"dhow/internal/sys"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// config decides how the container's first process runs, and makes the files
+// that go with it.
+func (s *supervisor) config(ctx context.Context, r *run, rec *container.Record) (sandbox.Config, error) {
+	cfg := sandbox.Config{Root: s.root, TTY: rec.Config.Tty, Survive: true, CgroupName: CgroupName(rec)}
+	if rec.Host.Init != nil {
+		cfg.InitProcess = *rec.Host.Init
+	}
+	facts, err := s.facts(ctx, r, rec)
+	if err != nil {
+		return cfg, err
+	}
+	r.facts = facts
+	if cfg.Spec, err = rec.Spec(facts); err != nil {
+		return cfg, err
+	}
+	return cfg, makeBindSources(rec)
+}
+
+// CgroupName is the control group of a container, below the hierarchy's root.
+// It follows from the record, so that whoever finds a container whose
+// supervisor was killed can clear it away.
+func CgroupName(rec *container.Record) string {
+	parent := rec.Host.CgroupParent
+	if parent == "" {
+		parent = "dhow"
+	}
+	return filepath.Join(parent, "c-"+rec.ID)
+}
+
+// facts finds out what the record leaves open.
+func (s *supervisor) facts(ctx context.Context, r *run, rec *container.Record) (container.Facts, error) {
+	f := container.Facts{Namespaces: map[specs.LinuxNamespaceType]string{}}
+	var err error
+	if f.User, err = sandbox.LookupUser(s.root, rec.Config.User); err != nil {
+		return f, err
+	}
+	if err := s.addGroups(&f.User, rec); err != nil {
+		return f, err
+	}
+	if f.Hostname, err = hostname(rec); err != nil {
+		return f, err
+	}
+	if err := s.joinOthers(ctx, &f, rec); err != nil {
+		return f, err
+	}
+	if f.Files, err = s.files(rec, f.Hostname); err != nil {
+		return f, err
+	}
+	if err := findDevices(&f, rec); err != nil {
+		return f, err
+	}
+	return f, nil
+}
+
+// addGroups looks up --group-add.
+func (s *supervisor) addGroups(u *sandbox.User, rec *container.Record) error {
+	for _, name := range rec.Host.GroupAdd {
+		gid, err := sandbox.LookupGroup(s.root, name)
+		if err != nil {
+			return err
+		}
+		u.Groups = append(u.Groups, gid)
+	}
+	return nil
+}
+
+// hostname is the name that the container sees.
+func hostname(rec *container.Record) (string, error) {
+	if rec.Config.Hostname != "" {
+		return rec.Config.Hostname, nil
+	}
+	if rec.Host.UTSMode.IsHost() || rec.Host.NetworkMode.IsHost() {
+		return os.Hostname()
+	}
+	const short = 12 // digits of the id, docker's
+	return rec.ID[:short], nil
+}
+
+// joinOthers finds the namespaces of other containers that this one shares.
+func (s *supervisor) joinOthers(ctx context.Context, f *container.Facts, rec *container.Record) error {
+	h := rec.Host
+	for _, join := range []struct {
+		t    specs.LinuxNamespaceType
+		ref  string
+		kind string
+	}{
+		{specs.NetworkNamespace, h.NetworkMode.ConnectedContainer(), "net"},
+		{specs.PIDNamespace, h.PidMode.Container(), "pid"},
+		{specs.IPCNamespace, h.IpcMode.Container(), "ipc"},
+	} {
+		if join.ref == "" {
+			continue
+		}
+		pid, err := s.runningPid(ctx, join.ref)
+		if err != nil {
+			return fmt.Errorf("join the %s namespace of container %s: %w", join.kind, join.ref, err)
+		}
+		f.Namespaces[join.t] = fmt.Sprintf("/proc/%d/ns/%s", pid, join.kind)
+		if join.t == specs.IPCNamespace {
+			f.Shm = fmt.Sprintf("/proc/%d/root/dev/shm", pid)
+		}
+	}
+	return nil
+}
+
+// runningPid is the first process of another container, which has to run.
+func (s *supervisor) runningPid(ctx context.Context, ref string) (int, error) {
+	row, err := s.store.Container(ctx, ref)
+	if err != nil {
+		return 0, err
+	}
+	_, st, err := Parse(row)
+	if err != nil {
+		return 0, err
+	}
+	if !Alive(st) {
+		return 0, errdef.WithHint(errdef.New(errdef.ErrConflict, "it is not running"), "start it first: dhow start %s", ref)
+	}
+	return st.Pid, nil
+}
+
+// files writes /etc/hosts, /etc/hostname and /etc/resolv.conf in the
+// container's directory and returns their mounts.
+func (s *supervisor) files(rec *container.Record, hostname string) ([]specs.Mount, error) {
+	host, err := os.ReadFile("/etc/resolv.conf")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("read the host's name servers: %w", err)
+	}
+	h := rec.Host
+	network := container.NetworkNone
+	hosts := container.Hosts(hostname, rec.Config.Domainname, nil, h.ExtraHosts)
+	if h.NetworkMode.IsHost() {
+		network = container.NetworkHost
+		// The host's own names are part of its network, as with docker.
+		if own, err := os.ReadFile("/etc/hosts"); err == nil {
+			hosts = container.HostHosts(own, h.ExtraHosts)
+		}
+	}
+	var mounts []specs.Mount
+	for _, f := range []struct {
+		name string
+		data []byte
+	}{
+		{"hosts", hosts},
+		{"hostname", container.Hostname(hostname)},
+		{"resolv.conf", container.ResolvConf(host, network, addrTexts(h.DNS), h.DNSSearch, h.DNSOptions)},
+	} {
+		path := filepath.Join(s.dir, f.name)
+		if err := os.WriteFile(path, f.data, 0o644); err != nil {
+			return nil, s.store.FileError(err)
+		}
+		if err := os.Chmod(path, 0o644); err != nil { // whatever the umask
+			return nil, err
+		}
+		mounts = append(mounts, specs.Mount{Destination: "/etc/" + f.name, Type: "bind", Source: path, Options: []string{"rbind", "rprivate"}})
+	}
+	return mounts, nil
+}
+
+func addrTexts[A fmt.Stringer](addrs []A) []string {
+	var out []string
+	for _, a := range addrs {
+		out = append(out, a.String())
+	}
+	return out
+}
+
+// findDevices looks up on the machine what the record names.
+func findDevices(f *container.Facts, rec *container.Record) error {
+	h := rec.Host
+	for _, d := range h.Devices {
+		found, err := hostDevice(d.PathOnHost, d.PathInContainer, d.CgroupPermissions)
+		if err != nil {
+			return err
+		}
+		f.Devices = append(f.Devices, found...)
+	}
+	if h.Privileged {
+		var err error
+		if f.HostDevices, err = hostDevices(); err != nil {
+			return err
+		}
+	}
+	for _, path := range container.BlockDevicePaths(&h.Resources) {
+		d, ok, err := device(path)
+		if err != nil || !ok {
+			continue // Spec names it
+		}
+		if f.BlockDevices == nil {
+			f.BlockDevices = map[string]container.DeviceNumber{}
+		}
+		f.BlockDevices[path] = container.DeviceNumber{Major: d.Major, Minor: d.Minor}
+	}
+	return nil
+}
+
+// makeBindSources checks the host's side of bind mounts, and makes what -v makes.
+func makeBindSources(rec *container.Record) error {
+	for _, m := range rec.Mounts {
+		if m.Type != "bind" {
+			continue
+		}
+		switch _, err := os.Stat(m.Source); {
+		case err == nil:
+		case !errors.Is(err, os.ErrNotExist):
+			return fmt.Errorf("mount %s: %w", m.Source, err)
+		case m.Create:
+			if err := os.MkdirAll(m.Source, 0o755); err != nil {
+				return err
+			}
+		default:
+			err := errdef.New(errdef.ErrNotFound, "mount %s: no such file or directory on this machine", m.Source)
+			return errdef.WithHint(err, "create it first, or use -v %s:%s, which does", m.Source, m.Destination)
+		}
+	}
+	return nil
+}
+
+// Alive tells whether the process of a state still runs: its number may have
+// been given to another one, or the machine started anew.
+func Alive(st container.State) bool {
+	return st.Pid != 0 && st.Boot == sys.BootID() && sandbox.Runs(st.Pid, st.PidStart)
+}

@@ -1,0 +1,269 @@
+package supervise
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"dhow/internal/container"
+	"dhow/internal/errdef"
+	"dhow/internal/sandbox"
+	"dhow/internal/store"
+	"dhow/internal/sys"
+
+	dockertypes "github.com/moby/moby/api/types/container"
+)
+
+// live runs the container until neither policy nor anybody wants it to go on.
+//
+//	   ┌──────────── delay ◀── restarting ◀─┐ policy
+//	   ▼                                    │
+//	startRun ── running ── process ends ── ended ── exited, removed
+//	   │ failure                                       ▲
+//	   └───────────────────────────────────────────────┘
+func (s *supervisor) live(ctx context.Context, starter *conn, args startArgs) error {
+	listener, err := s.listen()
+	if err != nil {
+		_ = starter.sendJSON(frameError, toWire(err))
+		return err
+	}
+	s.handleSignals(ctx)
+	go s.serve(ctx, listener)
+	first := s.meet(starter, args)
+	plan := container.RestartPlan{Policy: s.rec.Host.RestartPolicy, Options: s.rec.Restart}
+	for {
+		r, err := s.begin(ctx, args.Adopt)
+		first.started(r, err)
+		if err != nil {
+			s.failed(ctx, err)
+			break
+		}
+		args.Adopt = false
+		if !s.again(ctx, r, &plan) {
+			break
+		}
+	}
+	return s.finish(ctx, listener)
+}
+
+// begin starts the container's process, or takes over the one that a killed
+// supervisor left. After that one's end the policy decides: begin then returns
+// a run that has ended.
+func (s *supervisor) begin(ctx context.Context, adopt bool) (*run, error) {
+	if adopt {
+		return s.adopt(ctx)
+	}
+	r, err := s.startRun(ctx)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now().UTC()
+	r.started = now
+	err = s.transition(ctx, "start", nil, func(st *container.State) {
+		*st = container.State{
+			Status: dockertypes.StateRunning, Pid: r.proc.Pid(), PidStart: r.proc.StartTime(), Boot: sys.BootID(),
+			Cgroup: r.proc.CgroupName(), Supervisor: os.Getpid(), StartedAt: now, Restarts: st.Restarts,
+			Networks: r.networks, Ports: r.ports,
+		}
+		s.run = r
+	})
+	if err != nil {
+		r.kill()
+		return nil, err
+	}
+	return r, nil
+}
+
+// again waits for the end of a run and says whether there is another one, after
+// waiting for its time.
+func (s *supervisor) again(ctx context.Context, r *run, plan *container.RestartPlan) bool {
+	r.wait()
+	r.stdin.close()
+	s.mu.Lock()
+	asked := s.asked
+	s.asked.unhealthy, s.asked.restart = "", false
+	policy := s.rec.Host.RestartPolicy // update may have changed it
+	s.mu.Unlock()
+	plan.Policy = policy
+	if asked.restart {
+		plan.Restarts = 0
+		s.ended(ctx, r, asked, dockertypes.StateExited, 0)
+		return true
+	}
+	delay, again := plan.Next(container.Exit{
+		Code: r.status.ExitCode, Ran: time.Since(r.started), Stopped: asked.stop, Unhealthy: asked.unhealthy != "",
+	})
+	if !again {
+		s.ended(ctx, r, asked, dockertypes.StateExited, plan.Restarts)
+		return false
+	}
+	s.ended(ctx, r, asked, dockertypes.StateRestarting, plan.Restarts)
+	timer, cancel := context.WithTimeout(ctx, delay)
+	defer cancel()
+	stopped := s.until(timer, func() bool { return s.asked.stop || s.asked.restart }) == nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if stopped && s.asked.stop {
+		return false
+	}
+	s.asked.restart = false
+	return true
+}
+
+// ended records the end of a run.
+func (s *supervisor) ended(ctx context.Context, r *run, asked asked, status dockertypes.ContainerState, restarts int) {
+	attrs := map[string]string{"exitCode": strconv.Itoa(r.status.ExitCode), "execDuration": strconv.Itoa(int(time.Since(r.started).Seconds()))}
+	action := "die"
+	if r.status.OOMKilled {
+		s.event(ctx, "oom", nil)
+	}
+	err := s.transition(ctx, action, attrs, func(st *container.State) {
+		s.run = nil
+		*st = container.State{
+			Status: status, Boot: st.Boot, ExitCode: r.status.ExitCode, Signal: int(r.status.Signal), OOMKilled: r.status.OOMKilled,
+			Reason: asked.unhealthy, Error: r.lost, StartedAt: st.StartedAt, FinishedAt: time.Now().UTC(), Restarts: restarts,
+			Stopped: asked.manual, Health: st.Health,
+		}
+	})
+	if err != nil {
+		// The disk may be full. The lock tells that nothing runs, in the end.
+		fmt.Fprintln(os.Stderr, "dhow supervise:", err)
+	}
+}
+
+// failed records that a start did not come about.
+func (s *supervisor) failed(ctx context.Context, cause error) {
+	code := notStarted
+	var start *sandbox.StartError
+	if errors.As(cause, &start) {
+		code = start.ExitCode
+	}
+	err := s.transition(ctx, "die", map[string]string{"exitCode": strconv.Itoa(code)}, func(st *container.State) {
+		s.run = nil
+		if st.StartedAt.IsZero() {
+			st.Status = dockertypes.StateCreated
+		} else {
+			st.Status = dockertypes.StateExited
+		}
+		st.ExitCode, st.Error, st.Pid, st.FinishedAt = code, cause.Error(), 0, time.Now().UTC()
+	})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "dhow supervise:", err)
+	}
+}
+
+// notStarted is docker's status for all that fails before the program does.
+const notStarted = 125
+
+// transition changes the state, in the database first, with an event.
+func (s *supervisor) transition(ctx context.Context, action string, attrs map[string]string, f func(*container.State)) error {
+	var event []store.Event
+	if action != "" {
+		event = append(event, s.newEvent(action, attrs))
+	}
+	var err error
+	s.change(func() {
+		f(&s.state)
+		var text []byte
+		if text, err = json.Marshal(s.state); err == nil {
+			err = s.store.SetContainerState(ctx, s.id, string(s.state.Status), text, event...)
+		}
+	})
+	return err
+}
+
+func (s *supervisor) newEvent(action string, attrs map[string]string) store.Event {
+	return Event(s.rec, action, attrs)
+}
+
+// event records something that changes no state. Events are told for
+// observers; that one could not be kept must not end a container.
+func (s *supervisor) event(ctx context.Context, action string, attrs map[string]string) {
+	s.mu.Lock()
+	e := s.newEvent(action, attrs)
+	s.mu.Unlock()
+	if err := s.store.AddEvents(ctx, e); err != nil {
+		fmt.Fprintln(os.Stderr, "dhow supervise:", err)
+	}
+}
+
+// finish ends the supervisor: nobody is let in any more, the container is
+// removed if that was asked for, and the lock goes. The tree is unmounted after
+// that, because the kernel may take long over writing it to the disk.
+func (s *supervisor) finish(ctx context.Context, listener net.Listener) error {
+	s.mu.Lock()
+	remove := s.asked.remove
+	if remove == nil && s.rec.Host.AutoRemove && !s.state.StartedAt.IsZero() {
+		remove = &RemoveOptions{Volumes: true}
+	}
+	s.mu.Unlock()
+	var err error
+	trash := ""
+	if remove != nil {
+		trash, err = s.removeAll(ctx, *remove)
+	}
+	s.change(func() { s.removed, s.over = remove != nil && err == nil, true })
+	listener.Close()
+	if trash == "" {
+		err = errors.Join(err, os.Remove(filepath.Join(s.dir, controlFile)))
+	}
+	s.awaitAnswers()
+	err = errors.Join(err, s.lock.Unlock())
+	if s.root != nil {
+		err = errors.Join(err, s.root.Close())
+	}
+	if trash != "" {
+		err = errors.Join(err, sys.RemoveAll(trash))
+	}
+	return err
+}
+
+// removeAll makes the container disappear: the record, then the directory,
+// which is moved out of sight and returned, to be removed at leisure.
+func (s *supervisor) removeAll(ctx context.Context, o RemoveOptions) (trash string, err error) {
+	return Discard(ctx, s.store, s.record(), o)
+}
+
+// Discard removes a container for one who holds its lock: the record with its
+// event, then its directory, which is moved to the process's temporary ones and
+// returned for removal. Killed in between, the next prune finds the directory.
+func Discard(ctx context.Context, st *store.Store, rec *container.Record, o RemoveOptions) (trash string, err error) {
+	if err := st.RemoveContainer(ctx, rec.ID, Event(rec, "destroy", nil)); err != nil {
+		return "", err
+	}
+	temp, err := st.TempDir("container")
+	if err != nil {
+		return "", err
+	}
+	trash = filepath.Join(temp, "c")
+	if err := os.Rename(Dir(st, rec.ID), trash); err != nil {
+		return "", err
+	}
+	return temp, nil
+}
+
+// adopt takes over what a killed supervisor left.
+func (s *supervisor) adopt(ctx context.Context) (*run, error) {
+	s.mu.Lock()
+	st := s.state
+	s.mu.Unlock()
+	r, err := s.adoptRun(st)
+	if err != nil && !errors.Is(err, errdef.ErrNotFound) {
+		return nil, err
+	}
+	if err != nil {
+		// The process is gone, and with it what nobody waited for: how it ended.
+		r = lostRun(st, "its supervisor was killed, and the process ended meanwhile: how is not known")
+	}
+	err = s.transition(ctx, "", nil, func(st *container.State) {
+		st.Supervisor = os.Getpid()
+		s.run = r
+	})
+	return r, err
+}

@@ -1,0 +1,230 @@
+package supervise
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"syscall"
+	"time"
+
+	"dhow/internal/container"
+	"dhow/internal/errdef"
+	"dhow/internal/snapshot"
+	"dhow/internal/store"
+	"dhow/internal/sys"
+)
+
+// supervisor is the process beside one container.
+type supervisor struct {
+	store *store.Store
+	snaps *snapshot.Snapshots
+	id    string
+	dir   string
+	lock  *sys.Lock
+	out   output
+	// pending are the connections that are being answered.
+	pending sync.WaitGroup
+
+	root *os.File // the mounted tree, once there is one; live's alone
+
+	mu      sync.Mutex
+	rec     *container.Record // guarded by mu; replaced, never changed
+	state   container.State   // guarded by mu
+	run     *run              // guarded by mu: the process; nil between two
+	asked   asked             // guarded by mu
+	changed chan struct{}     // guarded by mu; closed when anything above changes, and replaced
+	removed bool              // guarded by mu: nothing is left of the container
+	over    bool              // guarded by mu: nothing will change any more
+}
+
+// asked is what somebody wants of the container that the restart policy must
+// not undo.
+type asked struct {
+	stop      bool           // end, and stay ended
+	manual    bool           // stop was the user's wish, to be remembered
+	restart   bool           // end, and start again at once
+	remove    *RemoveOptions // remove all when it has ended
+	unhealthy string         // why health ends this run; "" does not
+}
+
+// lockPatience is how long a new supervisor waits for one that is ending.
+const lockPatience = 20 * time.Second
+
+// Main is the supervisor's whole life, in a process that Launch started: there is
+// RoleVar in its environment. It returns the exit status.
+func Main() int {
+	tuneMemory()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	if err := supervise(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "dhow supervise:", err)
+		return 1
+	}
+	return 0
+}
+
+// supervise opens the store while the starter still makes the record.
+func supervise(ctx context.Context) error {
+	f := os.NewFile(startFD, "starter")
+	nc, err := net.FileConn(f)
+	f.Close()
+	if err != nil {
+		return err
+	}
+	starter := &conn{Conn: nc}
+	var r role
+	if err := json.Unmarshal([]byte(os.Getenv(RoleVar)), &r); err != nil {
+		return fmt.Errorf("read %s: %w", RoleVar, err)
+	}
+	if err := os.Unsetenv(RoleVar); err != nil {
+		return err
+	}
+	st, err := store.Open(ctx, r.Root)
+	if err != nil {
+		return errors.Join(err, starter.sendJSON(frameError, toWire(err)))
+	}
+	defer st.Close()
+	args, err := accept(starter)
+	if err != nil {
+		return err // the starter is gone: nothing to do
+	}
+	s, err := open(ctx, st, r.ID)
+	if err != nil {
+		return errors.Join(err, starter.sendJSON(frameError, toWire(err)))
+	}
+	return s.live(ctx, starter, args)
+}
+
+// tuneMemory trades a little processor time for memory: there is one such
+// process a container, and it does little.
+func tuneMemory() {
+	const gcPercent, soft = 40, 12 << 20
+	debug.SetGCPercent(gcPercent)
+	debug.SetMemoryLimit(soft)
+}
+
+// accept reads what the starter wants.
+func accept(starter *conn) (startArgs, error) {
+	var args startArgs
+	kind, payload, err := starter.receive()
+	if err != nil {
+		return args, fmt.Errorf("the starter is gone: %w", err)
+	}
+	var r request
+	if err := json.Unmarshal(payload, &r); err != nil || kind != frameRequest || r.Op != opStart {
+		return args, errdef.New(errdef.ErrInvalid, "got %q %q, want a start", kind, r.Op)
+	}
+	return args, json.Unmarshal(r.Args, &args)
+}
+
+// open takes the container's lock and reads its row.
+func open(ctx context.Context, st *store.Store, id string) (*supervisor, error) {
+	s := &supervisor{store: st, snaps: snapshot.New(st), id: id, dir: Dir(st, id), changed: make(chan struct{})}
+	patience, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	var err error
+	if s.lock, err = sys.LockFile(patience, filepath.Join(s.dir, lockFile), true); err != nil {
+		if patience.Err() != nil {
+			err = errdef.New(errdef.ErrConflict, "container %.12s has a supervisor already", id)
+		}
+		return nil, err
+	}
+	row, err := st.Container(ctx, id)
+	if err == nil {
+		s.rec, s.state, err = Parse(row)
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.lock.Unlock())
+	}
+	return s, nil
+}
+
+// handleSignals ends the container with its supervisor when the machine goes
+// down, without that being remembered as a stop by hand: what restarts always
+// is there again after the next boot.
+func (s *supervisor) handleSignals(ctx context.Context) {
+	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGPIPE)
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, syscall.SIGTERM)
+	go func() {
+		select {
+		case <-term:
+			s.change(func() { s.asked.stop = true })
+			_ = s.end(ctx, StopOptions{}) // it has ended, or will be killed with us
+		case <-ctx.Done():
+		}
+	}()
+}
+
+// listen opens the control socket.
+func (s *supervisor) listen() (net.Listener, error) {
+	dir, err := os.Open(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	// Whoever holds the lock owns the socket: one that is there is a dead one's.
+	if err := os.Remove(filepath.Join(s.dir, controlFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.Listen("unix", controlPath(dir))
+	if err != nil {
+		return nil, fmt.Errorf("open the control socket: %w", err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false) // the descriptor in its path is closed by then
+	return l, nil
+}
+
+// change runs f under the lock and tells all who wait for a change.
+func (s *supervisor) change(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// until waits for a change until cond, which is called under the lock, holds.
+// ErrUnavailable when that can be no more, as the supervisor ends.
+func (s *supervisor) until(ctx context.Context, cond func() bool) error {
+	for {
+		s.mu.Lock()
+		ok, over, changed := cond(), s.over, s.changed
+		s.mu.Unlock()
+		if ok {
+			return nil
+		}
+		if over {
+			return errdef.New(errdef.ErrUnavailable, "the supervisor of container %.12s ends", s.id)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// record is the container as it was asked for; not to be changed.
+func (s *supervisor) record() *container.Record {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rec
+}
+
+// current is the process that runs, or ErrConflict.
+func (s *supervisor) current() (*run, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.run == nil {
+		return nil, errdef.New(errdef.ErrConflict, "container %.12s is not running", s.id)
+	}
+	return s.run, nil
+}

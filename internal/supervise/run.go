@@ -1,0 +1,234 @@
+package supervise
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"dhow/internal/container"
+	"dhow/internal/errdef"
+	"dhow/internal/sandbox"
+	"dhow/internal/snapshot"
+
+	"github.com/moby/moby/api/types/network"
+)
+
+// run is one life of the container's process.
+type run struct {
+	proc     *sandbox.Process // nil for one whose end was lost
+	started  time.Time
+	warnings []string
+	stdin    *input
+	console  *os.File
+	pipes    []*pipe // of output
+
+	networks map[string]*network.EndpointSettings
+	ports    network.PortMap
+	facts    container.Facts // what the spec was made of
+
+	exited chan struct{} // closed when status is set
+	status sandbox.Status
+	lost   string // what is not known about the end
+}
+
+// The streams' files in the container's directory.
+const (
+	stdoutFile = "stdout"
+	stderrFile = "stderr"
+)
+
+// startRun starts the container's process with all that is around it.
+func (s *supervisor) startRun(ctx context.Context) (*run, error) {
+	rec := s.record()
+	if err := s.mountRoot(ctx, rec); err != nil {
+		return nil, err
+	}
+	r := &run{exited: make(chan struct{})}
+	cfg, err := s.config(ctx, r, rec)
+	if err != nil {
+		return nil, err
+	}
+	closeTheirs, err := s.connect(r, rec, &cfg)
+	defer closeTheirs()
+	if err != nil {
+		r.abandon()
+		return nil, err
+	}
+	// One that was started in the moment before its supervisor was killed, and
+	// that no record knows.
+	if err := sandbox.ReclaimCgroup(cfg.CgroupName); err != nil {
+		r.abandon()
+		return nil, err
+	}
+	if r.proc, err = sandbox.Start(ctx, cfg); err != nil {
+		r.abandon()
+		return nil, err
+	}
+	r.warnings = r.proc.Warnings()
+	if cfg.TTY {
+		r.console = r.proc.Console()
+		r.stdin = &input{w: r.console, tty: true}
+		r.pipes = []*pipe{newPipe(r.console)}
+		r.pipes[0].console = true
+	}
+	s.pump(r)
+	go r.watch()
+	return r, nil
+}
+
+// mountRoot mounts the container's tree, once for all its runs. The lease on the
+// store is needed no longer than that: the row of the container keeps its layers.
+func (s *supervisor) mountRoot(ctx context.Context, rec *container.Record) error {
+	if s.root != nil {
+		return nil
+	}
+	chain, err := snapshot.ParseChain(rec.Chain)
+	if err != nil {
+		return err
+	}
+	if s.root, err = s.snaps.Writable(ctx, s.dir, chain, rec.Host.AutoRemove); err != nil {
+		return err
+	}
+	return s.store.Release()
+}
+
+// connect makes the streams of a run: FIFOs for output, a pipe for input. The
+// function returned, never nil, closes the container's ends of them.
+func (s *supervisor) connect(r *run, rec *container.Record, cfg *sandbox.Config) (closeTheirs func(), err error) {
+	var theirs []*os.File
+	closeTheirs = func() {
+		for _, f := range theirs {
+			f.Close()
+		}
+	}
+	if cfg.TTY {
+		return closeTheirs, nil
+	}
+	for name, to := range map[string]**os.File{stdoutFile: &cfg.Stdout, stderrFile: &cfg.Stderr} {
+		p, end, err := makeFIFO(filepath.Join(s.dir, name))
+		if err != nil {
+			return closeTheirs, fmt.Errorf("connect the container's output: %w", err)
+		}
+		*to, theirs, r.pipes = end, append(theirs, end), append(r.pipes, p)
+	}
+	if rec.Config.OpenStdin {
+		in, out, err := os.Pipe()
+		if err != nil {
+			return closeTheirs, fmt.Errorf("connect the container's input: %w", err)
+		}
+		cfg.Stdin, theirs = in, append(theirs, in)
+		r.stdin = &input{w: out, once: rec.Config.StdinOnce}
+	}
+	return closeTheirs, nil
+}
+
+// pump starts passing the run's output on.
+func (s *supervisor) pump(r *run) {
+	for _, p := range r.pipes {
+		to := s.takeStdout
+		if filepath.Base(p.ours.Name()) == stderrFile {
+			to = s.takeStderr
+		}
+		go p.pump(to)
+	}
+}
+
+func (s *supervisor) takeStdout(p []byte) { s.out.write(frameStdout, p) }
+func (s *supervisor) takeStderr(p []byte) { s.out.write(frameStderr, p) }
+
+// watch takes down how the process ended.
+func (r *run) watch() {
+	var err error
+	if r.status, err = r.proc.Wait(); err != nil {
+		r.lost = err.Error()
+	}
+	close(r.exited)
+}
+
+// drainPatience is how long the end of a run waits for its last output, which a
+// client may hold up that started the container and does not read.
+const drainPatience = time.Second
+
+// wait returns when the process has ended and its output was passed on, or a
+// client is slow to take it.
+func (r *run) wait() {
+	<-r.exited
+	limit := time.After(drainPatience)
+	for _, p := range r.pipes {
+		p.drain()
+		select {
+		case <-p.done:
+		case <-limit:
+			return
+		}
+	}
+}
+
+// abandon lets go of the streams of a run that did not start.
+func (r *run) abandon() {
+	r.stdin.close()
+	for _, p := range r.pipes {
+		p.ours.Close()
+	}
+}
+
+// kill ends a run that must not go on, and waits for that.
+func (r *run) kill() {
+	if r.proc != nil {
+		_ = r.proc.Signal(os.Kill) // it has ended: as wanted
+	}
+	r.wait()
+	r.stdin.close()
+}
+
+// adoptRun takes over the process of a state. ErrNotFound when it has ended.
+func (s *supervisor) adoptRun(st container.State) (*run, error) {
+	rec := s.record()
+	proc, err := sandbox.Adopt(sandbox.AdoptConfig{Pid: st.Pid, Start: st.PidStart, CgroupName: st.Cgroup})
+	if err != nil {
+		return nil, err
+	}
+	r := &run{proc: proc, started: st.StartedAt, exited: make(chan struct{}), networks: st.Networks, ports: st.Ports}
+	if r.facts.Hostname, err = hostname(rec); err != nil {
+		return nil, err
+	}
+	if !rec.Config.Tty {
+		for _, name := range []string{stdoutFile, stderrFile} {
+			p, end, err := makeFIFO(filepath.Join(s.dir, name))
+			if err != nil {
+				return nil, fmt.Errorf("take over the container's output: %w", err)
+			}
+			end.Close() // the container has its own
+			r.pipes = append(r.pipes, p)
+		}
+	}
+	s.pump(r)
+	go r.watch()
+	return r, nil
+}
+
+// ExitLost is the exit code of a container that ended unseen: docker's for one
+// that a crash of the machine ended.
+const ExitLost = 255
+
+// lostRun stands for a run that ended unseen.
+func lostRun(st container.State, why string) *run {
+	r := &run{started: st.StartedAt, exited: make(chan struct{}), lost: why, status: sandbox.Status{ExitCode: ExitLost}}
+	close(r.exited)
+	return r
+}
+
+// signal sends the process a signal. ErrConflict when it has ended.
+func (r *run) signal(sig os.Signal) error {
+	if r.proc == nil {
+		return errdef.New(errdef.ErrConflict, "the container is not running")
+	}
+	err := r.proc.Signal(sig)
+	if errors.Is(err, errdef.ErrNotFound) {
+		return errdef.New(errdef.ErrConflict, "the container is not running")
+	}
+	return err
+}
