@@ -25,17 +25,15 @@ func (ns *Networks) Adopt(ctx context.Context, r Request, netns *os.File) (*Atta
 	if err != nil {
 		return nil, errors.Join(describe(err, "adopt the network of container %s", r.Name), netns.Close())
 	}
-	var held []heldPort
 	var lost []error
 	for _, p := range ports {
 		socket, _, err := bind(p.Published)
 		if err != nil {
 			lost = append(lost, err)
 		}
-		a.ports = append(a.ports, p)
-		held = append(held, heldPort{p, socket})
+		a.ports = append(a.ports, &heldPort{published: p, socket: socket})
 	}
-	a.proxy = serve(held, dialHost)
+	a.proxy = serve(a.ports, dialHost)
 	for i := range a.endpoints {
 		n, err := ns.Inspect(ctx, a.endpoints[i].Network)
 		if err == nil {

@@ -67,7 +67,7 @@ type Attachment struct {
 
 	mu        sync.Mutex // guards the following
 	endpoints []Endpoint
-	ports     []published
+	ports     []*heldPort
 	proxy     *proxy
 	closed    bool
 }
@@ -101,7 +101,7 @@ func (a *Attachment) up(ctx context.Context) (err error) {
 	}
 	// The kernel needs half a millisecond for a namespace: meanwhile addresses are
 	// found.
-	made := make(chan error, 1)
+	made := make(chan error, 1) // also the one who waits for a.file
 	go func() {
 		var err error
 		a.file, err = newNamespace(func() error { return prepareNamespace(networks) })
@@ -114,11 +114,15 @@ func (a *Attachment) up(ctx context.Context) (err error) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.ports = held
 	a.proxy = serve(held, dialHost)
 	for i := range a.endpoints {
-		if err := a.plug(ctx, networks[i], &a.endpoints[i], i == 0); err != nil {
+		if err := a.plug(ctx, networks[i], &a.endpoints[i]); err != nil {
 			return err
 		}
+	}
+	if err := a.setGateway(); err != nil {
+		return err
 	}
 	return a.publish(ctx)
 }
@@ -169,19 +173,43 @@ func (ns *Networks) resolve(ctx context.Context, list []EndpointRequest) ([]*Net
 }
 
 // reserve takes ports and addresses, in one transaction.
-func (a *Attachment) reserve(ctx context.Context, networks []*Network) ([]heldPort, error) {
+func (a *Attachment) reserve(ctx context.Context, networks []*Network) ([]*heldPort, error) {
 	r := &a.request
-	var defaultIP netip.Addr
-	if s := networks[0].Options[optHostIP4]; s != "" {
-		defaultIP, _ = netip.ParseAddr(s) // checked by Create
-	}
-	var held []heldPort
-	if !networks[0].Internal { // nobody gets into an internal network, as with docker
+	var held []*heldPort
+	if i := slices.IndexFunc(networks, (*Network).publishes); i >= 0 {
+		var defaultIP netip.Addr
+		if s := networks[i].Options[optHostIP4]; s != "" {
+			defaultIP, _ = netip.ParseAddr(s) // checked by Create
+		}
 		var err error
 		if held, err = a.ns.holdPorts(ctx, r, defaultIP); err != nil {
 			return nil, err
 		}
 	}
+	endpoints, err := a.take(ctx, networks, held)
+	if errors.Is(err, errdef.ErrConflict) {
+		// Perhaps it is dead containers that have them.
+		for _, n := range networks {
+			if err := a.ns.reclaimDead(ctx, n); err != nil {
+				closePorts(held)
+				return nil, err
+			}
+		}
+		endpoints, err = a.take(ctx, networks, held)
+	}
+	if err != nil {
+		closePorts(held)
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.endpoints = endpoints
+	return held, nil
+}
+
+// take writes addresses and ports down as the container's.
+func (a *Attachment) take(ctx context.Context, networks []*Network, held []*heldPort) ([]Endpoint, error) {
+	r := &a.request
 	var endpoints []Endpoint
 	err := a.ns.store.UpdateNetworks(ctx, func(tx *store.NetworkTx) error {
 		// Whatever an earlier life of the container left is not its any more.
@@ -190,7 +218,7 @@ func (a *Attachment) reserve(ctx context.Context, networks []*Network) ([]heldPo
 		}
 		endpoints = nil
 		for i, n := range networks {
-			e, err := a.ns.allocate(tx, n, r, r.Networks[i], i)
+			e, err := allocate(tx, n, r, r.Networks[i], endpoints)
 			if err != nil {
 				return err
 			}
@@ -198,28 +226,15 @@ func (a *Attachment) reserve(ctx context.Context, networks []*Network) ([]heldPo
 		}
 		return putPorts(tx, r, held, endpoints)
 	})
-	if err != nil {
-		closePorts(held)
-		return nil, err
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.endpoints = endpoints
-	for _, h := range held {
-		a.ports = append(a.ports, h.published)
-	}
-	return held, nil
+	return endpoints, err
 }
 
 // putPorts writes the ports down, with where they lead.
-func putPorts(tx *store.NetworkTx, r *Request, held []heldPort, endpoints []Endpoint) error {
-	for i := range held {
-		p := &held[i].published
+func putPorts(tx *store.NetworkTx, r *Request, held []*heldPort, endpoints []Endpoint) error {
+	for _, h := range held {
+		p := &h.published
 		p.Container, p.Name = r.Container, r.Name
 		p.To = portTarget(p.HostIP, endpoints)
-		if !p.To.IsValid() {
-			continue
-		}
 		other, err := holder(tx, p.Published, r.Container)
 		if err != nil {
 			return err
@@ -241,7 +256,7 @@ func portTarget(hostIP netip.Addr, endpoints []Endpoint) netip.Addr {
 	for _, e := range endpoints {
 		for _, ip := range []netip.Prefix{e.IP4, e.IP6} {
 			switch {
-			case !ip.IsValid():
+			case !ip.IsValid() || !e.Publishes:
 			case ip.Addr().Is4() == hostIP.Is4():
 				return ip.Addr()
 			case !other.IsValid():
@@ -253,7 +268,7 @@ func portTarget(hostIP netip.Addr, endpoints []Endpoint) netip.Addr {
 }
 
 // allocate finds addresses for a container in a network and writes them down.
-func (ns *Networks) allocate(tx *store.NetworkTx, n *Network, r *Request, want EndpointRequest, index int) (*Endpoint, error) {
+func allocate(tx *store.NetworkTx, n *Network, r *Request, want EndpointRequest, others []Endpoint) (*Endpoint, error) {
 	// The network may have changed or gone since it was looked up.
 	rec, err := tx.Network(n.ID)
 	if err != nil {
@@ -274,7 +289,7 @@ func (ns *Networks) allocate(tx *store.NetworkTx, n *Network, r *Request, want E
 	}
 	e := &Endpoint{
 		Network: n.ID, Container: r.Container, Name: r.Name, NetworkName: n.Name, ID: newID(),
-		Interface: "eth" + string(rune('0'+index)), HostLink: hostLinkName(),
+		Interface: n.interfaceName(others), HostLink: hostLinkName(), Publishes: n.publishes(),
 		Aliases: want.Aliases, Links: want.Links, MAC: want.MAC,
 	}
 	if err := n.assign(e, want, taken); err != nil {
@@ -342,8 +357,21 @@ func (n *Network) assign(e *Endpoint, want EndpointRequest, taken map[netip.Addr
 	return nil
 }
 
-// plug connects the namespace to one network's bridge.
-func (a *Attachment) plug(ctx context.Context, n *Network, e *Endpoint, gateway bool) error {
+// plug connects the namespace to one network.
+func (a *Attachment) plug(ctx context.Context, n *Network, e *Endpoint) error {
+	var err error
+	if n.Driver == DriverBridge {
+		err = a.plugBridge(ctx, n, e)
+	} else {
+		err = n.addDirect(a.file, e)
+	}
+	if err != nil {
+		return describe(err, "connect to network %s", n.Name)
+	}
+	return a.inside(func(h *netlink.Handle) error { return configure(h, e) })
+}
+
+func (a *Attachment) plugBridge(ctx context.Context, n *Network, e *Endpoint) error {
 	bridge, err := a.ns.ensureBridge(ctx, n)
 	if err != nil {
 		return err
@@ -352,28 +380,25 @@ func (a *Attachment) plug(ctx context.Context, n *Network, e *Endpoint, gateway 
 	if err != nil {
 		return err
 	}
-	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return describe(err, "connect to %s", n.Name)
-	}
-	defer host.Close()
 	v := &veth{host: e.HostLink, bridge: bridge.Attrs().Index, ns: a.file, inside: e.Interface, mac: mac, mtu: bridge.Attrs().MTU}
-	if err := v.add(host); err != nil {
-		return describe(err, "connect to %s", n.Name)
-	}
-	if err := setPort(host, e.HostLink, !n.option(optICC, true), bridgedPacketsFiltered()); err != nil {
+	if err := v.add(); err != nil {
 		return err
 	}
-	var inside *netlink.Handle
-	err = within(a.file, func() error {
-		inside, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+	return setPort(e.HostLink, !n.option(optICC, true), bridgedPacketsFiltered())
+}
+
+// inside runs f with a socket to the kernel in the container's namespace.
+func (a *Attachment) inside(f func(*netlink.Handle) error) error {
+	var h *netlink.Handle
+	err := within(a.file, func() (err error) {
+		h, err = netlink.NewHandle(unix.NETLINK_ROUTE)
 		return err
 	})
 	if err != nil {
-		return describe(err, "connect to %s", n.Name)
+		return describe(err, "enter the container's network")
 	}
-	defer inside.Close()
-	return configure(inside, e, gateway)
+	defer h.Close()
+	return f(h)
 }
 
 // publish tells the packet filter of the ports.
@@ -397,8 +422,8 @@ func (a *Attachment) publish(ctx context.Context) error {
 // forwards needs mu.
 func (a *Attachment) forwards() []forward {
 	var list []forward
-	for i := range a.ports {
-		list = append(list, a.ports[i].forwards()...)
+	for _, h := range a.ports {
+		list = append(list, h.forwards()...)
 	}
 	return list
 }

@@ -34,7 +34,7 @@ type veth struct {
 // add makes the pair in one request, both ends up: the names, the bridge and
 // the other namespace could each be set afterwards, at the price of a round
 // trip and a wait for the kernel's lock on all links.
-func (v *veth) add(h *netlink.Handle) error {
+func (v *veth) add() error {
 	up := func() *nl.IfInfomsg {
 		m := nl.NewIfInfomsg(unix.AF_UNSPEC)
 		m.Flags, m.Change = unix.IFF_UP, unix.IFF_UP
@@ -89,9 +89,9 @@ func gone(err error) error {
 	return err
 }
 
-// configure gives a container's device its addresses and routes. The handle is
+// configure gives a container's device its addresses. The handle is
 // of the container's namespace.
-func configure(h *netlink.Handle, e *Endpoint, gateway bool) error {
+func configure(h *netlink.Handle, e *Endpoint) error {
 	l, err := h.LinkByName(e.Interface)
 	if err != nil {
 		return describe(err, "find %s in the container", e.Interface)
@@ -106,21 +106,20 @@ func configure(h *netlink.Handle, e *Endpoint, gateway bool) error {
 			return describe(err, "add address %s", ip)
 		}
 	}
-	if err := h.LinkSetUp(l); err != nil {
-		return describe(err, "set %s up", e.Interface)
-	}
-	if !gateway {
-		return nil
-	}
-	return addDefaultRoutes(h, l.Attrs().Index, e)
+	return describe(h.LinkSetUp(l), "set %s up", e.Interface)
 }
 
-func addDefaultRoutes(h *netlink.Handle, link int, e *Endpoint) error {
+// defaultRoutes sends what is for elsewhere through the endpoint's gateways.
+func defaultRoutes(h *netlink.Handle, e *Endpoint) error {
+	l, err := h.LinkByName(e.Interface)
+	if err != nil {
+		return describe(err, "find %s in the container", e.Interface)
+	}
 	for _, gw := range []netip.Addr{e.Gateway4, e.Gateway6} {
 		if !gw.IsValid() {
 			continue
 		}
-		r := &netlink.Route{LinkIndex: link, Gw: gw.AsSlice(), Dst: ipNet(netip.PrefixFrom(unspecified(gw), 0))}
+		r := &netlink.Route{LinkIndex: l.Attrs().Index, Gw: gw.AsSlice(), Dst: ipNet(netip.PrefixFrom(unspecified(gw), 0))}
 		if err := h.RouteReplace(r); err != nil {
 			return describe(err, "route through %s", gw)
 		}
@@ -145,11 +144,11 @@ func ipNet(p netip.Prefix) *net.IPNet {
 // filter. A hairpin port sends back where a packet came from: where br_netfilter
 // shows bridged packets to the packet filter, a container's packet to a port of
 // the host that leads to itself is readdressed and then bridged, not routed.
-func setPort(h *netlink.Handle, name string, isolated, hairpin bool) error {
+func setPort(name string, isolated, hairpin bool) error {
 	if !isolated && !hairpin {
 		return nil
 	}
-	l, err := h.LinkByName(name)
+	l, err := netlink.LinkByName(name)
 	if err != nil {
 		return describe(err, "set up %s", name)
 	}

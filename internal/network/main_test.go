@@ -151,7 +151,7 @@ func up(t testing.TB, ns *Networks, r Request) *Attachment {
 }
 
 // answer serves one line on TCP in the namespace: who asks. It ends with the test.
-func answer(t testing.TB, ns *os.File, network, addr string) {
+func answer(t testing.TB, ns *os.File, network, addr string) (stop func() error) {
 	t.Helper()
 	var l net.Listener
 	must(t, within(ns, func() (err error) {
@@ -172,11 +172,24 @@ func answer(t testing.TB, ns *os.File, network, addr string) {
 			}()
 		}
 	}()
+	return l.Close
 }
 
 // ask connects from the namespace and returns the line that answer sends.
 func ask(ns *os.File, network, addr string) (string, error) {
-	d := &net.Dialer{Timeout: 2 * time.Second}
+	return askFor(ns, network, addr, 2*time.Second)
+}
+
+// noWay fails when something answers.
+func noWay(t testing.TB, ns *os.File, network, addr string) {
+	t.Helper()
+	if got, err := askFor(ns, network, addr, 200*time.Millisecond); err == nil {
+		t.Errorf("asking %s: got %q, want no way there", addr, got)
+	}
+}
+
+func askFor(ns *os.File, network, addr string, patience time.Duration) (string, error) {
+	d := &net.Dialer{Timeout: patience}
 	var c net.Conn
 	dial := func() (err error) {
 		c, err = d.Dial(network, addr)
@@ -192,7 +205,7 @@ func ask(ns *os.File, network, addr string) (string, error) {
 		return "", err
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(2 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	line, err := bufio.NewReader(c).ReadString('\n')
 	return strings.TrimSpace(line), err
 }

@@ -66,7 +66,10 @@ type Network struct {
 	Pools    []Pool
 	// Auto says that dhow chose the subnets, so that it may choose others when
 	// the host comes to use them otherwise.
-	Auto    bool              `json:",omitempty"`
+	Auto bool `json:",omitempty"`
+	// Foreign says that the bridge was there before: it is left when the network
+	// is removed.
+	Foreign bool              `json:",omitempty"`
 	Options map[string]string // com.docker.network.…
 	Labels  map[string]string
 }
@@ -273,6 +276,7 @@ type Endpoint struct {
 	Gateway6    netip.Addr
 	MAC         string   // 02:42:ac:11:00:02
 	Interface   string   // inside
+	Publishes   bool     // published ports lead here: the host reaches it, and it is not internal
 	HostLink    string   // the other end, in the host's namespace
 	Aliases     []string // names beside the container's
 	Links       []Link   // names that hold for this container alone
@@ -323,3 +327,7 @@ func describe(err error, format string, args ...any) error {
 	}
 	return fmt.Errorf(format+": %w", append(args, err)...)
 }
+
+// publishes says whether ports of the host lead into the network. Into an
+// internal one nobody gets, and the host does not reach what is beside it.
+func (n *Network) publishes() bool { return n.Driver == DriverBridge && !n.Internal }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync/atomic"
 
 	"dhow/internal/errdef"
 	"dhow/internal/store"
@@ -67,7 +68,7 @@ func parsePort(r store.PortRecord) (*published, error) {
 // packets from outside must never reach, and none from one family to the other.
 // Those are served by the supervisor, which holds the port anyway.
 func (p *published) forwards() []forward {
-	if p.HostIP.IsLoopback() || p.HostIP.Is4() != p.To.Is4() {
+	if !p.To.IsValid() || p.HostIP.IsLoopback() || p.HostIP.Is4() != p.To.Is4() {
 		return nil
 	}
 	return []forward{{proto: protoNumber(p.Proto), ip: p.HostIP, port: p.HostPort, to: p.To, toPort: p.Port}}
@@ -85,8 +86,15 @@ func protoNumber(proto string) uint8 {
 
 // heldPort is a port of the host with the socket that keeps others from it.
 type heldPort struct {
-	published
-	socket io.Closer // *net.TCPListener, *net.UDPConn, or a bare SCTP socket; nil where the kernel has no SCTP
+	published                            // its To is the Attachment's to change
+	socket    io.Closer                  // *net.TCPListener, *net.UDPConn, or a bare SCTP socket; nil where the kernel has no SCTP
+	to        atomic.Pointer[netip.Addr] // To, for those who serve the port
+}
+
+// aim sends what comes from now on to the address; the zero one refuses it.
+func (h *heldPort) aim(to netip.Addr) {
+	h.To = to
+	h.to.Store(&to)
 }
 
 // hostIPs are the addresses that a request means.
@@ -110,7 +118,7 @@ const anyPortTries = 64
 // hold binds the request's port, or one of its range, at all its addresses.
 // ErrConflict when there is none. taken are ports that no socket holds, but a
 // container has.
-func (r PortRequest) hold(ips []netip.Addr, taken func(Published) error) ([]heldPort, error) {
+func (r PortRequest) hold(ips []netip.Addr, taken func(Published) error) ([]*heldPort, error) {
 	first, last := r.HostPort, max(r.HostPort, r.HostEnd)
 	var failed error
 	if first == 0 {
@@ -135,7 +143,7 @@ func (r PortRequest) hold(ips []netip.Addr, taken func(Published) error) ([]held
 
 // holdAt binds one port at all addresses; 0 is the kernel's choice, the same at
 // all of them.
-func (r PortRequest) holdAt(ips []netip.Addr, port uint16, taken func(Published) error) (held []heldPort, err error) {
+func (r PortRequest) holdAt(ips []netip.Addr, port uint16, taken func(Published) error) (held []*heldPort, err error) {
 	defer func() {
 		if err != nil {
 			closePorts(held)
@@ -149,7 +157,7 @@ func (r PortRequest) holdAt(ips []netip.Addr, port uint16, taken func(Published)
 			return held, err
 		}
 		port = p.HostPort
-		held = append(held, heldPort{published{Published: p}, socket})
+		held = append(held, &heldPort{published: published{Published: p}, socket: socket})
 		if err = taken(p); err != nil {
 			return held, err
 		}
@@ -243,7 +251,7 @@ func bindSCTP(p Published) (io.Closer, uint16, error) {
 	return f, port, nil
 }
 
-func closePorts(held []heldPort) {
+func closePorts(held []*heldPort) {
 	for _, h := range held {
 		if h.socket != nil {
 			h.socket.Close() // nothing was written
@@ -274,7 +282,7 @@ func holder(tx *store.NetworkTx, p Published, self string) (*published, error) {
 
 // holdPorts binds all that is asked for. A port that a dead container still has
 // is taken from it.
-func (ns *Networks) holdPorts(ctx context.Context, r *Request, defaultIP netip.Addr) (held []heldPort, err error) {
+func (ns *Networks) holdPorts(ctx context.Context, r *Request, defaultIP netip.Addr) (held []*heldPort, err error) {
 	defer func() {
 		if err != nil {
 			closePorts(held)

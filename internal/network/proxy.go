@@ -18,8 +18,13 @@ type dialFunc func(ctx context.Context, network, address string) (net.Conn, erro
 type proxy struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
-	held   []heldPort
+	held   []*heldPort
 }
+
+// connectFunc connects to where a port leads.
+type connectFunc func(network string) (net.Conn, error)
+
+var errNowhere = errors.New("the port leads nowhere now")
 
 const (
 	dialTimeout = 10 * time.Second
@@ -28,16 +33,25 @@ const (
 )
 
 // serve starts serving the ports and owns their sockets from now on.
-func serve(held []heldPort, dial dialFunc) *proxy {
+func serve(held []*heldPort, dial dialFunc) *proxy {
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &proxy{cancel: cancel, held: held}
 	for _, h := range held {
-		to := netip.AddrPortFrom(h.To, h.Port).String()
+		h.aim(h.To)
+		to := func(network string) (net.Conn, error) {
+			addr := *h.to.Load()
+			if !addr.IsValid() {
+				return nil, errNowhere
+			}
+			ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+			defer cancel()
+			return dial(ctx, network, netip.AddrPortFrom(addr, h.Port).String())
+		}
 		switch s := h.socket.(type) {
 		case *net.TCPListener:
-			p.wg.Go(func() { p.tcp(ctx, s, to, dial) })
+			p.wg.Go(func() { p.tcp(ctx, s, to) })
 		case *net.UDPConn:
-			p.wg.Go(func() { p.udp(ctx, s, to, dial) })
+			p.wg.Go(func() { p.udp(ctx, s, to) })
 		}
 	}
 	return p
@@ -53,7 +67,7 @@ func (p *proxy) close() {
 	p.wg.Wait()
 }
 
-func (p *proxy) tcp(ctx context.Context, l *net.TCPListener, to string, dial dialFunc) {
+func (p *proxy) tcp(ctx context.Context, l *net.TCPListener, to connectFunc) {
 	for {
 		c, err := l.AcceptTCP()
 		if err != nil {
@@ -63,16 +77,14 @@ func (p *proxy) tcp(ctx context.Context, l *net.TCPListener, to string, dial dia
 			time.Sleep(acceptPause) // out of descriptors, likely: some will be closed
 			continue
 		}
-		p.wg.Go(func() { relay(ctx, c, to, dial) })
+		p.wg.Go(func() { relay(ctx, c, to) })
 	}
 }
 
 // relay connects a client to the container until both sides have ended.
-func relay(ctx context.Context, client *net.TCPConn, to string, dial dialFunc) {
+func relay(ctx context.Context, client *net.TCPConn, to connectFunc) {
 	defer client.Close()
-	dctx, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
-	conn, err := dial(dctx, "tcp", to)
+	conn, err := to("tcp")
 	if err != nil {
 		_ = client.SetLinger(0) // refused, as it would be without us
 		return
@@ -103,7 +115,7 @@ func pump(to, from *net.TCPConn) {
 }
 
 // udp keeps a socket to the container for each client.
-func (p *proxy) udp(ctx context.Context, l *net.UDPConn, to string, dial dialFunc) {
+func (p *proxy) udp(ctx context.Context, l *net.UDPConn, to connectFunc) {
 	var mu sync.Mutex // guards clients
 	clients := map[netip.AddrPort]net.Conn{}
 	defer func() {
@@ -126,7 +138,7 @@ func (p *proxy) udp(ctx context.Context, l *net.UDPConn, to string, dial dialFun
 		c := clients[from]
 		mu.Unlock()
 		if c == nil {
-			if c, err = dial(ctx, "udp", to); err != nil {
+			if c, err = to("udp"); err != nil {
 				continue // a datagram may be lost
 			}
 			mu.Lock()

@@ -213,15 +213,25 @@ func (r *rules) holds(bridge string) (bool, error) {
 	if err != nil {
 		return false, describe(err, "read packet filter")
 	}
-	elements, err := c.GetSetElements(r.sets()[setBridges])
-	if errors.Is(err, unix.ENOENT) {
-		return false, nil
+	if ok, err := r.exists(c); !ok || err != nil {
+		return false, err
 	}
+	elements, err := c.GetSetElements(r.sets()[setBridges])
 	if err != nil {
 		return false, describe(err, "read packet filter")
 	}
 	name := ifname(bridge)
 	return slices.ContainsFunc(elements, func(e nftables.SetElement) bool { return bytes.Equal(e.Key, name) }), nil
+}
+
+// exists asks for the table: what is asked of a set that is not there fails
+// without saying so (google/nftables v0.3.0 drops the errno).
+func (r *rules) exists(c *nftables.Conn) (bool, error) {
+	_, err := c.ListTableOfFamily(r.table.Name, r.table.Family)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	return err == nil, describe(err, "read packet filter")
 }
 
 // remove removes the table; it is no error when there is none.
@@ -236,21 +246,4 @@ func (r *rules) remove() error {
 		return describe(err, "remove packet filter")
 	}
 	return nil
-}
-
-// count is how many elements the table's sets have.
-func (r *rules) count() (int, error) {
-	c, err := nftables.New()
-	if err != nil {
-		return 0, describe(err, "read packet filter")
-	}
-	n := 0
-	for _, set := range r.sets() {
-		elements, err := c.GetSetElements(set)
-		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return 0, describe(err, "read packet filter: set %s", set.Name)
-		}
-		n += len(elements)
-	}
-	return n, nil
 }

@@ -239,6 +239,14 @@ func (t *NetworkTx) PutPort(p PortRecord) error {
 	return nil
 }
 
+// RemovePort removes one port; it is no error when nobody has it.
+func (t *NetworkTx) RemovePort(proto, ip string, port uint16) error {
+	if err := execute(t.c, "DELETE FROM ports WHERE proto = ? AND ip = ? AND port = ?", proto, ip, int(port)); err != nil {
+		return fmt.Errorf("remove port %d: %w", port, err)
+	}
+	return nil
+}
+
 // unique says whether a statement failed because a row like it is there.
 func unique(err error) bool {
 	code := sqlite.ErrCode(err)
