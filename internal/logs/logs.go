@@ -20,6 +20,7 @@
 //	segments/<n>.….gz     the same, compressed: one gzip member a block
 //	segments/<n>.….idx    where blocks begin, and the lines and times in them
 //	segments/<n>.raw      lines of n.json that are no UTF-8, as they were
+//	<stream>.begun        the beginning of a line that is not complete
 //	<id>-json.log[.k]     docker's names of the json segments, as hard links
 //
 // Segments have ascending numbers; only the last one grows. A reader that has come

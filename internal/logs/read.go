@@ -2,14 +2,11 @@ package logs
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"iter"
 	"math"
-	"os"
-	"path/filepath"
 	"time"
 
 	"dhow/internal/errdef"
@@ -99,16 +96,9 @@ func (r *reader) drain(ctx context.Context, yield func(Record, error) bool) bool
 
 // readable refuses logs that are not kept for reading.
 func readable(dir string) error {
-	data, err := os.ReadFile(filepath.Join(dir, descriptorFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
+	d, err := readDescriptor(dir)
 	if err != nil {
 		return err
-	}
-	var d descriptor
-	if err := json.Unmarshal(data, &d); err != nil {
-		return fmt.Errorf("%s: %w", descriptorFile, err)
 	}
 	switch {
 	case d.Format == "none":
@@ -327,6 +317,11 @@ func (r *reader) entry(e *entry) (bool, error) {
 			}
 			if ok {
 				return true, nil
+			}
+			if skipped, err := r.cur.skipDamage(); err != nil {
+				return false, err
+			} else if skipped {
+				continue
 			}
 			if over, err := r.over(); err != nil || !over {
 				return false, err

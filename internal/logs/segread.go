@@ -206,6 +206,17 @@ func (s *segmentFile) seek(i int) error {
 	return nil
 }
 
+// skipDamage goes on with the next block when the one that is read stops being
+// readable before its end.
+func (s *segmentFile) skipDamage() (bool, error) {
+	for i, b := range s.idx.blocks {
+		if b.end > s.off {
+			return true, s.seek(i + 1)
+		}
+	}
+	return false, nil
+}
+
 func (s *segmentFile) close() {
 	s.f.Close()
 	if s.rf != nil {

@@ -1,7 +1,6 @@
 package logs
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -61,6 +61,7 @@ type descriptor struct {
 	Version int
 	Format  string // "json", "local" or "none"
 	Hidden  bool   `json:",omitempty"` // not for reading: cache-disabled
+	Boot    string // when it was last opened for writing
 }
 
 const (
@@ -106,37 +107,65 @@ func (s *Store) open(info Info) error {
 }
 
 func (s *Store) openLocked() error {
-	d := descriptor{Version: 1, Format: "none", Hidden: s.shape.hidden}
-	if s.shape.format != 0 {
-		d.Format = s.shape.format.String()
-	}
-	if err := writeDescriptor(s.dir, d); err != nil {
-		return err
-	}
-	if s.shape.format == 0 {
-		return nil
-	}
-	w, err := openWriter(s.dir, s.shape.format)
+	old, err := readDescriptor(s.dir)
 	if err != nil {
 		return err
 	}
+	d := descriptor{Version: 1, Format: "none", Hidden: s.shape.hidden, Boot: bootID()}
+	if s.shape.format == 0 {
+		return writeDescriptor(s.dir, old, d)
+	}
+	d.Format = s.shape.format.String()
+	// A process that is killed leaves whole files; a machine that stops may not.
+	w, err := openWriter(s.dir, s.shape.format, old.Boot != d.Boot)
+	if err != nil {
+		return err
+	}
+	if err := writeDescriptor(s.dir, old, d); err != nil {
+		return errors.Join(err, w.close())
+	}
 	s.w = w
+	if err := errors.Join(s.out.restore(), s.err.restore()); err != nil {
+		return err
+	}
 	if s.shape.compress {
 		s.pack = startPacker(s)
 	}
 	return s.tidy()
 }
 
-func writeDescriptor(dir string, d descriptor) error {
+func readDescriptor(dir string) (d descriptor, err error) {
+	data, err := os.ReadFile(filepath.Join(dir, descriptorFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return d, nil
+	}
+	if err != nil {
+		return d, err
+	}
+	if err := json.Unmarshal(data, &d); err != nil {
+		return d, fmt.Errorf("%s: %w", descriptorFile, err)
+	}
+	return d, nil
+}
+
+func writeDescriptor(dir string, old, d descriptor) error {
+	if old == d {
+		return nil
+	}
 	data, err := json.Marshal(d)
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(dir, descriptorFile)
-	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, data) {
-		return nil
+	return sys.WriteFileAtomic(filepath.Join(dir, descriptorFile), data, 0o600)
+}
+
+// bootID tells one run of the machine from another.
+func bootID() string {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
 	}
-	return sys.WriteFileAtomic(path, data, 0o600)
+	return strings.TrimSpace(string(id))
 }
 
 // attributes returns what json-file keeps beside each line, as JSON; nil for
@@ -193,7 +222,7 @@ func (s *Store) Close() error {
 	s.closed = true
 	var err error
 	if s.w != nil {
-		err = s.w.close()
+		err = errors.Join(s.w.close(), s.out.keep.f.Close(), s.err.keep.f.Close())
 	}
 	s.mu.Unlock()
 	if s.pack != nil {

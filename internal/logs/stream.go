@@ -13,6 +13,7 @@ type stream struct {
 	begun  []byte // of a line whose newline has not come
 	since  int64  // time of the first part of a line that is written in parts; 0 if it is not
 	closed bool
+	keep   *begunFile // nil when nothing is kept
 }
 
 // limit returns where a line is cut into parts.
@@ -44,7 +45,36 @@ func (s *stream) Write(p []byte) (int, error) {
 		rest = rest[i+1:]
 	}
 	st.flush()
+	s.keepBegun()
 	return len(p), nil
+}
+
+// keepBegun makes what is begun outlive this process. What cannot be kept is
+// still in memory.
+func (s *stream) keepBegun() {
+	if len(s.begun) == 0 {
+		return
+	}
+	if err := s.keep.keep(s.store.w, s.since, s.begun); err != nil {
+		s.store.stats.Error = err.Error()
+	}
+}
+
+// restore goes on with what a writer before this one had begun.
+func (s *stream) restore() error {
+	var err error
+	if s.keep, err = openBegun(s.store.dir, s.stream); err != nil {
+		return err
+	}
+	line, since, err := s.keep.load(s.store.dir, s.stream)
+	if err != nil || len(line) == 0 {
+		return err
+	}
+	s.since = since
+	s.hold(s.store.now().UnixNano(), line)
+	s.store.flush()
+	s.keepBegun()
+	return nil
 }
 
 // line stores the end of a line, together with what was held of it. A line is cut
@@ -83,6 +113,7 @@ func (s *stream) put(now int64, p []byte, whole bool) {
 	if whole {
 		s.since = 0
 	}
+	s.keep.kept = 0 // what is begun next is another line
 	s.store.put(s.stream, now, p, whole)
 }
 

@@ -43,7 +43,8 @@ const (
 )
 
 // openWriter opens the last segment if it can be gone on with, or makes the next.
-func openWriter(dir string, f format) (*writer, error) {
+// With doubt, what the index says of it is compared with what is there.
+func openWriter(dir string, f format, doubt bool) (*writer, error) {
 	all, err := segments(dir)
 	if err != nil {
 		return nil, err
@@ -58,7 +59,7 @@ func openWriter(dir string, f format) (*writer, error) {
 		l, b := x.total()
 		return createSegment(dir, segment{number: last.number + 1, format: f}, lines+l, bytes+b)
 	}
-	return resumeSegment(dir, last, lines, bytes)
+	return resumeSegment(dir, last, lines, bytes, doubt)
 }
 
 // totalBefore counts what the log had before its last segment.
@@ -108,7 +109,7 @@ func createSegment(dir string, s segment, lines, bytes uint64) (*writer, error) 
 
 // resumeSegment goes on with a segment whose writer is gone: it counts what the
 // index does not know, and cuts what was torn.
-func resumeSegment(dir string, s segment, lines, bytes uint64) (*writer, error) {
+func resumeSegment(dir string, s segment, lines, bytes uint64, doubt bool) (*writer, error) {
 	w := &writer{dir: dir, seg: s, lines: lines, bytes: bytes, block: openBlock(), fresh: openBlock()}
 	var err error
 	if w.f, err = os.OpenFile(s.path(dir), segmentFlags, 0o640); err != nil {
@@ -118,18 +119,21 @@ func resumeSegment(dir string, s segment, lines, bytes uint64) (*writer, error) 
 		w.f.Close()
 		return nil, err
 	}
-	if err := w.recover(); err != nil {
+	if err := w.recover(doubt); err != nil {
 		return nil, errors.Join(err, w.f.Close(), w.idx.Close())
 	}
 	return w, nil
 }
 
-func (w *writer) recover() error {
+func (w *writer) recover(doubt bool) error {
 	st, err := w.f.Stat()
 	if err != nil {
 		return err
 	}
 	x := readIndex(w.idx.Name(), st.Size())
+	for doubt && len(x.blocks) > 0 && !w.holds(x) {
+		x.blocks = x.blocks[:len(x.blocks)-1]
+	}
 	w.idxSize = int64(indexHeader + len(x.blocks)*indexRecord)
 	if err := w.idx.Truncate(w.idxSize); err != nil {
 		return err
@@ -149,6 +153,23 @@ func (w *writer) recover() error {
 		}
 	}
 	return w.recoverRaw()
+}
+
+// holds says whether the last block of the index is in the segment as it says.
+func (w *writer) holds(x *index) bool {
+	last, from := x.blocks[len(x.blocks)-1], int64(0)
+	if n := len(x.blocks); n > 1 {
+		from = x.blocks[n-2].end
+	}
+	r := segmentReader{seg: w.seg, in: io.NewSectionReader(w.f, from, last.end-from), off: from, good: from}
+	var e entry
+	entries := uint32(0)
+	for {
+		if ok, err := r.next(&e); err != nil || !ok {
+			return err == nil && entries == last.entries && r.good == last.end
+		}
+		entries++
+	}
 }
 
 // count reads the entries from the offset on into the growing block, and returns
