@@ -31,65 +31,10 @@ type ReadOptions struct {
 // this log is not kept for reading.
 func Read(ctx context.Context, dir string, o ReadOptions) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
-		fail := func(err error) { yield(Record{}, fmt.Errorf("read log: %w", err)) }
-		if err := readable(dir); err != nil {
-			fail(err)
-			return
-		}
-		r := newReader(dir, o)
-		defer r.close()
-		var watch *watcher
-		if o.Follow {
-			var err error
-			if watch, err = watchLogs(dir); err != nil {
-				fail(err)
+		for m, err := range Merge(ctx, []string{dir}, o) {
+			if !yield(m.Record, err) {
 				return
 			}
-			defer watch.close()
-		}
-		if err := r.start(); err != nil {
-			fail(err)
-			return
-		}
-		for {
-			// Asked before the last look, so that nothing that was written before the
-			// writer went is missed.
-			ended := !o.Follow || !written(dir) || r.past()
-			if !r.drain(ctx, yield) || ended {
-				return
-			}
-			if err := watch.wait(ctx, r.deadline()); err != nil {
-				if ctx.Err() == nil {
-					fail(err)
-				}
-				return
-			}
-		}
-	}
-}
-
-// drain yields what there is; false when it is over.
-func (r *reader) drain(ctx context.Context, yield func(Record, error) bool) bool {
-	var rec Record
-	for {
-		ok, err := r.next(&rec)
-		if err != nil {
-			yield(Record{}, fmt.Errorf("read log: %w", err))
-			return false
-		}
-		if !ok {
-			if r.o.Follow {
-				return true
-			}
-			for r.rest(&rec) {
-				if !yield(rec, nil) {
-					return false
-				}
-			}
-			return true
-		}
-		if !yield(rec, nil) || ctx.Err() != nil {
-			return false
 		}
 	}
 }
@@ -117,13 +62,14 @@ type reader struct {
 	since, until int64 // nanoseconds, both count
 	skip         int   // records to leave out first (Tail)
 
-	ahead []plan       // segments to read after cur
-	cur   *segmentFile // nil before the first and between segments
-	spans []span       // of cur, the one being read first
-	at    uint64       // number of the segment cur is or was
-	parts [3]parts     // by stream
-	lines uint64       // of the log, up to the end of the segment at, once that was read
-	lost  uint64       // lines rotated away since the last record
+	ahead  []plan       // segments to read after cur
+	cur    *segmentFile // nil before the first and between segments
+	spans  []span       // of cur, the one being read first
+	at     uint64       // number of the segment cur is or was; 0 before the first
+	before place        // of the last entry
+	parts  [3]parts     // by stream
+	count  totals       // of the log up to the end of the segment at, once that was read
+	lost   totals       // rotated away since the last record
 }
 
 // plan is a segment to read, and which blocks of it.
@@ -144,6 +90,20 @@ type parts struct {
 	line  []byte
 	nanos int64
 	attrs []byte
+	at    place // of the first part
+}
+
+// totals counts lines and their bytes.
+type totals struct {
+	lines, bytes uint64
+}
+
+// place is a position in a log: a segment, an offset in it (uncompressed), and
+// what the log had before.
+type place struct {
+	segment uint64
+	offset  int64
+	totals
 }
 
 func newReader(dir string, o ReadOptions) *reader {
@@ -156,12 +116,6 @@ func newReader(dir string, o ReadOptions) *reader {
 	}
 	return r
 }
-
-// past says that nothing written from now on is chosen.
-func (r *reader) past() bool { return time.Now().UnixNano() > r.until }
-
-// deadline returns when past becomes true, zero for never.
-func (r *reader) deadline() time.Time { return r.o.Until }
 
 func (r *reader) close() {
 	if r.cur != nil {
@@ -190,7 +144,7 @@ func (r *reader) start() error {
 	if err != nil {
 		return err
 	}
-	n, err := r.count()
+	n, err := r.countPlan()
 	r.skip = max(n-r.o.Tail, 0)
 	return err
 }
@@ -210,8 +164,8 @@ func (r *reader) startAtEnd(all []segment) error {
 	}
 }
 
-// count reads the whole plan with a reader of its own.
-func (r *reader) count() (int, error) {
+// countPlan reads the whole plan with a reader of its own.
+func (r *reader) countPlan() (int, error) {
 	c := newReader(r.dir, r.o)
 	c.o.Follow = false
 	c.ahead = r.ahead
@@ -252,7 +206,7 @@ func (r *reader) next(rec *Record) (bool, error) {
 			r.skip--
 			continue
 		}
-		rec.Lost, r.lost = r.lost, 0
+		rec.Lost, r.lost = r.lost.lines, totals{}
 		return true, nil
 	}
 }
@@ -267,7 +221,7 @@ func (r *reader) join(e *entry, rec *Record) bool {
 	goesOn := !e.whole && len(e.line) == jsonPart && r.cur.seg.format == formatJSON
 	if goesOn || len(p.line) > 0 {
 		if len(p.line) == 0 {
-			p.nanos, p.attrs = e.nanos, append(p.attrs[:0], e.attrs...)
+			p.nanos, p.attrs, p.at = e.nanos, append(p.attrs[:0], e.attrs...), r.before
 		}
 		p.line = append(p.line, e.line...)
 		if goesOn && len(p.line) < maxLine {
@@ -306,11 +260,12 @@ func (r *reader) entry(e *entry) (bool, error) {
 			}
 		}
 		if len(r.spans) == 0 {
-			r.lines = r.cur.lines
+			r.count = r.cur.count
 			r.close()
 			continue
 		}
 		if r.cur.off < r.spans[0].end {
+			r.before = place{r.at, r.cur.off, r.cur.count}
 			ok, err := r.cur.next(e)
 			if err != nil {
 				return false, fmt.Errorf("segment %s: %w", r.cur.seg.name(), err)
@@ -346,19 +301,24 @@ func (r *reader) over() (bool, error) {
 	if r.cur.seg.gz || len(r.ahead) > 0 {
 		return true, nil
 	}
-	all, err := segments(r.dir)
-	if err != nil {
+	if err := r.look(); err != nil {
 		return false, err
-	}
-	for _, s := range all {
-		if s.number > r.at {
-			r.ahead = append(r.ahead, plan{segment: s})
-		}
 	}
 	if len(r.ahead) == 0 {
 		return false, r.emptied()
 	}
 	return true, nil
+}
+
+// look adds the segments that came after the one that is read.
+func (r *reader) look() error {
+	all, err := segments(r.dir)
+	for _, s := range all {
+		if s.number > r.at {
+			r.ahead = append(r.ahead, plan{segment: s})
+		}
+	}
+	return err
 }
 
 // emptied begins anew when somebody truncated the segment.
@@ -374,33 +334,28 @@ func (r *reader) emptied() error {
 // open opens the next segment of the plan; false when there is none.
 func (r *reader) open() (bool, error) {
 	if len(r.ahead) == 0 {
-		all, err := segments(r.dir)
-		if err != nil {
+		if err := r.look(); err != nil {
 			return false, err
-		}
-		for _, s := range all {
-			if s.number > r.at {
-				r.ahead = append(r.ahead, plan{segment: s})
-			}
 		}
 	}
 	for len(r.ahead) > 0 {
 		p := r.ahead[0]
 		r.ahead = r.ahead[1:]
-		before := r.at
-		gap := before > 0 && p.number > before+1
-		r.at = p.number
 		sf, err := openSegment(r.dir, p.number, p.format)
 		if errors.Is(err, fs.ErrNotExist) {
-			r.at = before
 			continue // rotated away
 		}
 		if err != nil {
 			return false, err
 		}
-		if gap && sf.idx.lines > r.lines {
-			r.lost += sf.idx.lines - r.lines
+		if !sf.idx.known {
+			sf.idx.lines, sf.idx.bytes = r.count.lines, r.count.bytes
 		}
+		if r.at > 0 && sf.idx.lines > r.count.lines {
+			r.lost.lines += sf.idx.lines - r.count.lines
+			r.lost.bytes += sf.idx.bytes - min(sf.idx.bytes, r.count.bytes)
+		}
+		r.at = p.number
 		r.spans = p.spans
 		if r.spans == nil || sf.seg.gz != p.gz {
 			r.spans = sf.chosen(r.since, r.until)

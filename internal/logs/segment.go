@@ -135,6 +135,7 @@ const (
 
 // index is an index read whole.
 type index struct {
+	known  bool   // it has a header
 	lines  uint64 // of the log before this segment
 	bytes  uint64 // of these
 	blocks []block
@@ -185,6 +186,7 @@ func readIndex(path string, size int64) *index {
 	if err != nil || len(data) < indexHeader || string(data[:len(indexMagic)]) != indexMagic {
 		return x
 	}
+	x.known = true
 	x.lines, x.bytes = le.Uint64(data[8:]), le.Uint64(data[16:])
 	data = data[indexHeader:]
 	x.blocks = make([]block, 0, len(data)/indexRecord)

@@ -34,7 +34,7 @@ type segmentReader struct {
 	good  int64 // behind the last entry returned
 	buf   []byte
 	r, w  int
-	lines uint64 // of the log, up to good
+	count totals // of the log, up to good
 	json  jsonParser
 	raw   *rawReader // nil if the segment has none
 	grew  func()     // called after each read; nil does nothing
@@ -53,14 +53,15 @@ func (s *segmentReader) next(e *entry) (bool, error) {
 				continue // damaged, or not ours: the next line may be good
 			}
 			s.good = s.off
-			if e.whole {
-				s.lines++
-			}
 			if s.raw != nil {
 				if line, found := s.raw.find(at); found {
 					e.line = line
 				}
 			}
+			if e.whole {
+				s.count.lines++
+			}
+			s.count.bytes += uint64(len(e.line))
 			return true, nil
 		}
 		if n < 0 {
@@ -183,9 +184,10 @@ func (s *segmentFile) openRaw(dir string) {
 // seek goes to block i of the index; len(blocks) is what is behind all blocks.
 func (s *segmentFile) seek(i int) error {
 	var before block
-	s.lines = s.idx.lines
+	s.count = totals{s.idx.lines, s.idx.bytes}
 	for _, before = range s.idx.blocks[:i] {
-		s.lines += uint64(before.lines)
+		s.count.lines += uint64(before.lines)
+		s.count.bytes += uint64(before.bytes)
 	}
 	if !s.seg.gz {
 		s.skip(io.NewSectionReader(s.f, before.end, 1<<62), before.end)

@@ -416,3 +416,68 @@ func TestCheck(t *testing.T) {
 		}
 	}
 }
+
+func TestMerge(t *testing.T) {
+	var dirs []string
+	at := testStart
+	stores := make([]*Store, 3)
+	for i := range stores {
+		dirs = append(dirs, t.TempDir())
+		c := testConfig([]string{"json-file", "local"}[i%2], nil)
+		c.Now = func() time.Time { at = at.Add(time.Millisecond); return at }
+		stores[i] = mustOpen(t, dirs[i], c)
+	}
+	var want []string
+	put := func(n int) {
+		for range n {
+			from := rand.IntN(3)
+			line := fmt.Sprintf("%d %d", from, len(want))
+			write(t, stores[from].Stream(Stdout), line+"\n")
+			want = append(want, line)
+		}
+	}
+	put(500)
+	var got []string
+	for m, err := range Merge(t.Context(), dirs, ReadOptions{Follow: true}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, string(m.Line))
+		if string(m.Line[0]) != fmt.Sprint(m.From) {
+			t.Fatalf("got %q from %d", m.Line, m.From)
+		}
+		// One at a time, since what is merged live comes as it comes.
+		if len(got) == len(want) && len(got) < 600 {
+			put(1)
+		}
+		if len(got) == 600 {
+			for _, s := range stores {
+				s.Close()
+			}
+		}
+	}
+	equal(t, got, want)
+}
+
+// TestLostLinesAreTold lets a follower fall behind a log that is rotated away.
+func TestLostLinesAreTold(t *testing.T) {
+	dir := t.TempDir()
+	s := mustOpen(t, dir, testConfig("local", map[string]string{"max-size": "50k", "max-file": "2"}))
+	out := s.Stream(Stdout)
+	n := len(fill(t, out, 0, 20_000))
+	seen, lost := 0, uint64(0)
+	for r, err := range Read(t.Context(), dir, ReadOptions{Follow: true}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen++
+		lost += r.Lost
+		if seen == 10 {
+			n += len(fill(t, out, n, 1_000_000))
+			s.Close()
+		}
+	}
+	if seen+int(lost) != n || lost == 0 {
+		t.Errorf("saw %d lines and was told of %d lost ones, want %d together", seen, lost, n)
+	}
+}

@@ -16,9 +16,9 @@ import (
 
 // watcher sleeps until something happens to one of several logs.
 type watcher struct {
-	f    *os.File
-	fd   int // of f, which Fd would make blocking
-	dirs []string
+	f     *os.File
+	fd    int              // of f, which Fd would make blocking
+	locks map[int32]string // log by the watch of its lock file
 }
 
 // watchLogs watches the logs in the directories; those that do not exist are
@@ -29,26 +29,29 @@ func watchLogs(dirs ...string) (*watcher, error) {
 		err = fmt.Errorf("watch logs: %w", os.NewSyscallError("inotify_init1", err))
 		return nil, errdef.WithHint(err, "sysctl fs.inotify.max_user_instances bounds how many logs can be followed at once")
 	}
-	w := &watcher{fd: fd, f: os.NewFile(uintptr(fd), "inotify"), dirs: dirs}
+	w := &watcher{fd: fd, f: os.NewFile(uintptr(fd), "inotify"), locks: map[int32]string{}}
 	for _, dir := range dirs {
 		// A write, a new segment; and the end of the writer, who holds the lock.
-		err := w.add(filepath.Join(dir, segmentsDir), unix.IN_MODIFY|unix.IN_CREATE|unix.IN_MOVED_TO)
-		if err == nil {
-			err = w.add(filepath.Join(dir, lockFile), unix.IN_CLOSE_WRITE)
-		}
+		_, err := w.add(filepath.Join(dir, segmentsDir), unix.IN_MODIFY|unix.IN_CREATE|unix.IN_MOVED_TO)
 		if err != nil {
 			return nil, errors.Join(err, w.close())
 		}
+		lock, err := w.add(filepath.Join(dir, lockFile), unix.IN_CLOSE_WRITE)
+		if err != nil {
+			return nil, errors.Join(err, w.close())
+		}
+		w.locks[lock] = dir
 	}
 	return w, nil
 }
 
-func (w *watcher) add(path string, mask uint32) error {
-	_, err := unix.InotifyAddWatch(w.fd, path, mask)
+// add watches a path; one that does not exist gives -1.
+func (w *watcher) add(path string, mask uint32) (int32, error) {
+	wd, err := unix.InotifyAddWatch(w.fd, path, mask)
 	if errors.Is(err, unix.ENOENT) {
-		return nil
+		return -1, nil
 	}
-	return os.NewSyscallError("inotify_add_watch", err)
+	return int32(wd), os.NewSyscallError("inotify_add_watch", err)
 }
 
 func (w *watcher) close() error { return w.f.Close() }
@@ -70,34 +73,20 @@ func (w *watcher) wait(ctx context.Context, deadline time.Time) error {
 	case err != nil:
 		return fmt.Errorf("watch logs: %w", err)
 	}
-	if closedWriter(events[:n]) {
-		// The kernel tells of a close before it lets go of the lock.
-		w.awaitUnlock(ctx)
-	}
+	w.awaitUnlock(ctx, events[:n])
 	return nil
 }
 
-// awaitUnlock gives a writer that closed its lock file the time to be seen as gone.
-func (w *watcher) awaitUnlock(ctx context.Context) {
-	for pause := 100 * time.Microsecond; pause < 50*time.Millisecond && ctx.Err() == nil; pause *= 2 {
-		for _, dir := range w.dirs {
-			if !written(dir) {
-				return
-			}
-		}
-		time.Sleep(pause)
-	}
-}
-
-// closedWriter says whether the events have a close of a lock file.
-func closedWriter(events []byte) bool {
+// awaitUnlock gives writers that closed their lock files the time to be seen as
+// gone: the kernel tells of a close before it lets go of the lock.
+func (w *watcher) awaitUnlock(ctx context.Context, events []byte) {
 	for len(events) >= unix.SizeofInotifyEvent {
-		if le.Uint32(events[4:])&unix.IN_CLOSE_WRITE != 0 {
-			return true
+		dir, isLock := w.locks[int32(le.Uint32(events))]
+		for pause := 100 * time.Microsecond; isLock && pause < 50*time.Millisecond && ctx.Err() == nil && written(dir); pause *= 2 {
+			time.Sleep(pause)
 		}
 		events = events[min(len(events), unix.SizeofInotifyEvent+int(le.Uint32(events[12:]))):]
 	}
-	return false
 }
 
 // written says whether somebody has the log open for writing. The lock is opened

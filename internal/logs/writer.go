@@ -65,7 +65,7 @@ func openWriter(dir string, f format, doubt bool) (*writer, error) {
 // totalBefore counts what the log had before its last segment.
 func totalBefore(dir string, all []segment) (lines, bytes uint64) {
 	last := all[len(all)-1]
-	if x := readIndex(last.indexPath(dir), maxOffset(dir, last)); x.lines > 0 || len(all) == 1 {
+	if x := readIndex(last.indexPath(dir), maxOffset(dir, last)); x.known || len(all) == 1 {
 		return x.lines, x.bytes
 	}
 	before := all[len(all)-2]
@@ -144,6 +144,9 @@ func (w *writer) recover(doubt bool) error {
 	l, b := x.total()
 	w.lines, w.bytes = w.lines+l, w.bytes+b
 	w.blockAt = x.end()
+	if err := w.openRaw(); err != nil {
+		return err
+	}
 	if w.size, err = w.count(w.blockAt); err != nil {
 		return err
 	}
@@ -152,7 +155,12 @@ func (w *writer) recover(doubt bool) error {
 			return err
 		}
 	}
-	return w.recoverRaw()
+	if w.raw == nil {
+		return nil
+	}
+	raw := rawReader{f: w.raw}
+	w.rawSize = raw.skipTo(w.size)
+	return w.raw.Truncate(w.rawSize)
 }
 
 // holds says whether the last block of the index is in the segment as it says.
@@ -176,6 +184,9 @@ func (w *writer) holds(x *index) bool {
 // the end of the last one that is whole.
 func (w *writer) count(from int64) (int64, error) {
 	r := segmentReader{seg: w.seg, in: io.NewSectionReader(w.f, from, 1<<62), off: from, good: from}
+	if w.raw != nil {
+		r.raw = &rawReader{f: w.raw}
+	}
 	var e entry
 	for {
 		ok, err := r.next(&e)
@@ -190,20 +201,14 @@ func (w *writer) count(from int64) (int64, error) {
 	}
 }
 
-// recoverRaw opens the raw file, if there is one, and cuts what it has of lines
-// that are not in the segment.
-func (w *writer) recoverRaw() error {
+// openRaw opens the raw file if there is one.
+func (w *writer) openRaw() error {
 	f, err := os.OpenFile(w.seg.rawPath(w.dir), os.O_RDWR, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
 	w.raw = f
-	r := rawReader{f: f}
-	w.rawSize = r.skipTo(w.size)
-	return f.Truncate(w.rawSize)
+	return err
 }
 
 // append buffers one entry.
