@@ -75,7 +75,7 @@ func (b *builder) build() error {
 	b.inUserNS = sys.InUserNS()
 	b.allDevices = allowsAllDevices(b.spec)
 	b.plan = stage.Plan{
-		Root: -1, Exe: -1, Null: -1, Umask: -1,
+		Root: -1, InitExe: -1, Null: -1, Umask: -1,
 		InUserNS:    b.inUserNS,
 		DeathSignal: b.deathSignal(),
 		TTY:         b.cfg.TTY,
@@ -83,7 +83,7 @@ func (b *builder) build() error {
 		OwnStdio:    b.spec.Process.User.UID != 0,
 	}
 	for _, step := range []func() error{
-		b.buildExe, b.buildNamespaces, b.buildProcess, b.buildCaps, b.buildFilter, b.buildCgroup,
+		b.buildExe, b.buildInit, b.buildNamespaces, b.buildProcess, b.buildCaps, b.buildFilter, b.buildCgroup,
 		b.buildRoot, b.buildMounts, b.buildDevices, b.buildPaths, b.buildStdio,
 	} {
 		if err := step(); err != nil {

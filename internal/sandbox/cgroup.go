@@ -37,8 +37,8 @@ type cgroup struct {
 	paths   map[string]string // directory by controller, by "" with version 2; guarded by mu
 }
 
-// stageThreads is more than a stage has threads. A lower limit on processes can
-// only be set once the program runs, which until then may start some more.
+// stageThreads is more than a stage has threads. A lower limit on processes is
+// set when it needs no new ones any more.
 const stageThreads = 16
 
 // cgroup2 tells whether the machine has version 2 alone. A hybrid one keeps
@@ -59,6 +59,7 @@ func (b *builder) buildCgroup() error {
 	if strings.Contains(name, ".slice:") {
 		return errdef.New(errdef.ErrUnsupported, "make the cgroup %s: systemd names are not supported, give a path", name)
 	}
+	b.plan.WaitReady = b.cfg.BeforeExec != nil
 	if name == "/" && len(limits) == 0 {
 		return nil
 	}
@@ -83,6 +84,7 @@ func (b *builder) buildCgroup() error {
 		return err
 	}
 	b.plan.WaitCgroup = b.cg.dir == nil
+	b.plan.WaitReady = b.plan.WaitReady || b.cg.maxPids != nil
 	return nil
 }
 

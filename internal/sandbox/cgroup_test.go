@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // needCgroups skips where no cgroup with the controllers can be made.
@@ -57,11 +59,48 @@ func TestPidsLimit(t *testing.T) {
 	if !strings.Contains(res.out, "can't fork") || res.OOMKilled {
 		t.Errorf("got %+v, want a fork refused", res)
 	}
-	// A limit that the stage itself could not live with.
-	limit = 1
-	cfg.Spec.Process.Args[2] = "sleep 0.1; sleep 0.1 & wait"
-	if res, err = run(t, cfg); err != nil || !strings.Contains(res.out, "can't fork") {
-		t.Errorf("got %+v, %v, want a fork refused", res, err)
+}
+
+// A limit that the stage itself could not live with holds from the program's
+// first instruction on: with an init, and for who joins.
+func TestLowPidsLimit(t *testing.T) {
+	needCgroups(t, "pids")
+	needStatic(t)
+	root := openDir(t, busyboxRoot(t))
+	for _, tt := range []struct {
+		limit int64
+		init  bool
+		want  string // how many are there beside the shell, when one is refused
+	}{{1, false, "0"}, {5, false, "4"}, {2, true, "0"}, {5, true, "3"}} {
+		spec := testSpec("sh", "-c", `n=0; while echo $n > /tmp/n; sleep 60 & do n=$((n+1)); done`)
+		spec.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &tt.limit}}
+		res, err := run(t, Config{Spec: spec, Root: root, InitProcess: tt.init})
+		got, _ := os.ReadFile(root.Name() + "/tmp/n")
+		if err != nil || !strings.Contains(res.out, "can't fork") || strings.TrimSpace(string(got)) != tt.want {
+			t.Errorf("limit %d, init %t: got %q children, %+v, %v, want %s", tt.limit, tt.init, got, res, err, tt.want)
+		}
+	}
+	limit := int64(1)
+	spec := testSpec("true")
+	spec.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &limit}}
+	_, err := run(t, Config{Spec: spec, Root: root, InitProcess: true})
+	if err == nil || !strings.Contains(err.Error(), "beside the init process") || !errors.Is(err, errdef.ErrUnavailable) {
+		t.Errorf("no room for both the init and the program: got %v", err)
+	}
+	limit = 3
+	spec = testSpec("sleep", "60")
+	spec.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &limit}}
+	p, err := Start(context.Background(), Config{Spec: spec, Root: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Wait()
+	defer p.Signal(unix.SIGKILL)
+	for range 5 {
+		text, st, err := output(t, Config{Spec: testSpec("sh", "-c", "sleep 0.01 & sleep 0.01 & wait"), Join: p})
+		if err != nil || !strings.Contains(text, "can't fork") || st.ExitCode == 0 {
+			t.Errorf("join: got %q, %+v, %v, want the second fork refused", text, st, err)
+		}
 	}
 }
 

@@ -1,9 +1,15 @@
 package sandbox
 
 import (
+	"bytes"
+	"debug/elf"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
+	"runtime"
+
+	"dhow/internal/sandbox/stage"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,8 +26,7 @@ func (b *builder) buildExe() error {
 			return err
 		}
 	}
-	b.plan.Exe = b.pass(b.own(f))
-	b.exePath = fmt.Sprintf("/proc/self/fd/%d", b.plan.Exe) // by the child's numbers
+	b.exePath = fmt.Sprintf("/proc/self/fd/%d", b.pass(b.own(f))) // by the child's numbers
 	return nil
 }
 
@@ -39,6 +44,62 @@ func mountExe() (*os.File, error) {
 	return f, nil
 }
 
+// memoryProgram makes a file in memory that can be executed.
+func memoryProgram(name string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
+	if err != nil { // MFD_EXEC is 6.3's
+		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// buildInit passes the init process's program, if there is to be one.
+func (b *builder) buildInit() error {
+	if !b.cfg.InitProcess {
+		return nil
+	}
+	f, err := memoryProgram("dhow-init")
+	if err == nil {
+		if _, err = b.own(f).Write(initProgram(stage.InitCode())); err == nil {
+			err = seal(f)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("make the init process's program: %w", err)
+	}
+	b.plan.InitExe = b.pass(f)
+	return nil
+}
+
+// initProgram is a static ELF program of the code alone, in one segment that
+// cannot be written to, with a stack that cannot be executed.
+func initProgram(code []byte) []byte {
+	const base, headers = 0x400000, 64 + 2*56
+	size := uint64(headers + len(code))
+	head := elf.Header64{
+		Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
+		Type:  uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT),
+		Entry: base + headers, Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 2,
+	}
+	if runtime.GOARCH == "arm64" {
+		head.Machine = uint16(elf.EM_AARCH64)
+	}
+	segments := []elf.Prog64{
+		{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Vaddr: base, Paddr: base, Filesz: size, Memsz: size, Align: 1 << 16},
+		{Type: uint32(elf.PT_GNU_STACK), Flags: uint32(elf.PF_R | elf.PF_W), Align: 16},
+	}
+	var out bytes.Buffer
+	for _, v := range []any{head, segments, code} {
+		if err := binary.Write(&out, binary.LittleEndian, v); err != nil {
+			panic(err) // the types above have a fixed size
+		}
+	}
+	return out.Bytes()
+}
+
 // copyExe makes the copy, about 10 ms for 30 MB.
 func copyExe() (*os.File, error) {
 	src, err := os.Open("/proc/self/exe")
@@ -46,22 +107,24 @@ func copyExe() (*os.File, error) {
 		return nil, fmt.Errorf("open the program: %w", err)
 	}
 	defer src.Close()
-	fd, err := unix.MemfdCreate("dhow", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
-	if err != nil { // MFD_EXEC is 6.3's
-		fd, err = unix.MemfdCreate("dhow", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	}
+	f, err := memoryProgram("dhow")
 	if err != nil {
 		return nil, fmt.Errorf("copy the program: %w", err)
 	}
-	f := os.NewFile(uintptr(fd), "exe")
 	if _, err := io.Copy(f, src); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("copy the program: %w", err)
 	}
-	seals := unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
-	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+	if err := seal(f); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("seal the copy of the program: %w", err)
 	}
 	return f, nil
+}
+
+// seal lets nobody change a file in memory any more.
+func seal(f *os.File) error {
+	seals := unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+	_, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals)
+	return err
 }

@@ -26,19 +26,18 @@ func (b *builder) buildJoin() error {
 	b.inUserNS = sys.InUserNS()
 	b.allDevices = true // no mount is made
 	b.plan = stage.Plan{
-		Root: -1, Exe: -1, Null: -1, Umask: -1,
+		Root: -1, InitExe: -1, Null: -1, Umask: -1,
 		InUserNS: b.inUserNS, DeathSignal: b.deathSignal(), TTY: b.cfg.TTY, Init: b.cfg.InitProcess,
 		OwnStdio: b.spec.Process.User.UID != 0, Inside: true,
 	}
 	for _, step := range []func() error{
-		b.buildExe, b.joinNamespaces, b.buildProcess, b.buildCaps, b.buildFilter, b.buildStdio,
+		b.buildExe, b.buildInit, b.joinNamespaces, b.buildProcess, b.buildCaps, b.buildFilter, b.buildStdio,
 	} {
 		if err := step(); err != nil {
 			return err
 		}
 	}
-	cg := b.cfg.Join.cgroup()
-	b.plan.WaitCgroup = cg != nil && cg.dir == nil
+	b.plan.WaitReady = b.cfg.Join.cgroup() != nil || b.cfg.BeforeExec != nil
 	return nil
 }
 

@@ -36,6 +36,7 @@ type Process struct {
 
 	start      uint64 // see StartTime
 	cloneFlags uintptr
+	beforeExec func(*Process) error
 	joined     *Process // whose namespaces it is in; nil: its own
 
 	done   chan struct{} // closed when the three below are set
@@ -140,11 +141,38 @@ func (p *Process) message(sock int, msg, oob []byte) error {
 		if _, err := unix.Write(sock, []byte{stage.MsgCgroup}); err != nil {
 			return fmt.Errorf("let the sandbox go on: %w", err)
 		}
+	case stage.MsgReady:
+		if err := p.ready(); err != nil {
+			return err
+		}
+		if _, err := unix.Write(sock, []byte{stage.MsgReady}); err != nil {
+			return fmt.Errorf("let the sandbox go on: %w", err)
+		}
 	case stage.MsgError:
 		if len(msg) < 4 {
 			return errors.New("read from the sandbox: short message")
 		}
 		return stageError(syscall.Errno(int(msg[1])|int(msg[2])<<8), msg[3], string(msg[4:]))
+	}
+	return nil
+}
+
+// ready does what is left to do before the program is executed. A stage has
+// more threads than a low limit on processes allows, so that it comes under it
+// only now.
+func (p *Process) ready() error {
+	if p.joined != nil {
+		if cg := p.cgroup(); cg != nil {
+			if err := cg.add(p.proc.Pid); err != nil {
+				return err
+			}
+		}
+	}
+	if err := p.cg.limitPids(); err != nil {
+		return err
+	}
+	if p.beforeExec != nil {
+		return p.beforeExec(p)
 	}
 	return nil
 }
@@ -169,6 +197,9 @@ func (p *Process) takeConsole(oob []byte) error {
 
 // stageError turns a stage's last message into the error for the user.
 func stageError(errno syscall.Errno, kind byte, text string) error {
+	if kind == stage.FailExec {
+		kind, errno, text = stage.ExplainExec(text, errno)
+	}
 	if kind != stage.FailSetup {
 		text = "exec " + text
 	}
@@ -177,6 +208,8 @@ func stageError(errno syscall.Errno, kind byte, text string) error {
 		err = fmt.Errorf("%s: %w", text, errno)
 	}
 	switch {
+	case kind == stage.FailSetup && errno == syscall.EAGAIN:
+		return &StartError{125, errdef.As(errdef.ErrUnavailable, err)}
 	case kind == stage.FailNotFound:
 		return &StartError{127, errdef.As(errdef.ErrNotFound, err)}
 	case kind == stage.FailNotExec:

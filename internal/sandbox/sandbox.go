@@ -63,6 +63,10 @@ type Config struct {
 	// and a cgroup in which Stats measures everything. Somebody else may then
 	// Adopt it, or end it with ReclaimCgroup.
 	Survive bool
+	// BeforeExec, when not nil, is called once the sandbox stands, before the
+	// first instruction of its program, with a Process that has its Pid,
+	// StartTime and CgroupName already. Its error ends the start.
+	BeforeExec func(*Process) error
 }
 
 // StartError is why a process did not start.
@@ -102,14 +106,15 @@ func start(ctx context.Context, cfg Config) (*Process, error) {
 		return nil, err
 	}
 	defer sock.Close()
-	p := &Process{done: make(chan struct{}), warnings: b.warnings, cg: b.cg, cloneFlags: b.cloneFlags, joined: cfg.Join}
+	p := &Process{done: make(chan struct{}), warnings: b.warnings, cg: b.cg, cloneFlags: b.cloneFlags,
+		joined: cfg.Join, beforeExec: cfg.BeforeExec}
 	attr := &os.ProcAttr{
 		Dir:   "/",
 		Env:   []string{stage.RoleVar + "=" + stage.RoleStart},
 		Files: b.files,
 		Sys:   &syscall.SysProcAttr{Cloneflags: b.cloneFlags, UidMappings: b.uidMap, GidMappings: b.gidMap},
 	}
-	if cg := p.cgroup(); cg != nil && cg.dir != nil {
+	if cg := p.cg; cg != nil && cg.dir != nil {
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(cg.dir.Fd())
 	}
 	if err := p.launch([]string{b.exePath, "dhow"}, attr); err != nil {
@@ -117,7 +122,7 @@ func start(ctx context.Context, cfg Config) (*Process, error) {
 	}
 	b.cg = nil // the process's now
 	b.close()  // our copy of the stage's end of the socket above all, or it would never close
-	if err := errors.Join(p.handshake(ctx, int(sock.Fd())), p.cg.limitPids()); err != nil {
+	if err := p.handshake(ctx, int(sock.Fd())); err != nil {
 		p.proc.Kill()
 		<-p.done
 		if p.console != nil {

@@ -13,7 +13,7 @@ func execute(p *Plan) *failure {
 	}
 	resetSignals()
 	if p.Init {
-		return becomeInit(p)
+		return becomeInit(p, path)
 	}
 	// SyncFD closes with a successful exec, which is the parent's sign.
 	syscall.CloseOnExec(SyncFD)
@@ -102,16 +102,31 @@ func executable(path string) syscall.Errno {
 
 // execFailure words why path cannot be executed.
 func execFailure(path string, e syscall.Errno) *failure {
+	if e == syscall.ENOENT && executable(path) != 0 {
+		return &failure{FailNotFound, e, path}
+	}
+	return explainExec(path, e)
+}
+
+// explainExec words why execve(2) refused a program that lookPath found.
+func explainExec(path string, e syscall.Errno) *failure {
 	switch e {
 	case syscall.ENOENT:
-		if executable(path) == 0 {
-			return &failure{FailNotFound, 0, path + ": the file is there, but the interpreter or loader it names is not"}
-		}
-		return &failure{FailNotFound, e, path}
+		return &failure{FailNotFound, 0, path + ": the file is there, but the interpreter or loader it names is not"}
 	case syscall.ENOTDIR:
 		return &failure{FailNotFound, e, path}
 	case syscall.ENOEXEC:
 		return &failure{FailNotExec, 0, path + ": neither a program for this machine nor a script with a #! line"}
 	}
 	return &failure{FailNotExec, e, path}
+}
+
+// ExplainExec turns a FailExec, for the parent, into the kind, errno and text
+// that another message would have had.
+func ExplainExec(path string, e syscall.Errno) (kind byte, errno syscall.Errno, text string) {
+	if e == syscall.EAGAIN { // of clone(2)
+		return FailSetup, e, "start a process beside the init process"
+	}
+	f := explainExec(path, e)
+	return f.kind, f.errno, f.text
 }

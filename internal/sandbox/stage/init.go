@@ -1,87 +1,50 @@
 package stage
 
 import (
-	"os"
-	"os/signal"
 	"syscall"
 	"unsafe"
 )
 
-// becomeInit replaces the stage by our init: a new execution, so that no
-// thread keeps the stage's rights. The binary is executed by descriptor
-// through a read-only mount (CVE-2019-5736).
-func becomeInit(p *Plan) *failure {
-	argv := []*byte{cstr("init"), nil}
-	envv := []*byte{cstr(RoleVar + "=" + RoleInit), nil}
-	for _, fd := range []int{SyncFD, PlanFD} {
-		if _, _, e := syscall.RawSyscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_SETFD, 0); e != 0 {
-			return fail("start the init process", e)
-		}
+// The init process stands in front of a program as pid 1: it starts the
+// program in a process group of its own, in the terminal's foreground where
+// there is one, passes signals on, reaps orphans, and ends as the program does.
+//
+// It is machine code of its own, 700 bytes, and not Go: a Go program has
+// threads, which would count against the container's limit on processes, takes
+// 2 ms to start, and megabytes of memory for as long as the container runs.
+//
+//	argv: "dhow-init", "t" (terminal) or "-", path, arguments of the program…
+//	SyncFD: open; closed once the program has been executed, or told why not
+
+func initCode()
+func initEnd()
+func initBounds() (start, end uintptr)
+
+// InitCode is the init process's machine code, which starts at its first byte
+// as an ELF program does and runs at any address.
+func InitCode() []byte {
+	start, end := initBounds()
+	// The address of code is no Go pointer; go vet cannot know.
+	return unsafe.Slice(*(**byte)(unsafe.Pointer(&start)), end-start)
+}
+
+// becomeInit replaces the stage by our init, which is to start the program at
+// path.
+func becomeInit(p *Plan, path string) *failure {
+	terminal := "-"
+	if p.TTY {
+		terminal = "t"
 	}
-	_, _, e := syscall.Syscall6(sysExecveat, uintptr(p.Exe), uintptr(unsafe.Pointer(cstr(""))),
+	argv, err1 := syscall.SlicePtrFromStrings(append([]string{"dhow-init", terminal, path}, p.Args...))
+	envv, err2 := syscall.SlicePtrFromStrings(p.Env)
+	if err1 != nil || err2 != nil {
+		return fail("start the init process", syscall.EINVAL)
+	}
+	if _, _, e := syscall.RawSyscall(syscall.SYS_FCNTL, uintptr(SyncFD), syscall.F_SETFD, 0); e != 0 {
+		return fail("start the init process", e)
+	}
+	syscall.CloseOnExec(PlanFD)
+	_, _, e := syscall.RawSyscall6(sysExecveat, uintptr(p.InitExe), uintptr(unsafe.Pointer(cstr(""))),
 		uintptr(unsafe.Pointer(&argv[0])), uintptr(unsafe.Pointer(&envv[0])), atEmptyPath, 0)
 	return fail("start the init process", e)
-}
-
-// initRole starts the program and is its init until it ends.
-func initRole() {
-	p, f := readPlan()
-	if f != nil {
-		report(f)
-	}
-	syscall.Close(PlanFD)
-	syscall.CloseOnExec(SyncFD)
-	prctl(prSetName, uintptr(unsafe.Pointer(cstr("dhow-init"))), 0)
-	prctl(prSetChildReaper, 1, 0) // for a sandbox without a pid namespace
-	path, f := lookPath(p)
-	if f != nil {
-		report(f)
-	}
-	signals := catchSignals()
-	child, err := syscall.ForkExec(path, p.Args, &syscall.ProcAttr{
-		Env:   p.Env,
-		Files: []uintptr{0, 1, 2},
-		Sys:   &syscall.SysProcAttr{Setpgid: true, Foreground: p.TTY, Ctty: 0},
-	})
-	if err != nil {
-		report(execFailure(path, errnoOf(err)))
-	}
-	syscall.Close(SyncFD)
-	serve(child, signals, func(syscall.Signal) bool { return true })
-}
-
-// catchSignals catches all signals but those that serve must not pass on: the
-// end of a child, the tricks of the Go runtime, and what stops this process
-// itself.
-func catchSignals() <-chan os.Signal {
-	c := make(chan os.Signal, 64)
-	signal.Notify(c)
-	signal.Reset(syscall.SIGCHLD, syscall.SIGURG, syscall.SIGPROF, syscall.SIGPIPE, syscall.SIGTSTP, syscall.SIGTTIN,
-		syscall.SIGTTOU, syscall.SIGCONT)
-	return c
-}
-
-// serve reaps children and passes the signals that accept takes on to child,
-// until that ends; it then ends as child did.
-func serve(child int, signals <-chan os.Signal, accept func(syscall.Signal) bool) {
-	go func() {
-		for s := range signals {
-			if sig, ok := s.(syscall.Signal); ok && accept(sig) {
-				syscall.Kill(child, sig)
-			}
-		}
-	}()
-	for {
-		var ws syscall.WaitStatus
-		pid, err := syscall.Wait4(-1, &ws, 0, nil)
-		switch {
-		case err == syscall.EINTR || err == nil && pid != child:
-		case err != nil:
-			syscall.Exit(exitFailed) // the child cannot have vanished
-		case ws.Signaled():
-			syscall.Exit(128 + int(ws.Signal()))
-		default:
-			syscall.Exit(ws.ExitStatus())
-		}
-	}
 }

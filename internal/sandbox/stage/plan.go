@@ -24,6 +24,7 @@ type Plan struct {
 	Inside       bool // Join has the mount namespace, too: the root is there already
 	NewCgroupNS  bool
 	WaitCgroup   bool // ask the parent to put us in a cgroup before NewCgroupNS
+	WaitReady    bool // let the parent do its last before the program is executed
 	NewUTS       bool
 	Hostname     string
 	Domainname   string
@@ -43,7 +44,7 @@ type Plan struct {
 	OwnStdio   bool    // give pipes among 0, 1 and 2 to UID
 	NullStdio  [3]bool // open these of 0, 1 and 2 as /dev/null inside
 	Init       bool
-	Exe        int // our binary, for Init
+	InitExe    int // the init process's program, for Init
 }
 
 // Join is a namespace to enter, or, where FD is a pidfd, those of a process.
@@ -110,7 +111,7 @@ func (p *Plan) code(c *coder) {
 	code32(c, &p.GID)
 	list(c, &p.Groups, code32)
 	code64(c, &p.Umask)
-	c.flags(&p.NoNewPrivs, &p.InUserNS, &p.NewCgroupNS, &p.WaitCgroup, &p.NewUTS, &p.LoopbackUp,
+	c.flags(&p.NoNewPrivs, &p.InUserNS, &p.NewCgroupNS, &p.WaitCgroup, &p.WaitReady, &p.NewUTS, &p.LoopbackUp,
 		&p.RootReadOnly, &p.TTY, &p.OwnStdio, &p.Init, &p.Inside, &p.NullStdio[0], &p.NullStdio[1], &p.NullStdio[2])
 	for _, v := range []*uint64{&p.Bounding, &p.Effective, &p.Permitted, &p.Inheritable, &p.Ambient,
 		&p.FilterFlags, &p.DeathSignal, &p.Rows, &p.Cols} {
@@ -129,7 +130,7 @@ func (p *Plan) code(c *coder) {
 	list(c, &p.Sysctls, codePair)
 	list(c, &p.Links, codePair)
 	code64(c, &p.Root)
-	code64(c, &p.Exe)
+	code64(c, &p.InitExe)
 	code64(c, &p.Null)
 	list(c, &p.Mounts, codeMount)
 	list(c, &p.Devices, func(c *coder, d *Device) { c.str(&d.Path); code64(c, &d.FD) })

@@ -41,19 +41,8 @@ func joinNamespaces(p *Plan) *failure {
 // the parent's cgroup for the root.
 func joinCgroup(p *Plan) *failure {
 	if p.WaitCgroup {
-		if e := send(SyncFD, []byte{MsgCgroup}, -1); e != 0 {
-			return fail("ask for the cgroup", e)
-		}
-		var b [1]byte
-		for {
-			n, err := syscall.Read(SyncFD, b[:])
-			if err == syscall.EINTR {
-				continue
-			}
-			if err != nil || n == 0 {
-				syscall.Exit(exitFailed) // the parent has died or given up
-			}
-			break
+		if f := askParent(MsgCgroup); f != nil {
+			return f
 		}
 	}
 	if !p.NewCgroupNS {
@@ -61,6 +50,27 @@ func joinCgroup(p *Plan) *failure {
 	}
 	_, _, e := syscall.RawSyscall(syscall.SYS_UNSHARE, 0x02000000, 0, 0) // CLONE_NEWCGROUP
 	return fail("make a cgroup namespace", e)
+}
+
+// askParent sends a message and waits for the answer.
+//
+// The wait is a raw system call, of which the Go runtime does not know: it
+// would start a thread to go on with, and there may be none left to start.
+func askParent(msg byte) *failure {
+	if e := send(SyncFD, []byte{msg}, -1); e != 0 {
+		return fail("ask the parent", e)
+	}
+	var b [1]byte
+	for {
+		n, _, e := syscall.RawSyscall(syscall.SYS_READ, SyncFD, uintptr(unsafe.Pointer(&b[0])), 1)
+		if e == syscall.EINTR {
+			continue
+		}
+		if e != 0 || n == 0 {
+			syscall.Exit(exitFailed) // the parent has died or given up
+		}
+		return nil
+	}
 }
 
 // setNames sets the host and domain name.
@@ -287,6 +297,13 @@ func setIdentity(p *Plan) *failure {
 	}
 	if p.Umask >= 0 {
 		syscall.Umask(int(p.Umask))
+	}
+	// From here on our threads may be more than the cgroup allows. That hinders
+	// no one: no new one is needed, and exec ends all but this.
+	if p.WaitReady {
+		if f := askParent(MsgReady); f != nil {
+			return f
+		}
 	}
 	// The filter is loaded with CAP_SYS_ADMIN still effective, which is needed
 	// without no_new_privs; from here on it sees our own calls: capset and prctl

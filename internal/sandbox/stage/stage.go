@@ -21,7 +21,6 @@ const RoleVar = "DHOW_STAGE"
 // The values of RoleVar.
 const (
 	RoleStart  = "start"  // set the sandbox up and become its program
-	RoleInit   = "init"   // be pid 1 in front of the program
 	RoleUserNS = "userns" // wait for the id maps, then become the program again
 	RoleShadow = "shadow" // with "PID/FD" behind it: stand outside a user namespace for a process
 )
@@ -42,12 +41,15 @@ const (
 //	  |-- 'W' warning -------------->|
 //	  |-- 'G' ready to join -------->|  (only if Plan.WaitCgroup)
 //	  |<------------ 'G' joined -----|
+//	  |-- 'R' ready to execute ----->|  (only if Plan.WaitReady)
+//	  |<------------ 'R' go on ------|
 //	  |-- 'E' errno kind text ------>|  and exits
 const (
 	MsgConsole = 'C'
 	MsgStub    = 'S'
 	MsgWarning = 'W'
 	MsgCgroup  = 'G'
+	MsgReady   = 'R'
 	MsgError   = 'E'
 )
 
@@ -56,6 +58,7 @@ const (
 	FailSetup    = 's' // the sandbox could not be set up
 	FailNotFound = 'n' // the program is not there
 	FailNotExec  = 'x' // the program cannot be executed
+	FailExec     = 'i' // the init process could not execute the text; see ExplainExec
 )
 
 // exitFailed is the exit status of a stage that could not do its work.
@@ -73,8 +76,6 @@ func init() {
 	switch {
 	case role == RoleStart:
 		startRole()
-	case role == RoleInit:
-		initRole()
 	case role == RoleUserNS:
 		userNSRole()
 	case len(role) > len(RoleShadow) && role[:len(RoleShadow)] == RoleShadow:

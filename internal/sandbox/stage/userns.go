@@ -1,6 +1,8 @@
 package stage
 
 import (
+	"os"
+	"os/signal"
 	"syscall"
 	"unsafe"
 )
@@ -75,4 +77,40 @@ func inForeground() bool {
 	defer syscall.Close(tty)
 	var pgrp int32
 	return ioctl(tty, syscall.TIOCGPGRP, unsafe.Pointer(&pgrp)) == 0 && int(pgrp) == syscall.Getpgrp()
+}
+
+// catchSignals catches all signals but those that serve must not pass on: the
+// end of a child, the tricks of the Go runtime, and what stops this process
+// itself.
+func catchSignals() <-chan os.Signal {
+	c := make(chan os.Signal, 64)
+	signal.Notify(c)
+	signal.Reset(syscall.SIGCHLD, syscall.SIGURG, syscall.SIGPROF, syscall.SIGPIPE, syscall.SIGTSTP, syscall.SIGTTIN,
+		syscall.SIGTTOU, syscall.SIGCONT)
+	return c
+}
+
+// serve reaps children and passes the signals that accept takes on to child,
+// until that ends; it then ends as child did.
+func serve(child int, signals <-chan os.Signal, accept func(syscall.Signal) bool) {
+	go func() {
+		for s := range signals {
+			if sig, ok := s.(syscall.Signal); ok && accept(sig) {
+				syscall.Kill(child, sig)
+			}
+		}
+	}()
+	for {
+		var ws syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &ws, 0, nil)
+		switch {
+		case err == syscall.EINTR || err == nil && pid != child:
+		case err != nil:
+			syscall.Exit(exitFailed) // the child cannot have vanished
+		case ws.Signaled():
+			syscall.Exit(128 + int(ws.Signal()))
+		default:
+			syscall.Exit(ws.ExitStatus())
+		}
+	}
 }
