@@ -192,8 +192,8 @@ func TestGateway(t *testing.T) {
 		if _, err := res.Ref.StatFile(ctx, gateway.StatRequest{Path: "missing"}); err == nil {
 			return nil, errors.New("a missing file was found")
 		}
-		if _, err := g.NewContainer(ctx, gateway.NewContainerRequest{}); err == nil || !strings.Contains(err.Error(), "not supported") {
-			return nil, errors.New("a container was not refused")
+		if _, err := g.NewContainer(ctx, gateway.NewContainerRequest{}); err == nil || !strings.Contains(err.Error(), "root mount") {
+			return nil, errors.New("a container without a root was not refused")
 		}
 		return res, nil
 	}, nil)

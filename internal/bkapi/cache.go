@@ -13,8 +13,6 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	cerrdefs "github.com/containerd/errdefs"
 	controlapi "github.com/moby/buildkit/api/services/control"
-	gateway "github.com/moby/buildkit/frontend/gateway/client"
-	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	sessioncontent "github.com/moby/buildkit/session/content"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -50,17 +48,6 @@ func cacheOptions(list []*controlapi.CacheOptionsEntry) ([]remotecache.Options, 
 		out = append(out, remotecache.Options{Type: e.Type, Attrs: e.Attrs})
 	}
 	return out, nil
-}
-
-// cacheImports are those of one call of a gateway's Solve.
-func cacheImports(req *gwpb.SolveRequest) []gateway.CacheOptionsEntry {
-	var out []gateway.CacheOptionsEntry
-	for _, e := range req.CacheImports {
-		if e != nil {
-			out = append(out, gateway.CacheOptionsEntry{Type: e.Type, Attrs: e.Attrs})
-		}
-	}
-	return out
 }
 
 // cacheResponse is how clients learn of the cache that they are to name.

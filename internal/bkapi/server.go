@@ -21,6 +21,7 @@ import (
 
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
+	"dhow/internal/frontend"
 	"dhow/internal/registry"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -48,7 +49,6 @@ type Options struct {
 // Server is BuildKit's API on an engine. Safe for concurrent use.
 type Server struct {
 	controlapi.UnimplementedControlServer
-	gwpb.UnimplementedLLBBridgeServer
 
 	engine   *engine.Engine
 	options  Options
@@ -91,7 +91,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		grpc.ChainStreamInterceptor(grpcerrors.StreamServerInterceptor, streamErrors),
 	)
 	controlapi.RegisterControlServer(g, s)
-	gwpb.RegisterLLBBridgeServer(g, gatewayServer{Server: s})
+	gwpb.RegisterLLBBridgeServer(g, &frontend.Service{Find: s.bridge})
 	healthpb.RegisterHealthServer(g, health.NewServer())
 	stop := context.AfterFunc(ctx, func() {
 		force := time.AfterFunc(drainTime, g.Stop)

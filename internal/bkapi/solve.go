@@ -26,7 +26,7 @@ type build struct {
 	ref     string
 	journal *journal
 	cancel  context.CancelCauseFunc
-	bridge  *bridge // nil unless the client drives the build through the gateway
+	bridge  *frontend.Bridge // nil unless the client drives the build through the gateway
 	ready   chan struct{}
 }
 
@@ -99,7 +99,7 @@ func (s *Server) leave(b *build) {
 // find waits for a build: clients ask for its status, and talk to its gateway,
 // before they have asked for the build itself.
 func (s *Server) find(ctx context.Context, ref string) (*build, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, sessionWait, errdef.New(errdef.ErrNotFound, "no such job %s", ref))
+	ctx, cancel := context.WithTimeoutCause(ctx, sessionWait, noJob(ref))
 	defer cancel()
 	for {
 		s.mu.Lock()
@@ -130,6 +130,7 @@ func (s *Server) job(ctx context.Context, req *controlapi.SolveRequest, sess *re
 		return nil, err
 	}
 	j.CacheBlobs = sess.cacheBlobs
+	j.KeepFailed = req.Frontend == "" && req.Definition == nil
 	j.Target = "bkapi " + j.Name + " " + req.FrontendAttrs["target"] + " " + req.FrontendAttrs["platform"]
 	if plainRef.MatchString(req.Ref) {
 		j.ID = req.Ref
@@ -193,7 +194,7 @@ func (s *Server) ask(ctx context.Context, b *build, e frontend.Engine, req *cont
 	case req.Frontend != "":
 		res, err = c.Solve(ctx, gateway.SolveRequest{Frontend: req.Frontend, FrontendOpt: req.FrontendAttrs, FrontendInputs: req.FrontendInputs})
 	default:
-		res, err = s.forward(ctx, b, c, e)
+		res, err = s.forward(ctx, b, c)
 	}
 	if err != nil {
 		return nil, err

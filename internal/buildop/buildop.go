@@ -57,4 +57,7 @@ type Options struct {
 	Lock *source.Lock
 	// Offline keeps sources from sending anything.
 	Offline bool
+	// KeepFailed makes a failed operation's error a *solve.Failure, with the trees
+	// that it left.
+	KeepFailed bool
 }

@@ -17,11 +17,21 @@ import (
 )
 
 func newExecOp(d *Deps, v *llb.Vertex, op *pb.ExecOp) (solve.Op, error) {
-	return step.New(&step.Deps{
+	return step.New(d.steps(), v, op)
+}
+
+// steps is what steps of this build work with.
+func (d *Deps) steps() *step.Deps {
+	return &step.Deps{
 		Store: d.Store, Snapshots: d.Snapshots, Session: d.Session, Trees: stepTrees{d},
 		Platform: d.Platform, MemoryBytes: d.MemoryBytes, NanoCPUs: d.NanoCPUs,
-		Allow: d.Allow, AllowSecretInLayer: d.AllowSecretInLayer, Epoch: d.Epoch,
-	}, v, op)
+		Allow: d.Allow, AllowSecretInLayer: d.AllowSecretInLayer, Epoch: d.Epoch, KeepFailed: d.KeepFailed,
+	}
+}
+
+// NewContainer starts nothing yet, see step.NewContainer.
+func (d *Deps) NewContainer(ctx context.Context, c step.ContainerConfig) (*step.Container, error) {
+	return step.NewContainer(ctx, d.steps(), c)
 }
 
 func newSourceOp(d *Deps, v *llb.Vertex, op *pb.SourceOp) (solve.Op, error) {

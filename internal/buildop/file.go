@@ -184,10 +184,39 @@ func (f *fileOp) Run(ctx context.Context, inputs []solve.Result, job solve.Job) 
 	shared := f.shared()
 	for i, a := range f.op.Actions {
 		if err := r.action(ctx, f.ins+i, a, shared[f.ins+i]); err != nil {
-			return nil, f.deps.explain(err)
+			return nil, r.failure(ctx, i, f.deps.explain(err))
 		}
 	}
 	return r.outs, nil
+}
+
+// failure keeps what the actions made until one failed, if somebody may want to
+// see it.
+func (r *fileRun) failure(ctx context.Context, action int, err error) error {
+	if !r.op.deps.KeepFailed || ctx.Err() != nil {
+		return err
+	}
+	f := &solve.Failure{Action: action, Input: -1, Err: err}
+	for i := range r.op.ins {
+		f.Inputs = append(f.Inputs, &r.trees[i].result)
+	}
+	for i := range r.op.op.Actions {
+		t := &r.trees[r.op.ins+i]
+		switch {
+		case t.live != nil:
+			chain, cerr := t.live.commit(ctx)
+			if cerr != nil {
+				return errors.Join(err, cerr)
+			}
+			*t = fileTree{result: solve.Result{Chain: chain}}
+			f.Mounts = append(f.Mounts, &t.result)
+		case t.result.Chain != nil && i < action:
+			f.Mounts = append(f.Mounts, &t.result)
+		default:
+			f.Mounts = append(f.Mounts, nil)
+		}
+	}
+	return f
 }
 
 // explain adds what a bare errno leaves out: where the disk is full, and why an

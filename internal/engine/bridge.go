@@ -10,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 
 	"dhow/internal/buildop"
 	"dhow/internal/errdef"
@@ -38,6 +39,9 @@ type bridge struct {
 	progress  *progress
 	// importCaches adds caches to look results up in.
 	importCaches func([]remotecache.Options) error
+
+	mu   sync.Mutex
+	kept map[string]*solve.Result // guarded by mu; what failed operations left, by made-up ids
 }
 
 var _ frontend.Engine = (*bridge)(nil)
@@ -49,7 +53,8 @@ func (b *bridge) Evaluate(ctx context.Context, e llb.Edge) error {
 
 func (b *bridge) solve(ctx context.Context, e llb.Edge) (solve.Result, error) {
 	b.progress.announce(e)
-	return b.solver.Solve(ctx, e)
+	res, err := b.solver.Solve(ctx, e)
+	return res, b.failure(err)
 }
 
 func (b *bridge) ResolveMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
@@ -72,6 +77,11 @@ func (b *bridge) ReadFile(ctx context.Context, e llb.Edge, name string, offset, 
 	if err != nil {
 		return nil, err
 	}
+	return readPart(f, name, offset, length)
+}
+
+// readPart reads length bytes, 0 is all, of a file from offset, and closes it.
+func readPart(f *os.File, name string, offset, length int) ([]byte, error) {
 	defer f.Close()
 	if st, err := f.Stat(); err != nil {
 		return nil, err
@@ -143,6 +153,11 @@ func (b *bridge) StatFile(ctx context.Context, e llb.Edge, name string) (*fstype
 		return nil, err
 	}
 	defer root.Close()
+	return statIn(root, name)
+}
+
+// statIn describes a file of a tree, not following a last link.
+func statIn(root *os.File, name string) (*fstypes.Stat, error) {
 	f, err := sys.OpenInRoot(root, name, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
 		return nil, err
@@ -209,6 +224,12 @@ func (b *bridge) ReadDir(ctx context.Context, e llb.Edge, name, pattern string) 
 	} else if list, err = b.readTree(ctx, res, name); err != nil {
 		return nil, err
 	}
+	return fitting(list, pattern)
+}
+
+// fitting are the sorted entries of a directory whose names fit the pattern;
+// "" fits all.
+func fitting(list []*fstypes.Stat, pattern string) ([]*fstypes.Stat, error) {
 	if pattern != "" {
 		if _, err := path.Match(pattern, ""); err != nil {
 			return nil, errdef.New(errdef.ErrInvalid, "pattern %q: %w", pattern, err)
@@ -228,6 +249,11 @@ func (b *bridge) readTree(ctx context.Context, res solve.Result, name string) ([
 		return nil, err
 	}
 	defer root.Close()
+	return listIn(root, name)
+}
+
+// listIn describes what is in a directory of a tree.
+func listIn(root *os.File, name string) ([]*fstypes.Stat, error) {
 	dir, err := sys.OpenInRoot(root, name, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, err

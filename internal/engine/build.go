@@ -96,6 +96,9 @@ type Job struct {
 	// Registry speaks with the credentials of who asked; nil is the engine's.
 	Registry *registry.Client
 	Parallel int // steps at a time; 0 decides by the cores
+	// KeepFailed keeps what failed steps left until the next prune, for a client
+	// who may look into it.
+	KeepFailed bool
 	// Progress takes the status stream; called from several goroutines.
 	Progress func(*client.SolveStatus)
 	// Solve says what is to be made. It asks the engine what it needs to know.
@@ -221,6 +224,7 @@ func (e *Engine) newBuilding(ctx context.Context, j *Job) (*building, error) {
 		return nil, err
 	}
 	b.deps.Epoch, b.deps.Lock, b.deps.Offline = j.Epoch, j.Lock, j.Offline
+	b.deps.KeepFailed = j.KeepFailed
 	if err := b.openCaches(ctx); err != nil {
 		return nil, err
 	}
@@ -297,7 +301,7 @@ func (b *building) run(ctx context.Context) (*BuildResult, error) {
 func (b *building) explainFailure(err error) error {
 	var ve *solve.VertexError
 	if errors.As(err, &ve) {
-		se := &StepError{Step: ve.Vertex.Name, Log: b.progress.tail(ve.Vertex), Err: ve.Err}
+		se := &StepError{Step: ve.Vertex.Name, Log: b.progress.tail(ve.Vertex), Err: bkerrdefs.WrapVertex(ve.Err, ve.Vertex.Digest)}
 		if len(se.Log) > 0 {
 			se.LogFile = filepath.Join(b.logDir, logName(ve.Vertex.Digest))
 		}

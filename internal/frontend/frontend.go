@@ -24,6 +24,7 @@ import (
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	"github.com/moby/buildkit/frontend/dockerfile/builder"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	bkerrdefs "github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	fstypes "github.com/tonistiigi/fsutil/types"
@@ -45,6 +46,9 @@ type Engine interface {
 	// ImportCache adds caches of other machines to look results up in. Those named
 	// before are passed over.
 	ImportCache(entries []gateway.CacheOptionsEntry) error
+	// NewContainer prepares a container that the frontend starts programs in. The
+	// edges are the trees of its mounts, nil for those that have none.
+	NewContainer(ctx context.Context, req gateway.NewContainerRequest, edges []*llb.Edge) (gateway.Container, error)
 	// Warn takes a warning about the Dockerfile.
 	Warn(w Warning)
 }
@@ -185,13 +189,19 @@ func (g *gw) nested(ctx context.Context, req gateway.SolveRequest) (*gateway.Res
 	if attrs == nil {
 		attrs = map[string]string{}
 	}
+	o := g.opts
 	switch source := attrs["source"]; {
 	case req.Frontend == "dockerfile.v0", req.Frontend == "gateway.v0" && builtin(source):
+	case req.Frontend == "gateway.v0":
+		o.Attrs, o.Inputs = attrs, req.FrontendInputs
+		res, err := newGateway(g.engine, o).external(ctx, source)
+		if err != nil {
+			return nil, (&bkerrdefs.Frontend{Name: req.Frontend, Source: source}).WrapError(err)
+		}
+		return res, nil
 	default:
-		err := errdef.New(errdef.ErrUnsupported, "syntax %s: external frontends are not supported", source)
-		return nil, errdef.WithHint(err, "remove the # syntax line, or use # syntax=docker/dockerfile:1 (built in)")
+		return nil, errdef.New(errdef.ErrInvalid, "invalid frontend: %s", req.Frontend)
 	}
-	o := g.opts
 	// "cmdline" tells the frontend that its syntax line was followed already.
 	if _, ok := attrs["cmdline"]; !ok && req.Frontend == "gateway.v0" {
 		attrs["cmdline"] = attrs["source"]

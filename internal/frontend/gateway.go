@@ -93,9 +93,14 @@ func (g *gw) Inputs(context.Context) (map[string]bkllb.State, error) {
 	return inputs, nil
 }
 
-// NewContainer is asked for by external frontends only, which nested refuses.
-func (g *gw) NewContainer(context.Context, gateway.NewContainerRequest) (gateway.Container, error) {
-	return nil, errdef.New(errdef.ErrUnsupported, "containers started by a frontend are not supported")
+func (g *gw) NewContainer(ctx context.Context, req gateway.NewContainerRequest) (gateway.Container, error) {
+	edges := make([]*llb.Edge, len(req.Mounts))
+	for i, m := range req.Mounts {
+		if r, ok := m.Ref.(*ref); ok && r != nil {
+			edges[i] = r.edge
+		}
+	}
+	return g.engine.NewContainer(ctx, req, edges)
 }
 
 func (g *gw) Warn(_ context.Context, vertex digest.Digest, msg string, opts gateway.WarnOpts) error {

@@ -96,8 +96,11 @@ func (s *Solver) contentKey(ctx context.Context, cm *CacheMap, inputs []outcome)
 				return err
 			}
 			d, err := dep.Content(ctx, res)
+			if err != nil {
+				return &Failure{Inputs: []*Result{&res}, Action: -1, Input: i, Err: err}
+			}
 			deps[i] = d.String()
-			return err
+			return nil
 		})
 	}
 	if err := g.Wait(); err != nil {

@@ -85,7 +85,7 @@ func (s *step) cacheMounts(ctx context.Context, mounts []*pb.Mount, inputs []sol
 			return err
 		}
 		if m.Output >= 0 {
-			s.trees = append(s.trees, stepTree{dest: m.Dest, output: m.Output, chain: input(inputs, m.Input).Chain})
+			s.trees = append(s.trees, stepTree{mount: -1, dest: m.Dest, output: m.Output, chain: input(inputs, m.Input).Chain})
 		}
 	}
 	return nil

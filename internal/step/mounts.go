@@ -44,6 +44,7 @@ type stepMount struct {
 
 // stepTree is one output: a tree being changed, or one that stays as it was.
 type stepTree struct {
+	mount  int // of the operation's
 	dest   string
 	output int64 // pb.SkipOutput: thrown away
 	active *snapshot.Active
@@ -123,7 +124,7 @@ func (s *step) bind(ctx context.Context, m *pb.Mount, inputs []solve.Result) err
 			return fmt.Errorf("mount %s: %w", m.Dest, err)
 		}
 		s.onRelease(tree.Close)
-		s.trees = append(s.trees, stepTree{dest: m.Dest, output: m.Output, chain: chain})
+		s.trees = append(s.trees, stepTree{mount: slices.Index(s.op.Mounts, m), dest: m.Dest, output: m.Output, chain: chain})
 	} else {
 		active, err := s.deps.Snapshots.Begin(ctx, chain)
 		if err != nil {
@@ -133,7 +134,7 @@ func (s *step) bind(ctx context.Context, m *pb.Mount, inputs []solve.Result) err
 		if tree, err = active.Mount(); err != nil {
 			return fmt.Errorf("mount %s: %w", m.Dest, err)
 		}
-		s.trees = append(s.trees, stepTree{dest: m.Dest, output: m.Output, active: active})
+		s.trees = append(s.trees, stepTree{mount: slices.Index(s.op.Mounts, m), dest: m.Dest, output: m.Output, active: active})
 	}
 	if isRoot {
 		s.root = tree
@@ -203,6 +204,36 @@ func (s *step) commit(ctx context.Context) ([]solve.Result, error) {
 		results[t.output] = solve.Result{Chain: chain}
 	}
 	return results, nil
+}
+
+// failure keeps the trees as a failed command left them, if somebody may want to
+// see them. They are in no image, and no later build finds them.
+func (s *step) failure(ctx context.Context, inputs []solve.Result, err error) error {
+	if !s.deps.KeepFailed || ctx.Err() != nil {
+		return err
+	}
+	f := &solve.Failure{
+		Inputs: make([]*solve.Result, len(s.op.Mounts)), Mounts: make([]*solve.Result, len(s.op.Mounts)), Action: -1, Input: -1, Err: err,
+	}
+	for i, m := range s.op.Mounts {
+		if m.Input >= 0 {
+			f.Inputs[i], f.Mounts[i] = &inputs[m.Input], &inputs[m.Input]
+		}
+	}
+	if serr := s.stubs.remove(); serr != nil {
+		return errors.Join(err, serr)
+	}
+	for _, t := range s.trees {
+		if t.active == nil || t.mount < 0 {
+			continue
+		}
+		id, cerr := t.active.Commit(ctx)
+		if cerr != nil {
+			return errors.Join(err, cerr)
+		}
+		f.Mounts[t.mount] = &solve.Result{Chain: t.active.Parent().Append(id)}
+	}
+	return f
 }
 
 // input returns the input of that index; scratch for pb.Empty.

@@ -47,6 +47,8 @@ type Deps struct {
 	// Epoch is SOURCE_DATE_EPOCH: no file that a step leaves is newer. Nil means
 	// that times are kept.
 	Epoch *time.Time
+	// KeepFailed makes a failed step's error a *solve.Failure with its trees.
+	KeepFailed bool
 }
 
 // Trees reads the trees that are a step's inputs.
@@ -173,7 +175,7 @@ func (e *Op) Run(ctx context.Context, inputs []solve.Result, job solve.Job) (_ [
 		return nil, err
 	}
 	if err := s.start(ctx); err != nil {
-		return nil, err
+		return nil, s.failure(ctx, inputs, err)
 	}
 	if err := s.stubs.remove(); err != nil {
 		return nil, err

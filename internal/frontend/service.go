@@ -1,0 +1,436 @@
+package frontend
+
+import (
+	"context"
+	"sync"
+
+	"dhow/internal/errdef"
+	"dhow/internal/oci"
+
+	apitypes "github.com/moby/buildkit/api/types"
+	"github.com/moby/buildkit/client/llb/sourceresolver"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/identity"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/grpcerrors"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// Bridge is a gateway client that somebody uses over gRPC: a client that drives
+// a build, or a frontend in a container. Safe for concurrent use.
+type Bridge struct {
+	client  gateway.Client
+	ctx     context.Context // of the build: a call ends with it
+	workers []*apitypes.WorkerRecord
+	done    chan struct{} // closed by Return
+
+	mu         sync.Mutex
+	refs       map[string]gateway.Reference // guarded by mu; by the id the client has
+	containers map[string]gateway.Container // guarded by mu; by the id that the client chose
+	result     *gateway.Result              // guarded by mu
+	err        error                        // guarded by mu
+}
+
+// NewBridge lends a client until ctx ends. The caller closes it.
+func NewBridge(ctx context.Context, c gateway.Client, workers []*apitypes.WorkerRecord) *Bridge {
+	return &Bridge{
+		client: c, ctx: ctx, workers: workers, done: make(chan struct{}),
+		refs: map[string]gateway.Reference{}, containers: map[string]gateway.Container{},
+	}
+}
+
+// Wait returns what the other side returned, or how it failed, or why ctx ended.
+func (g *Bridge) Wait(ctx context.Context) (*gateway.Result, error) {
+	select {
+	case <-g.done:
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return g.result, g.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// Close releases the containers that the other side has left.
+func (g *Bridge) Close() {
+	g.mu.Lock()
+	list := g.containers
+	g.containers = map[string]gateway.Container{}
+	g.mu.Unlock()
+	for _, c := range list {
+		_ = c.Release(g.ctx) // how its processes ended is nobody's business any more
+	}
+}
+
+// Service is BuildKit's LLBBridge (frontend/gateway/pb).
+type Service struct {
+	gwpb.UnimplementedLLBBridgeServer
+	// Find returns the bridge that a call is about.
+	Find func(context.Context) (*Bridge, error)
+}
+
+// bridge finds the bridge that a call is about. The context it returns also ends
+// with the build; the caller ends it.
+func (s *Service) bridge(ctx context.Context) (*Bridge, context.Context, func(), error) {
+	g, err := s.Find(ctx)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(g.ctx, func() { cancel(context.Cause(g.ctx)) })
+	return g, ctx, func() { stop(); cancel(nil) }, nil
+}
+
+// Ping tells a frontend what it may use.
+func (s *Service) Ping(ctx context.Context, _ *gwpb.PingRequest) (*gwpb.PongResponse, error) {
+	g, _, end, err := s.bridge(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	return &gwpb.PongResponse{FrontendAPICaps: gwpb.Caps.All(), LLBCaps: pb.Caps.All(), Workers: g.workers}, nil
+}
+
+// answer gives references ids for the client.
+func (g *Bridge) answer(res *gateway.Result) *gwpb.Result {
+	out := &gwpb.Result{Metadata: res.Metadata}
+	if len(res.Refs) > 0 {
+		refs := map[string]*gwpb.Ref{}
+		for k, r := range res.Refs {
+			refs[k] = g.name(r)
+		}
+		out.Result = &gwpb.Result_Refs{Refs: &gwpb.RefMap{Refs: refs}}
+		return out
+	}
+	out.Result = &gwpb.Result_Ref{Ref: g.name(res.Ref)}
+	return out
+}
+
+// maxRefs bounds the results that one client may hold on to.
+const maxRefs = 100_000
+
+func (g *Bridge) name(r gateway.Reference) *gwpb.Ref {
+	def := Definition(r)
+	if def == nil {
+		return &gwpb.Ref{} // scratch
+	}
+	id := identity.NewID()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.refs) < maxRefs {
+		g.refs[id] = r
+	}
+	return &gwpb.Ref{Id: id, Def: def}
+}
+
+// ref finds a reference by the id that the client was given; "" is scratch, nil.
+func (g *Bridge) ref(id string) (gateway.Reference, error) {
+	if id == "" {
+		return nil, nil
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	r, ok := g.refs[id]
+	if !ok {
+		return nil, errdef.New(errdef.ErrNotFound, "return reference %s not found", id)
+	}
+	return r, nil
+}
+
+// bridgeSolve decodes a definition, or runs a frontend.
+func bridgeSolve(ctx context.Context, g *Bridge, req *gwpb.SolveRequest) (*gateway.Result, error) {
+	if len(req.SourcePolicies) > 0 {
+		return nil, errdef.New(errdef.ErrUnsupported, "source policies are not supported")
+	}
+	return g.client.Solve(ctx, gateway.SolveRequest{
+		Definition: req.Definition, Frontend: req.Frontend, FrontendOpt: req.FrontendOpt, FrontendInputs: req.FrontendInputs, Evaluate: req.Evaluate,
+		CacheImports: cacheImports(req),
+	})
+}
+
+// Return takes the client's result, or its failure, and so ends its part.
+func (s *Service) Return(ctx context.Context, req *gwpb.ReturnRequest) (*gwpb.ReturnResponse, error) {
+	g, _, end, err := s.bridge(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	res, failure := &gateway.Result{}, error(nil)
+	switch {
+	case req.Error != nil:
+		failure = grpcerrors.FromGRPC(status.ErrorProto(req.Error))
+	case req.Result == nil:
+		return nil, errdef.New(errdef.ErrInvalid, "return: got neither a result nor an error")
+	default:
+		if res, err = g.returned(req.Result); err != nil {
+			return nil, err
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	select {
+	case <-g.done:
+		return nil, errdef.New(errdef.ErrConflict, "return: the build has a result already")
+	default:
+	}
+	g.result, g.err = res, failure
+	close(g.done)
+	return &gwpb.ReturnResponse{}, nil
+}
+
+// returned reads the result that a client returns.
+func (g *Bridge) returned(in *gwpb.Result) (*gateway.Result, error) {
+	res := &gateway.Result{Metadata: in.Metadata}
+	ids := map[string]string{}
+	switch r := in.Result.(type) {
+	case *gwpb.Result_RefDeprecated:
+		ref, err := g.ref(r.RefDeprecated)
+		res.Ref = ref
+		return res, err
+	case *gwpb.Result_Ref:
+		ref, err := g.ref(r.Ref.GetId())
+		res.Ref = ref
+		return res, err
+	case *gwpb.Result_RefsDeprecated:
+		ids = r.RefsDeprecated.GetRefs()
+	case *gwpb.Result_Refs:
+		for k, ref := range r.Refs.GetRefs() {
+			ids[k] = ref.GetId()
+		}
+	}
+	for k, id := range ids {
+		ref, err := g.ref(id)
+		if err != nil {
+			return nil, err
+		}
+		res.AddRef(k, ref)
+	}
+	for _, list := range in.Attestations {
+		if len(list.GetAttestation()) > 0 {
+			return nil, errdef.New(errdef.ErrUnsupported, "attestations are not supported")
+		}
+	}
+	return res, nil
+}
+
+// Inputs are the definitions that the client gave its frontend.
+func (s *Service) Inputs(ctx context.Context, _ *gwpb.InputsRequest) (*gwpb.InputsResponse, error) {
+	g, ctx, end, err := s.bridge(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	states, err := g.client.Inputs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defs := map[string]*pb.Definition{}
+	for name, st := range states {
+		def, err := st.Marshal(ctx)
+		if err != nil {
+			return nil, errdef.As(errdef.ErrInvalid, err)
+		}
+		defs[name] = def.ToPB()
+	}
+	return &gwpb.InputsResponse{Definitions: defs}, nil
+}
+
+// Warn passes a warning to whoever watches the build.
+func (s *Service) Warn(ctx context.Context, req *gwpb.WarnRequest) (*gwpb.WarnResponse, error) {
+	g, ctx, end, err := s.bridge(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	err = g.client.Warn(ctx, digest.Digest(req.Digest), string(req.Short), gateway.WarnOpts{
+		Level: int(req.Level), SourceInfo: req.Info, Range: req.Ranges, Detail: req.Detail, URL: req.Url,
+	})
+	return &gwpb.WarnResponse{}, err
+}
+
+func platformOf(p *pb.Platform) *ocispecs.Platform {
+	if p == nil {
+		return nil
+	}
+	out := oci.NormalizePlatform(ocispecs.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures})
+	return &out
+}
+
+// ResolveImageConfig finds an image and returns its configuration.
+func (s *Service) ResolveImageConfig(ctx context.Context, req *gwpb.ResolveImageConfigRequest) (*gwpb.ResolveImageConfigResponse, error) {
+	g, ctx, end, err := s.bridge(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	if len(req.SourcePolicies) > 0 {
+		return nil, errdef.New(errdef.ErrUnsupported, "source policies are not supported")
+	}
+	opt := sourceresolver.Opt{LogName: req.LogName}
+	if sourceresolver.ResolverType(req.ResolverType) == sourceresolver.ResolverTypeOCILayout {
+		opt.OCILayoutOpt = &sourceresolver.ResolveOCILayoutOpt{
+			Platform: platformOf(req.Platform), Store: sourceresolver.ResolveImageConfigOptStore{SessionID: req.SessionID, StoreID: req.StoreID},
+		}
+	} else {
+		opt.ImageOpt = &sourceresolver.ResolveImageOpt{Platform: platformOf(req.Platform), ResolveMode: req.ResolveMode}
+	}
+	ref, dgst, config, err := g.client.ResolveImageConfig(ctx, req.Ref, opt)
+	if err != nil {
+		return nil, err
+	}
+	return &gwpb.ResolveImageConfigResponse{Ref: ref, Digest: dgst.String(), Config: config}, nil
+}
+
+// ResolveSourceMeta pins a source and says what it is.
+func (s *Service) ResolveSourceMeta(ctx context.Context, req *gwpb.ResolveSourceMetaRequest) (*gwpb.ResolveSourceMetaResponse, error) {
+	g, ctx, end, err := s.bridge(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	switch {
+	case req.Source == nil:
+		return nil, errdef.New(errdef.ErrInvalid, "source is required")
+	case len(req.SourcePolicies) > 0:
+		return nil, errdef.New(errdef.ErrUnsupported, "source policies are not supported")
+	case req.Image.GetAttestationChain() || len(req.Image.GetResolveAttestations()) > 0:
+		return nil, errdef.New(errdef.ErrUnsupported, "attestations of images are not supported")
+	case req.HTTP.GetChecksumRequest() != nil:
+		return nil, errdef.New(errdef.ErrUnsupported, "checksums with a suffix are not supported")
+	}
+	p := platformOf(req.Platform)
+	opt := sourceresolver.Opt{
+		LogName:      req.LogName,
+		ImageOpt:     &sourceresolver.ResolveImageOpt{Platform: p, ResolveMode: req.ResolveMode, NoConfig: req.Image.GetNoConfig()},
+		OCILayoutOpt: &sourceresolver.ResolveOCILayoutOpt{Platform: p},
+	}
+	if req.Git != nil {
+		opt.GitOpt = &sourceresolver.ResolveGitOpt{ReturnObject: req.Git.ReturnObject}
+	}
+	meta, err := g.client.ResolveSourceMetadata(ctx, req.Source, opt)
+	if err != nil {
+		return nil, err
+	}
+	return metaResponse(meta), nil
+}
+
+func metaResponse(m *sourceresolver.MetaResponse) *gwpb.ResolveSourceMetaResponse {
+	out := &gwpb.ResolveSourceMetaResponse{Source: m.Op}
+	if m.Image != nil {
+		out.Image = &gwpb.ResolveSourceImageResponse{Digest: m.Image.Digest.String(), Config: m.Image.Config}
+	}
+	if m.Git != nil {
+		out.Git = &gwpb.ResolveSourceGitResponse{
+			Checksum: m.Git.Checksum, Ref: m.Git.Ref, CommitChecksum: m.Git.CommitChecksum, CommitObject: m.Git.CommitObject, TagObject: m.Git.TagObject,
+		}
+	}
+	if m.HTTP != nil {
+		out.HTTP = &gwpb.ResolveSourceHTTPResponse{Checksum: m.HTTP.Digest.String(), Filename: m.HTTP.Filename}
+		if m.HTTP.LastModified != nil {
+			out.HTTP.LastModified = timestamppb.New(*m.HTTP.LastModified)
+		}
+	}
+	return out
+}
+
+// withRef calls f with a reference that is no scratch.
+func (s *Service) withRef(ctx context.Context, id string, f func(ctx context.Context, r gateway.Reference) error) error {
+	g, ctx, end, err := s.bridge(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	r, err := g.ref(id)
+	if err != nil {
+		return err
+	}
+	if r == nil {
+		return errdef.New(errdef.ErrNotFound, "no such file: the tree is empty")
+	}
+	return f(ctx, r)
+}
+
+// ReadFile reads a file of a result, or a part of one.
+func (s *Service) ReadFile(ctx context.Context, req *gwpb.ReadFileRequest) (*gwpb.ReadFileResponse, error) {
+	out := &gwpb.ReadFileResponse{}
+	err := s.withRef(ctx, req.Ref, func(ctx context.Context, r gateway.Reference) (err error) {
+		q, err := readRequest(req)
+		if err != nil {
+			return err
+		}
+		out.Data, err = r.ReadFile(ctx, q)
+		return err
+	})
+	return out, err
+}
+
+// readRequest says which part of a file is wanted.
+func readRequest(req *gwpb.ReadFileRequest) (gateway.ReadRequest, error) {
+	q := gateway.ReadRequest{Filename: req.FilePath}
+	if req.Range != nil {
+		if req.Range.Offset < 0 || req.Range.Length < 0 {
+			return q, errdef.New(errdef.ErrInvalid, "read %s: got a negative range", req.FilePath)
+		}
+		q.Range = &gateway.FileRange{Offset: int(req.Range.Offset), Length: int(req.Range.Length)}
+	}
+	return q, nil
+}
+
+// ReadDir lists a directory of a result.
+func (s *Service) ReadDir(ctx context.Context, req *gwpb.ReadDirRequest) (*gwpb.ReadDirResponse, error) {
+	out := &gwpb.ReadDirResponse{}
+	err := s.withRef(ctx, req.Ref, func(ctx context.Context, r gateway.Reference) (err error) {
+		out.Entries, err = r.ReadDir(ctx, gateway.ReadDirRequest{Path: req.DirPath, IncludePattern: req.IncludePattern})
+		return err
+	})
+	return out, err
+}
+
+// StatFile describes a file of a result.
+func (s *Service) StatFile(ctx context.Context, req *gwpb.StatFileRequest) (*gwpb.StatFileResponse, error) {
+	out := &gwpb.StatFileResponse{}
+	err := s.withRef(ctx, req.Ref, func(ctx context.Context, r gateway.Reference) (err error) {
+		out.Stat, err = r.StatFile(ctx, gateway.StatRequest{Path: req.Path})
+		return err
+	})
+	return out, err
+}
+
+// Evaluate makes a result.
+func (s *Service) Evaluate(ctx context.Context, req *gwpb.EvaluateRequest) (*gwpb.EvaluateResponse, error) {
+	err := s.withRef(ctx, req.Ref, func(ctx context.Context, r gateway.Reference) error { return r.Evaluate(ctx) })
+	return &gwpb.EvaluateResponse{}, err
+}
+
+// Solve decodes a definition into a reference, or runs a frontend.
+func (s *Service) Solve(ctx context.Context, req *gwpb.SolveRequest) (*gwpb.SolveResponse, error) {
+	g, ctx, end, err := s.bridge(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	res, err := bridgeSolve(ctx, g, req)
+	if err != nil {
+		return nil, err
+	}
+	out := g.answer(res)
+	if !req.AllowResultReturn {
+		return &gwpb.SolveResponse{Ref: out.GetRef().GetId(), Result: out}, nil
+	}
+	return &gwpb.SolveResponse{Result: out}, nil
+}
+
+// cacheImports are those of one call of a gateway's Solve.
+func cacheImports(req *gwpb.SolveRequest) []gateway.CacheOptionsEntry {
+	var out []gateway.CacheOptionsEntry
+	for _, e := range req.CacheImports {
+		if e != nil {
+			out = append(out, gateway.CacheOptionsEntry{Type: e.Type, Attrs: e.Attrs})
+		}
+	}
+	return out
+}
