@@ -15,7 +15,7 @@ import (
 // somebody else bound meanwhile are reported in the error, a joined one of kind
 // ErrConflict, beside an Attachment that works but for them.
 func (ns *Networks) Adopt(ctx context.Context, r Request, netns *os.File) (*Attachment, error) {
-	a := &Attachment{ns: ns, request: r, file: netns}
+	a := &Attachment{ns: ns, request: r, file: netns, adopted: true}
 	var err error
 	if a.mode, err = r.mode(); err != nil || a.mode != "" {
 		return a, err
@@ -43,6 +43,7 @@ func (ns *Networks) Adopt(ctx context.Context, r Request, netns *os.File) (*Atta
 			lost = append(lost, err)
 		}
 	}
+	lost = append(lost, a.settle())
 	return a, describe(errors.Join(lost...), "adopt the network of container %s", r.Name)
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"dhow/internal/errdef"
 	"dhow/internal/store"
@@ -64,12 +65,16 @@ type Attachment struct {
 	request Request
 	file    *os.File // the namespace; nil with ModeHost
 	mode    string
+	adopted bool // from another process
 
 	mu        sync.Mutex // guards the following
 	endpoints []Endpoint
 	ports     []*heldPort
 	proxy     *proxy
+	names     *nameServer // nil where no network has names
 	closed    bool
+
+	known atomic.Pointer[[]Endpoint] // copy of endpoints, for the name server
 }
 
 // Up makes a network namespace and connects it as the request says. It returns
@@ -121,10 +126,20 @@ func (a *Attachment) up(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if err := a.setGateway(); err != nil {
+	if err := a.settle(); err != nil {
 		return err
 	}
 	return a.publish(ctx)
+}
+
+// settle sets what follows from all endpoints together. It needs mu.
+func (a *Attachment) settle() error {
+	list := slices.Clone(a.endpoints)
+	a.known.Store(&list)
+	if err := a.setGateway(); err != nil {
+		return err
+	}
+	return a.serveNames()
 }
 
 // loopbackUp runs in a new namespace.
@@ -290,7 +305,10 @@ func allocate(tx *store.NetworkTx, n *Network, r *Request, want EndpointRequest,
 	e := &Endpoint{
 		Network: n.ID, Container: r.Container, Name: r.Name, NetworkName: n.Name, ID: newID(),
 		Interface: n.interfaceName(others), HostLink: hostLinkName(), Publishes: n.publishes(),
-		Aliases: want.Aliases, Links: want.Links, MAC: want.MAC,
+		Aliases: slices.Clone(want.Aliases), Links: want.Links, MAC: want.MAC,
+	}
+	if r.Hostname != "" && !slices.Contains(e.Aliases, r.Hostname) {
+		e.Aliases = append(e.Aliases, r.Hostname)
 	}
 	if err := n.assign(e, want, taken); err != nil {
 		return nil, describe(err, "network %s", n.Name)
@@ -464,6 +482,7 @@ func (a *Attachment) Close() error {
 	a.closed = true
 	var errs []error
 	a.proxy.close()
+	a.names.close()
 	// Out of traffic first, then others may have the address.
 	for _, e := range a.endpoints {
 		errs = append(errs, linkDown(e.HostLink))

@@ -107,6 +107,7 @@ func BenchmarkUpClose(b *testing.B) {
 // namespace are closed, and nothing is undone.
 func kill(a *Attachment) {
 	a.proxy.close()
+	a.names.close()
 	a.file.Close()
 	a.closed = true
 }

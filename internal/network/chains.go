@@ -160,3 +160,33 @@ func loopback(fam int) rule {
 	}
 	return with(ofFamily(4), rule{&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 1}}, equals([]byte{127}))
 }
+
+// redirectNames sends what the calling thread's namespace asks of the name
+// server's well-known port to the ports that it has.
+func redirectNames(udp, tcp uint16, again bool) error {
+	c, err := nftables.New()
+	if err != nil {
+		return describe(err, "set packet filter of the container")
+	}
+	table := &nftables.Table{Name: "dhow-names", Family: nftables.TableFamilyIPv4}
+	if again {
+		c.AddTable(table)
+		c.DelTable(table)
+	}
+	c.AddTable(table)
+	chain := c.AddChain(&nftables.Chain{Table: table, Name: "output", Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest})
+	server := nameServerAddr().AsSlice()
+	for proto, port := range map[byte]uint16{unix.IPPROTO_UDP: udp, unix.IPPROTO_TCP: tcp} {
+		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: with(
+			load(expr.MetaKeyL4PROTO), equals([]byte{proto}), addr(4, false, reg), equals(server),
+			rule{
+				&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: binaryutil.BigEndian.PutUint16(forwardPort)},
+				&expr.Immediate{Register: reg, Data: server},
+				&expr.Immediate{Register: reg + 1, Data: binaryutil.BigEndian.PutUint16(port)},
+				&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg, RegProtoMin: reg + 1, Specified: true},
+			})})
+	}
+	return describe(c.Flush(), "set packet filter of the container")
+}

@@ -41,7 +41,7 @@ func (a *Attachment) connect(ctx context.Context, want EndpointRequest) (Endpoin
 		return Endpoint{}, err
 	}
 	a.endpoints = append(a.endpoints, *e)
-	if err := errors.Join(a.plug(ctx, n, e), a.setGateway(), a.retarget(ctx)); err != nil {
+	if err := errors.Join(a.plug(ctx, n, e), a.settle(), a.retarget(ctx)); err != nil {
 		return Endpoint{}, errors.Join(err, a.disconnect(ctx, n.ID))
 	}
 	return *e, nil
@@ -77,7 +77,7 @@ func (a *Attachment) disconnect(ctx context.Context, id string) error {
 		return err
 	}
 	a.endpoints = slices.Delete(a.endpoints, i, i+1)
-	return errors.Join(a.setGateway(), a.retarget(ctx),
+	return errors.Join(a.settle(), a.retarget(ctx),
 		a.ns.store.UpdateNetworks(ctx, func(tx *store.NetworkTx) error { return tx.RemoveEndpoint(id, a.request.Container) }))
 }
 
