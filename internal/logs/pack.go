@@ -63,6 +63,12 @@ func (p *packer) run() {
 // cannot be compressed stays as it is.
 func (p *packer) pack() {
 	dir := p.store.dir
+	p.store.mu.Lock()
+	wanted := p.store.shape.compress
+	p.store.mu.Unlock()
+	if !wanted {
+		return
+	}
 	all, err := segments(dir)
 	if err != nil || len(all) == 0 {
 		return

@@ -62,14 +62,17 @@ type reader struct {
 	since, until int64 // nanoseconds, both count
 	skip         int   // records to leave out first (Tail)
 
-	ahead  []plan       // segments to read after cur
-	cur    *segmentFile // nil before the first and between segments
-	spans  []span       // of cur, the one being read first
-	at     uint64       // number of the segment cur is or was; 0 before the first
-	before place        // of the last entry
-	parts  [3]parts     // by stream
-	count  totals       // of the log up to the end of the segment at, once that was read
-	lost   totals       // rotated away since the last record
+	ahead   []plan       // segments to read after cur
+	cur     *segmentFile // nil before the first and between segments
+	spans   []span       // of cur, the one being read first
+	at      uint64       // number of the segment cur is or was; 0 before the first
+	before  place        // of the last entry
+	parts   [3]parts     // by stream
+	count   totals       // of the log up to the end of the segment at, once that was read
+	counted bool         // count is known
+	from    place        // where to begin, if its segment is not 0
+	lost    totals       // rotated away since the last record
+	gone    totals       // the same, before the last record
 }
 
 // plan is a segment to read, and which blocks of it.
@@ -206,7 +209,7 @@ func (r *reader) next(rec *Record) (bool, error) {
 			r.skip--
 			continue
 		}
-		rec.Lost, r.lost = r.lost.lines, totals{}
+		rec.Lost, r.gone, r.lost = r.lost.lines, r.lost, totals{}
 		return true, nil
 	}
 }
@@ -232,6 +235,25 @@ func (r *reader) join(e *entry, rec *Record) bool {
 	}
 	rec.Time = time.Unix(0, nanos).UTC()
 	return true
+}
+
+// startFrom goes on at a place that after returned before. What was rotated away
+// meanwhile counts as lost.
+func (r *reader) startFrom(p place) {
+	r.from, r.count, r.counted = p, p.totals, true
+	r.at = max(p.segment, 1) - 1
+}
+
+// after returns the place behind the last record: before anything that no record
+// had yet.
+func (r *reader) after() place {
+	p := place{r.at, r.cur.off, r.cur.count}
+	for i := range r.parts {
+		if at := r.parts[i].at; len(r.parts[i].line) > 0 && (at.segment < p.segment || at.segment == p.segment && at.offset < p.offset) {
+			p = at
+		}
+	}
+	return p
 }
 
 // rest returns lines of which no more came, one a call.
@@ -260,7 +282,7 @@ func (r *reader) entry(e *entry) (bool, error) {
 			}
 		}
 		if len(r.spans) == 0 {
-			r.count = r.cur.count
+			r.count, r.counted = r.cur.count, true
 			r.close()
 			continue
 		}
@@ -351,7 +373,7 @@ func (r *reader) open() (bool, error) {
 		if !sf.idx.known {
 			sf.idx.lines, sf.idx.bytes = r.count.lines, r.count.bytes
 		}
-		if r.at > 0 && sf.idx.lines > r.count.lines {
+		if r.counted && sf.idx.lines > r.count.lines {
 			r.lost.lines += sf.idx.lines - r.count.lines
 			r.lost.bytes += sf.idx.bytes - min(sf.idx.bytes, r.count.bytes)
 		}
@@ -360,11 +382,12 @@ func (r *reader) open() (bool, error) {
 		if r.spans == nil || sf.seg.gz != p.gz {
 			r.spans = sf.chosen(r.since, r.until)
 		}
-		if len(r.spans) == 0 {
-			sf.close()
-			continue
+		if p.number == r.from.segment {
+			err = sf.seekTo(r.from)
+		} else {
+			err = sf.seek(r.spans[0].first)
 		}
-		if err := sf.seek(r.spans[0].first); err != nil {
+		if err != nil {
 			sf.close()
 			return false, err
 		}

@@ -208,6 +208,30 @@ func (s *segmentFile) seek(i int) error {
 	return nil
 }
 
+// seekTo goes to a place in the segment. One that is not there any more, because
+// somebody emptied the segment, is its beginning.
+func (s *segmentFile) seekTo(p place) error {
+	i := 0
+	for i < len(s.idx.blocks) && s.idx.blocks[i].end <= p.offset {
+		i++
+	}
+	if err := s.seek(i); err != nil {
+		return err
+	}
+	var e entry
+	for s.off < p.offset {
+		ok, err := s.next(&e)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return s.seek(0)
+		}
+	}
+	s.count = p.totals
+	return nil
+}
+
 // skipDamage goes on with the next block when the one that is read stops being
 // readable before its end.
 func (s *segmentFile) skipDamage() (bool, error) {

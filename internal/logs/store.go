@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"dhow/internal/errdef"
@@ -25,6 +26,8 @@ type Config struct {
 	Info Info
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
+
+	kind func(name string) (driver.Kind, error) // of tests; nil is kind
 }
 
 // Stats says what became of a container's output since the store was opened.
@@ -37,10 +40,11 @@ type Stats struct {
 // Store is the writing side of a log. It is safe for concurrent use.
 type Store struct {
 	dir   string
-	id    string
-	shape shape
+	info  Info
+	shape shape // guarded by mu
 	json  jsonFile
 	now   func() time.Time
+	kind  func(name string) (driver.Kind, error)
 	lock  *sys.Lock
 	out   stream
 	err   stream
@@ -53,7 +57,12 @@ type Store struct {
 	w      *writer // nil when nothing is kept
 	stats  Stats
 	lost   Stats // lines that are lost and not yet mentioned in the log
+	ships  []*shipper
+	room   *sync.Cond // of mu: a destination moved on
+	ending bool       // nobody waits for room any more
 	closed bool
+
+	stored atomic.Uint64 // bytes of all lines ever stored
 }
 
 // descriptor is store.json: what reading needs to know.
@@ -73,19 +82,23 @@ const (
 // dies without closing it loses no line that Write took. It returns an
 // ErrConflict error when somebody else writes to it.
 func Open(dir string, c Config) (*Store, error) {
-	s := &Store{dir: dir, id: c.Info.ContainerID, shape: shapeOf(c.Drivers), now: c.Now}
+	s := &Store{dir: dir, info: c.Info, shape: shapeOf(c.Drivers), now: c.Now}
 	if s.now == nil {
 		s.now = time.Now
 	}
+	if s.kind = c.kind; s.kind == nil {
+		s.kind = kind
+	}
 	s.out = stream{store: s, stream: Stdout}
 	s.err = stream{store: s, stream: Stderr}
-	if err := s.open(c.Info); err != nil {
+	s.room = sync.NewCond(&s.mu)
+	if err := s.open(c.Info, c.Drivers); err != nil {
 		return nil, fmt.Errorf("open log %s: %w", dir, err)
 	}
 	return s, nil
 }
 
-func (s *Store) open(info Info) error {
+func (s *Store) open(info Info, drivers []Driver) error {
 	var err error
 	if s.json.attrs, err = attributes(info, s.shape.options); err != nil {
 		return err
@@ -100,8 +113,12 @@ func (s *Store) open(info Info) error {
 	if err != nil {
 		return errdef.New(errdef.ErrConflict, "somebody else writes to it: %w", err)
 	}
-	if err := s.openLocked(); err != nil {
-		return errors.Join(err, s.lock.Unlock())
+	err = s.openLocked()
+	if err == nil {
+		err = s.Update(drivers)
+	}
+	if err != nil {
+		return errors.Join(err, s.Close())
 	}
 	return nil
 }
@@ -128,10 +145,14 @@ func (s *Store) openLocked() error {
 	if err := errors.Join(s.out.restore(), s.err.restore()); err != nil {
 		return err
 	}
+	s.stored.Store(w.bytes)
+	if err := s.tidy(); err != nil {
+		return err
+	}
 	if s.shape.compress {
 		s.pack = startPacker(s)
 	}
-	return s.tidy()
+	return nil
 }
 
 func readDescriptor(dir string) (d descriptor, err error) {
@@ -212,23 +233,42 @@ func (s *Store) Stats() Stats {
 
 // Close ends both streams and lets go of the log. A second call does nothing.
 func (s *Store) Close() error {
-	s.out.Close()
-	s.err.Close()
+	s.end()
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
 		return nil
 	}
 	s.closed = true
-	var err error
-	if s.w != nil {
-		err = errors.Join(s.w.close(), s.out.keep.f.Close(), s.err.keep.f.Close())
-	}
+	ships, w, pack := s.ships, s.w, s.pack
+	s.ships, s.w, s.pack = nil, nil, nil
 	s.mu.Unlock()
-	if s.pack != nil {
-		s.pack.stop()
+	var problems []error
+	for _, sh := range ships {
+		problems = append(problems, sh.close())
 	}
-	return errors.Join(err, s.lock.Unlock())
+	if pack != nil {
+		pack.stop()
+	}
+	if w != nil {
+		problems = append(problems, w.close())
+	}
+	for _, stream := range []*stream{&s.out, &s.err} {
+		if stream.keep != nil {
+			problems = append(problems, stream.keep.f.Close())
+		}
+	}
+	return errors.Join(append(problems, s.lock.Unlock())...)
+}
+
+// end closes the streams, and lets nobody wait for room any more.
+func (s *Store) end() {
+	s.mu.Lock()
+	s.ending = true
+	s.room.Broadcast()
+	s.mu.Unlock()
+	s.out.Close()
+	s.err.Close()
 }
 
 // put stores one entry. The caller holds mu and flushes when it has no more.
@@ -236,6 +276,10 @@ func (s *Store) put(stream Stream, nanos int64, line []byte, whole bool) {
 	w := s.w
 	if w.size+int64(len(w.buf)) >= s.shape.maxSize {
 		s.flush()
+		s.awaitRoom()
+		if w = s.w; w == nil {
+			return // closed while it waited
+		}
 		if w.size >= s.shape.maxSize {
 			s.rotate()
 			w = s.w
@@ -250,7 +294,7 @@ func (s *Store) put(stream Stream, nanos int64, line []byte, whole bool) {
 // log says so as soon as it takes lines again. The caller holds mu.
 func (s *Store) flush() {
 	w := s.w
-	if len(w.buf) == 0 {
+	if w == nil || len(w.buf) == 0 {
 		return
 	}
 	if s.lost.LostLines > 0 {
@@ -273,6 +317,10 @@ func (s *Store) flush() {
 	s.stats.Error = ""
 	s.stats.Lines += lines
 	s.stats.Bytes += bytes
+	s.stored.Store(w.bytes)
+	for _, sh := range s.ships {
+		sh.notify()
+	}
 }
 
 // reason is the innermost text of an error of the file system, without paths.
@@ -319,8 +367,8 @@ func (s *Store) tidy() error {
 		problems = append(problems, removeSegment(s.dir, all[0]))
 		all = all[1:]
 	}
-	if s.shape.format == formatJSON && s.id != "" {
-		problems = append(problems, link(s.dir, s.id+"-json.log", all))
+	if s.shape.format == formatJSON && s.info.ContainerID != "" {
+		problems = append(problems, link(s.dir, s.info.ContainerID+"-json.log", all))
 	}
 	return errors.Join(problems...)
 }

@@ -52,7 +52,7 @@ func (s *stream) Write(p []byte) (int, error) {
 // keepBegun makes what is begun outlive this process. What cannot be kept is
 // still in memory.
 func (s *stream) keepBegun() {
-	if len(s.begun) == 0 {
+	if len(s.begun) == 0 || s.store.w == nil {
 		return
 	}
 	if err := s.keep.keep(s.store.w, s.since, s.begun); err != nil {

@@ -81,6 +81,10 @@ type Kind struct {
 	Open func(Info, Options) (Sender, error)
 	// Limits bounds a batch.
 	Limits Limits
+	// Unacknowledged says that the protocol has no answers, so that a batch which
+	// was sent just before a connection broke may not have been read. It is sent
+	// again.
+	Unacknowledged bool
 }
 
 // Limits bounds a batch. Zero means the pipeline's default.
@@ -89,6 +93,7 @@ type Limits struct {
 	Bytes   int           // bytes of the lines in a batch; default 1 MiB
 	Line    int           // bytes of one line; longer ones come in parts (Partial); default 1 MiB
 	Wait    time.Duration // how long a batch may wait to fill up; default 0: send what is there
+	Send    time.Duration // how long Send may take; default 30 s
 }
 
 // Sender delivers records to one destination. It is used by one goroutine.

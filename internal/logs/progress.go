@@ -1,0 +1,265 @@
+package logs
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// progress is how far one destination has come: the file ship/<driver>. It is
+// written after each batch, and read by anybody (Stat).
+type progress struct {
+	Segment      uint64 // the place from which on lines have not been shipped
+	Offset       int64
+	Lines, Bytes uint64 // of the log before that place
+
+	Shipped, Dropped, Rejected count
+	Through                    time.Time // time of the last line that was shipped
+	Waiting                    time.Time // time of the first line that was not, if that is known
+
+	Error   string    // of the last try, "" once one succeeds
+	ErrorAt time.Time // when it failed
+	Next    time.Time // when it will be tried again
+	Parked  bool      // the destination does not want us; tried again seldom
+}
+
+// count is lines and their bytes.
+type count struct{ Lines, Bytes uint64 }
+
+func (c *count) add(lines, bytes int) {
+	c.Lines += uint64(lines)
+	c.Bytes += uint64(bytes)
+}
+
+func (p *progress) place() place {
+	return place{segment: p.Segment, offset: p.Offset, totals: totals{p.Lines, p.Bytes}}
+}
+
+func (p *progress) moveTo(to place) {
+	p.Segment, p.Offset, p.Lines, p.Bytes = to.segment, to.offset, to.lines, to.bytes
+}
+
+const (
+	shipDir      = "ship"
+	progressSlot = 2048
+	progressHead = 16
+	longestError = 400
+)
+
+// progressFile has two slots that are written in turn, each with a sequence number,
+// a length and a checksum before its JSON. Whatever tears one leaves the other.
+type progressFile struct {
+	f   *os.File
+	seq uint64
+}
+
+// openProgress opens the file of a destination; fresh says that it is new.
+func openProgress(dir, name string) (f *progressFile, p progress, fresh bool, err error) {
+	if err := os.MkdirAll(filepath.Join(dir, shipDir), 0o700); err != nil {
+		return nil, p, false, err
+	}
+	file, err := os.OpenFile(shipPath(dir, name), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, p, false, err
+	}
+	f = &progressFile{f: file}
+	p, f.seq, err = readProgress(file)
+	if err != nil {
+		file.Close()
+		return nil, p, false, err
+	}
+	return f, p, f.seq == 0, nil
+}
+
+// readProgress reads the younger of the slots that are whole; the sequence 0 says
+// that there is none.
+func readProgress(file *os.File) (p progress, seq uint64, err error) {
+	var slot [progressSlot]byte
+	for i := range int64(2) {
+		n, err := file.ReadAt(slot[:], i*progressSlot)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return p, 0, err
+		}
+		if n < progressHead {
+			continue
+		}
+		length := int(le.Uint32(slot[8:]))
+		if length > n-progressHead || crc32.Checksum(slot[progressHead:progressHead+length], castagnoli) != le.Uint32(slot[12:]) {
+			continue
+		}
+		if s := le.Uint64(slot[:]); s > seq {
+			var q progress
+			if err := json.Unmarshal(slot[progressHead:progressHead+length], &q); err != nil {
+				return p, 0, fmt.Errorf("%s: %w", file.Name(), err)
+			}
+			p, seq = q, s
+		}
+	}
+	return p, seq, nil
+}
+
+func (f *progressFile) write(p progress) error {
+	if len(p.Error) > longestError {
+		p.Error = p.Error[:longestError] + "…"
+	}
+	data, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	if len(data) > progressSlot-progressHead {
+		p.Error = "too long to be kept"
+		if data, err = json.Marshal(p); err != nil {
+			return err
+		}
+	}
+	f.seq++
+	slot := make([]byte, 0, progressSlot)
+	slot = le.AppendUint64(slot, f.seq)
+	slot = le.AppendUint32(slot, uint32(len(data)))
+	slot = le.AppendUint32(slot, crc32.Checksum(data, castagnoli))
+	slot = append(slot, data...)
+	_, err = f.f.WriteAt(slot, int64(f.seq%2)*progressSlot)
+	return err
+}
+
+// Destination is how one destination of a log stands.
+type Destination struct {
+	Driver   string
+	Shipped  count // lines and bytes that the destination has
+	Waiting  count // that it does not have yet
+	Dropped  count // that were rotated away before they could be shipped
+	Rejected count // that the destination does not want; the last ones are in Parked
+	// Lag is the age of the oldest line that waits.
+	Lag   time.Duration
+	State string // "ok", "retrying" or "parked"
+	Error string // of the last try; "" when it succeeded
+	// ErrorAt is when that failed, Next when it will be tried again.
+	ErrorAt, Next time.Time
+	// Parked is the path of a file with rejected lines, "" if there is none.
+	Parked string
+}
+
+// Statistics is how a log stands.
+type Statistics struct {
+	Lines, Bytes uint64 // written since the container was created
+	Disk         int64  // bytes that the store takes
+	Destinations []Destination
+}
+
+// Stat looks at a log. It may be written at the same time.
+func Stat(dir string, now time.Time) (Statistics, error) {
+	var s Statistics
+	end, err := endOf(dir)
+	if err != nil {
+		return s, fmt.Errorf("log statistics: %w", err)
+	}
+	s.Lines, s.Bytes = end.lines, end.bytes
+	s.Disk = diskUse(dir)
+	names, err := readNames(filepath.Join(dir, shipDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return s, fmt.Errorf("log statistics: %w", err)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		driver, err := url.PathUnescape(name)
+		if err != nil || strings.Contains(name, parkedSuffix) {
+			continue
+		}
+		d, err := destination(dir, driver, end, now)
+		if err != nil {
+			return s, fmt.Errorf("log statistics: %w", err)
+		}
+		s.Destinations = append(s.Destinations, d)
+	}
+	return s, nil
+}
+
+// shipPath returns the file of a destination. Names of plugins may have slashes.
+func shipPath(dir, driver string) string {
+	return filepath.Join(dir, shipDir, url.PathEscape(driver))
+}
+
+const parkedSuffix = ".parked"
+
+func destination(dir, driver string, end place, now time.Time) (Destination, error) {
+	d := Destination{Driver: driver, State: "ok"}
+	f, err := os.Open(shipPath(dir, driver))
+	if err != nil {
+		return d, err
+	}
+	defer f.Close()
+	p, _, err := readProgress(f)
+	if err != nil {
+		return d, err
+	}
+	d.Shipped, d.Dropped, d.Rejected = p.Shipped, p.Dropped, p.Rejected
+	d.Waiting = count{end.lines - min(p.Lines, end.lines), end.bytes - min(p.Bytes, end.bytes)}
+	if d.Waiting.Lines > 0 {
+		since := p.Waiting
+		if since.Before(p.Through) {
+			since = p.Through
+		}
+		if !since.IsZero() {
+			d.Lag = max(now.Sub(since), 0)
+		}
+	}
+	d.Error, d.ErrorAt, d.Next = p.Error, p.ErrorAt, p.Next
+	switch {
+	case p.Parked:
+		d.State = "parked"
+	case p.Error != "":
+		d.State = "retrying"
+	}
+	if _, err := os.Stat(shipPath(dir, driver) + parkedSuffix); err == nil {
+		d.Parked = shipPath(dir, driver) + parkedSuffix
+	}
+	return d, nil
+}
+
+// endOf returns the place behind the last entry of a log.
+func endOf(dir string) (place, error) {
+	all, err := segments(dir)
+	if err != nil || len(all) == 0 {
+		return place{}, err
+	}
+	last := all[len(all)-1]
+	sf, err := openSegment(dir, last.number, last.format)
+	if err != nil {
+		return place{}, err
+	}
+	defer sf.close()
+	if err := sf.seek(len(sf.idx.blocks)); err != nil {
+		return place{}, err
+	}
+	var e entry
+	for {
+		ok, err := sf.next(&e)
+		if err != nil || !ok {
+			return place{last.number, sf.good, sf.count}, err
+		}
+	}
+}
+
+// diskUse adds up the files of a log's segments.
+func diskUse(dir string) int64 {
+	names, err := readNames(filepath.Join(dir, segmentsDir))
+	if err != nil {
+		return 0
+	}
+	var sum int64
+	for _, name := range names {
+		if st, err := os.Stat(filepath.Join(dir, segmentsDir, name)); err == nil {
+			sum += st.Size()
+		}
+	}
+	return sum
+}

@@ -1,0 +1,425 @@
+package logs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"dhow/internal/logs/driver"
+)
+
+// How delivery behaves, unless a driver's Limits say otherwise.
+const (
+	batchRecords = 1000
+	batchBytes   = 512 << 10
+	sendTimeout  = 30 * time.Second // a destination that accepts and never reads is given up then
+	firstPause   = 100 * time.Millisecond
+	longestPause = 30 * time.Second
+	refusedPause = 30 * time.Second // first pause of a destination that refuses us
+	longestTold  = 5 * time.Minute  // of what a destination may ask for, and of a refused one
+	// A batch sent to a destination that does not acknowledge counts as delivered
+	// only when the connection has outlived it by this.
+	unsure = 2 * time.Second
+)
+
+// shipper delivers a log to one destination. It is a cursor over the store, with
+// one goroutine. States, as Stat shows them:
+//
+//	       ┌──────── more lines ───────┐
+//	ok ────┴─ send ── error ──▶ retrying ── pause ──▶ send …
+//	            ├──── Refuse ─▶ parked ── long pause ──▶ send …
+//	            └──── Reject ─▶ the line is kept aside, the next one is sent
+type shipper struct {
+	store    *Store
+	name     string
+	kind     driver.Kind
+	options  driver.Options
+	sender   driver.Sender
+	limits   driver.Limits
+	bound    uint64 // bytes that may wait (max-buffer-size); 0: as the store is
+	blocking bool   // the container waits rather than that lines are dropped
+
+	wake  chan struct{} // there are lines
+	drain chan struct{} // closed: end when there are none
+	done  chan struct{}
+	stop  context.CancelFunc
+
+	r       *reader // nil while there is nothing to send it to
+	file    *progressFile
+	batch   []Record
+	places  []place // behind each record of batch
+	arena   []byte  // their lines
+	bite    int     // how many records to send at once; less than all after a Reject
+	sent    place   // before the last batch, for destinations that do not acknowledge
+	sentAt  time.Time
+	sentNow count
+
+	mu sync.Mutex
+	p  progress // guarded by mu
+}
+
+// newShipper opens a destination. A new one begins at the log's end, which is
+// its beginning when the container is new.
+func newShipper(s *Store, d Driver, info Info, end place) (*shipper, error) {
+	k, err := s.kind(d.Name)
+	if err != nil {
+		return nil, err
+	}
+	o := driver.Options(d.Options)
+	sh := &shipper{store: s, name: d.Name, kind: k, options: o, limits: k.Limits,
+		blocking: o["mode"] == "blocking",
+		wake:     make(chan struct{}, 1), drain: make(chan struct{}), done: make(chan struct{})}
+	if o["max-buffer-size"] != "" {
+		sh.bound = uint64(o.Size("max-buffer-size", 0))
+	}
+	for limit, otherwise := range map[*int]int{&sh.limits.Records: batchRecords, &sh.limits.Bytes: batchBytes, &sh.limits.Line: maxLine} {
+		if *limit == 0 {
+			*limit = otherwise
+		}
+	}
+	if sh.limits.Send == 0 {
+		sh.limits.Send = sendTimeout
+	}
+	var fresh bool
+	if sh.file, sh.p, fresh, err = openProgress(s.dir, d.Name); err != nil {
+		return nil, err
+	}
+	if fresh {
+		sh.p.moveTo(end)
+		if err := sh.file.write(sh.p); err != nil {
+			return nil, errors.Join(err, sh.file.f.Close())
+		}
+	}
+	if sh.sender, err = k.Open(info, o); err != nil {
+		return nil, errors.Join(fmt.Errorf("log driver %s: %w", d.Name, err), sh.file.f.Close())
+	}
+	return sh, nil
+}
+
+func (sh *shipper) start() {
+	ctx, stop := context.WithCancel(context.Background())
+	sh.stop = stop
+	go func() {
+		defer close(sh.done)
+		sh.run(ctx)
+	}()
+}
+
+// close ends delivery where it is.
+func (sh *shipper) close() error {
+	sh.stop()
+	<-sh.done
+	sh.release()
+	return errors.Join(sh.sender.Close(), sh.file.f.Close())
+}
+
+// notify says that there are lines.
+func (sh *shipper) notify() {
+	select {
+	case sh.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (sh *shipper) draining() bool {
+	select {
+	case <-sh.drain:
+		return true
+	default:
+		return false
+	}
+}
+
+func (sh *shipper) run(ctx context.Context) {
+	failures := 0
+	for ctx.Err() == nil {
+		draining := sh.draining() // asked first: what is there then is all
+		err := sh.fill(draining)
+		if err == nil && len(sh.batch) == 0 {
+			if draining {
+				return
+			}
+			sh.idle(ctx)
+			continue
+		}
+		if err == nil {
+			sh.linger(ctx)
+			err = sh.send(ctx)
+		}
+		if err == nil {
+			failures = 0
+			continue
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		failures++
+		pause := pauseAfter(err, failures, rand.Float64())
+		sh.failed(err, pause)
+		if pause >= time.Second {
+			sh.release()
+		}
+		sleep(ctx, pause)
+	}
+}
+
+// idle waits for lines. What a reader buffers is not worth keeping meanwhile.
+func (sh *shipper) idle(ctx context.Context) {
+	select {
+	case <-sh.wake:
+	case <-sh.drain:
+	case <-ctx.Done():
+	}
+}
+
+// linger waits until the batch is full or old enough.
+func (sh *shipper) linger(ctx context.Context) {
+	if sh.limits.Wait == 0 {
+		return
+	}
+	timer := time.NewTimer(sh.limits.Wait)
+	defer timer.Stop()
+	for !sh.full() && !sh.draining() {
+		select {
+		case <-timer.C:
+			return
+		case <-ctx.Done():
+			return
+		case <-sh.drain:
+		case <-sh.wake:
+		}
+		if sh.fill(sh.draining()) != nil {
+			return
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// pauseAfter decides how long to wait after so many failures in a row; jitter
+// is from 0 to 1.
+func pauseAfter(err error, failures int, jitter float64) time.Duration {
+	if told := driver.After(err); told > 0 {
+		return min(told, longestTold)
+	}
+	first, longest := firstPause, longestPause
+	if driver.IsRefused(err) {
+		first, longest = refusedPause, longestTold
+	}
+	pause := min(first<<min(failures-1, 16), longest)
+	return time.Duration(float64(pause) * (0.8 + 0.4*jitter))
+}
+
+// release gives up the reader, and with it the segment that it holds open. The
+// next batch is read again from where the destination is.
+func (sh *shipper) release() {
+	if sh.r != nil {
+		sh.r.close()
+		sh.r = nil
+	}
+	sh.batch, sh.places, sh.arena = nil, nil, nil
+}
+
+func (sh *shipper) full() bool {
+	return len(sh.batch) >= sh.limits.Records || len(sh.arena) >= sh.limits.Bytes
+}
+
+// fill adds what there is to the batch. With rest, a line that is not complete
+// counts.
+func (sh *shipper) fill(rest bool) error {
+	if sh.r == nil {
+		sh.r = newReader(sh.store.dir, ReadOptions{})
+		sh.r.startFrom(sh.p.place())
+	}
+	if len(sh.batch) == 0 {
+		sh.arena = sh.arena[:0]
+	}
+	var rec Record
+	for !sh.full() {
+		ok, err := sh.r.next(&rec)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			for rest && sh.r.rest(&rec) {
+				sh.add(rec)
+			}
+			return nil
+		}
+		if rec.Lost > 0 {
+			sh.lost(sh.r.gone, rec.Time)
+		}
+		sh.add(rec)
+	}
+	return nil
+}
+
+// lost counts lines that were rotated away, and tells the destination.
+func (sh *shipper) lost(gone totals, at time.Time) {
+	sh.mu.Lock()
+	sh.p.Dropped.add(int(gone.lines), int(gone.bytes))
+	sh.mu.Unlock()
+	text := fmt.Sprintf("dhow: %d lines (%d bytes) lost here: %s was behind by more than the log holds", gone.lines, gone.bytes, sh.name)
+	sh.push(Record{Time: at, Stream: Stderr, Line: []byte(text)}, sh.last())
+}
+
+// last returns the place behind what is in the batch.
+func (sh *shipper) last() place {
+	if n := len(sh.places); n > 0 {
+		return sh.places[n-1]
+	}
+	return sh.p.place()
+}
+
+// add puts a record into the batch, in parts if the destination wants that, unless
+// so much is behind it that it has to be dropped.
+func (sh *shipper) add(rec Record) {
+	after := sh.r.after()
+	if sh.bound > 0 && sh.store.written() > after.bytes+sh.bound {
+		sh.drop(rec, after)
+		return
+	}
+	line, last := rec.Line, rec.Partial
+	for len(line) > sh.limits.Line {
+		rec.Line, rec.Partial = line[:sh.limits.Line], true
+		sh.push(rec, sh.last())
+		line = line[sh.limits.Line:]
+	}
+	rec.Line, rec.Partial = line, last
+	sh.push(rec, after)
+}
+
+// drop leaves a record out: more is waiting than the destination is allowed.
+func (sh *shipper) drop(rec Record, after place) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	sh.p.Dropped.add(1, len(rec.Line))
+	if len(sh.places) == 0 {
+		sh.p.moveTo(after)
+	} else {
+		sh.places[len(sh.places)-1] = after
+	}
+}
+
+func (sh *shipper) push(rec Record, after place) {
+	start := len(sh.arena)
+	sh.arena = append(sh.arena, rec.Line...)
+	rec.Line = sh.arena[start:len(sh.arena):len(sh.arena)]
+	if rec.Attrs != nil {
+		rec.Attrs = append([]byte(nil), rec.Attrs...)
+	}
+	sh.batch = append(sh.batch, rec)
+	sh.places = append(sh.places, after)
+}
+
+// send tries to deliver the batch once, and takes what was delivered from it.
+func (sh *shipper) send(ctx context.Context) error {
+	if sh.bite == 0 {
+		sh.bite = len(sh.batch)
+	}
+	batch := sh.batch[:min(sh.bite, len(sh.batch))]
+	timed, cancel := context.WithTimeout(ctx, sh.limits.Send)
+	n, err := sh.sender.Send(timed, batch)
+	cancel()
+	if err == nil {
+		n = len(batch)
+	}
+	if n > 0 {
+		sh.delivered(n)
+	}
+	switch {
+	case err == nil:
+		if sh.bite *= 2; sh.bite >= len(sh.batch) {
+			sh.bite = 0
+		}
+		return nil
+	case driver.IsRejected(err) && n == 0 && len(batch) > 1:
+		sh.bite = (len(batch) + 1) / 2 // one of them is to blame; find it
+		return nil
+	case driver.IsRejected(err) && n < len(batch):
+		return sh.reject(err)
+	}
+	if sh.kind.Unacknowledged {
+		sh.rewind()
+	}
+	return err
+}
+
+// delivered moves the cursor behind the first n records of the batch.
+func (sh *shipper) delivered(n int) {
+	sh.mu.Lock()
+	sh.sent, sh.sentAt, sh.sentNow = sh.p.place(), sh.store.now(), count{}
+	for _, r := range sh.batch[:n] {
+		sh.sentNow.add(1, len(r.Line))
+	}
+	sh.p.Shipped.Lines += sh.sentNow.Lines
+	sh.p.Shipped.Bytes += sh.sentNow.Bytes
+	sh.p.Through, sh.p.Waiting = sh.batch[n-1].Time, time.Time{}
+	sh.p.Error, sh.p.ErrorAt, sh.p.Next, sh.p.Parked = "", time.Time{}, time.Time{}, false
+	sh.forward(n)
+	sh.mu.Unlock()
+	sh.store.moved()
+}
+
+// forward takes the first n records from the batch and keeps where we are. The
+// caller holds mu.
+func (sh *shipper) forward(n int) {
+	sh.p.moveTo(sh.places[n-1])
+	sh.batch = sh.batch[:copy(sh.batch, sh.batch[n:])]
+	sh.places = sh.places[:copy(sh.places, sh.places[n:])]
+	sh.keep()
+}
+
+// segment returns the number of the oldest segment that is still needed.
+func (sh *shipper) segment() uint64 {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	return sh.p.Segment
+}
+
+// keep writes the progress. What cannot be written costs duplicates later. The
+// caller holds mu.
+func (sh *shipper) keep() {
+	if err := sh.file.write(sh.p); err != nil {
+		sh.p.Error, sh.p.ErrorAt = err.Error(), sh.store.now()
+	}
+}
+
+// rewind goes back before the last batch when the connection broke so soon after
+// it that it may never have been read.
+func (sh *shipper) rewind() {
+	if sh.sentAt.IsZero() || sh.store.now().Sub(sh.sentAt) > unsure {
+		return
+	}
+	sh.mu.Lock()
+	sh.p.moveTo(sh.sent)
+	sh.p.Shipped.Lines -= sh.sentNow.Lines
+	sh.p.Shipped.Bytes -= sh.sentNow.Bytes
+	sh.sentAt = time.Time{}
+	sh.keep()
+	sh.mu.Unlock()
+	sh.release()
+}
+
+// failed keeps what went wrong, for those who ask.
+func (sh *shipper) failed(err error, pause time.Duration) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	now := sh.store.now()
+	sh.p.Error, sh.p.ErrorAt, sh.p.Next = err.Error(), now.UTC(), now.Add(pause).UTC()
+	sh.p.Parked = driver.IsRefused(err)
+	if len(sh.batch) > 0 {
+		sh.p.Waiting = sh.batch[0].Time
+	}
+	sh.keep()
+}

@@ -1,0 +1,355 @@
+package logs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"dhow/internal/logs/driver"
+)
+
+// fake is a destination that does as it is told.
+type fake struct {
+	mu       sync.Mutex
+	got      []string
+	batches  int
+	down     error  // what every Send returns
+	hang     bool   // Send hangs until its context ends
+	poison   string // a record with this text is rejected
+	break_   int    // after so many batches, fail once after half a batch
+	sent     chan struct{}
+	sessions int
+}
+
+func (f *fake) kind(limits driver.Limits) func(string) (driver.Kind, error) {
+	return func(string) (driver.Kind, error) {
+		return driver.Kind{Limits: limits, Open: func(driver.Info, driver.Options) (driver.Sender, error) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.sessions++
+			return f, nil
+		}}, nil
+	}
+}
+
+func (f *fake) Send(ctx context.Context, batch []Record) (int, error) {
+	f.mu.Lock()
+	down, hang := f.down, f.hang
+	f.mu.Unlock()
+	if hang {
+		<-ctx.Done()
+		return 0, ctx.Err()
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if down != nil {
+		return 0, down
+	}
+	f.batches++
+	for i, r := range batch {
+		if f.poison != "" && strings.Contains(string(r.Line), f.poison) {
+			f.got = f.got[:len(f.got)-i] // all or nothing
+			return 0, driver.Reject(errors.New("too bitter"))
+		}
+		if f.batches == f.break_ && i == len(batch)/2 {
+			return i, errors.New("connection reset")
+		}
+		f.got = append(f.got, string(r.Line))
+	}
+	return len(batch), nil
+}
+
+func (f *fake) Close() error { return nil }
+
+func (f *fake) set(change func(*fake)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change(f)
+}
+
+func (f *fake) lines() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return append([]string(nil), f.got...)
+}
+
+func openFake(t *testing.T, dir string, f *fake, options map[string]string, limits driver.Limits) *Store {
+	t.Helper()
+	c := testConfig("fake", options)
+	c.Now, c.kind = time.Now, f.kind(limits)
+	s, err := Open(dir, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// lines numbers texts from one number up to another.
+func numbered(from, to int) []string {
+	var lines []string
+	for i := from; i < to; i++ {
+		lines = append(lines, fmt.Sprintf("line %d %s", i, strings.Repeat("y", i%50)))
+	}
+	return lines
+}
+
+func writeLines(t *testing.T, s *Store, lines []string) {
+	t.Helper()
+	write(t, s.Stream(Stdout), strings.Join(lines, "\n")+"\n")
+}
+
+// await waits until the condition holds.
+func await(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited too long for %s", what)
+		}
+	}
+}
+
+func linger(t *testing.T, s *Store) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := s.Linger(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func onlyDestination(t *testing.T, dir string) Destination {
+	t.Helper()
+	st, err := Stat(dir, time.Now())
+	if err != nil || len(st.Destinations) != 1 {
+		t.Fatalf("got %+v, %v", st, err)
+	}
+	return st.Destinations[0]
+}
+
+func TestDelivery(t *testing.T) {
+	dir, f := t.TempDir(), &fake{}
+	s := openFake(t, dir, f, nil, driver.Limits{})
+	all := numbered(0, 5000)
+	writeLines(t, s, all[:100])
+	await(t, "the first lines", func() bool { return len(f.lines()) == 100 })
+	writeLines(t, s, all[100:])
+	linger(t, s)
+	equal(t, f.lines(), all)
+	d := onlyDestination(t, dir)
+	if d.Shipped.Lines != 5000 || d.Waiting.Lines != 0 || d.State != "ok" || d.Lag != 0 {
+		t.Errorf("got %+v", d)
+	}
+	// The local store has them, too, for reading.
+	if got := readAll(t, dir, ReadOptions{Tail: 1}); got[0] != "stdout "+all[4999]+"$" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// TestDestinationDown writes while the destination fails, and across a restart of
+// the writer. It neither slows the container down nor loses a line.
+func TestDestinationDown(t *testing.T) {
+	dir, f := t.TempDir(), &fake{down: errors.New("connection refused")}
+	s := openFake(t, dir, f, map[string]string{"cache-max-size": "100k"}, driver.Limits{})
+	all := numbered(0, 6000)
+	writeLines(t, s, all[:3000])
+	await(t, "an error", func() bool { return onlyDestination(t, dir).State == "retrying" })
+	if d := onlyDestination(t, dir); d.Error != "connection refused" || d.Waiting.Lines != 3000 || d.Lag <= 0 || !d.Next.After(d.ErrorAt) {
+		t.Errorf("got %+v", d)
+	}
+	before := time.Now()
+	if err := s.Close(); err != nil || time.Since(before) > time.Second {
+		t.Errorf("closing took %v (%v)", time.Since(before), err)
+	}
+	s = openFake(t, dir, f, map[string]string{"cache-max-size": "100k"}, driver.Limits{})
+	writeLines(t, s, all[3000:])
+	f.set(func(f *fake) { f.down = nil })
+	linger(t, s)
+	equal(t, f.lines(), all)
+}
+
+func TestHungDestination(t *testing.T) {
+	dir, f := t.TempDir(), &fake{hang: true}
+	s := openFake(t, dir, f, nil, driver.Limits{Send: 50 * time.Millisecond})
+	all := numbered(0, 100)
+	writeLines(t, s, all)
+	await(t, "an error", func() bool { return strings.Contains(onlyDestination(t, dir).Error, "deadline") })
+	f.set(func(f *fake) { f.hang = false })
+	linger(t, s)
+	equal(t, f.lines(), all)
+}
+
+// TestHalfABatch breaks a connection in the middle: what was accepted is not sent
+// again.
+func TestHalfABatch(t *testing.T) {
+	dir, f := t.TempDir(), &fake{break_: 2}
+	s := openFake(t, dir, f, nil, driver.Limits{Records: 100})
+	all := numbered(0, 1000)
+	writeLines(t, s, all)
+	linger(t, s)
+	equal(t, f.lines(), all)
+}
+
+// TestRejected sends lines of which the destination does not want two: they are
+// found, counted and kept, and the others arrive.
+func TestRejected(t *testing.T) {
+	dir, f := t.TempDir(), &fake{poison: "arsenic"}
+	s := openFake(t, dir, f, nil, driver.Limits{})
+	all := numbered(0, 1000)
+	bad := append([]string{}, all...)
+	bad[300] += " arsenic"
+	bad[999] += " arsenic"
+	writeLines(t, s, bad)
+	linger(t, s)
+	equal(t, f.lines(), slices.Concat(all[:300], all[301:999]))
+	d := onlyDestination(t, dir)
+	if d.Rejected.Lines != 2 || d.Shipped.Lines != 998 || d.Waiting.Lines != 0 || d.Parked == "" {
+		t.Errorf("got %+v", d)
+	}
+}
+
+// TestRefused parks a destination that does not want us, and goes on when it is
+// opened again.
+func TestRefused(t *testing.T) {
+	dir, f := t.TempDir(), &fake{down: driver.Refuse(errors.New("401 who are you"))}
+	s := openFake(t, dir, f, nil, driver.Limits{})
+	writeLines(t, s, numbered(0, 10))
+	await(t, "parking", func() bool { return onlyDestination(t, dir).State == "parked" })
+	if d := onlyDestination(t, dir); d.Next.Sub(d.ErrorAt) < 20*time.Second {
+		t.Errorf("tried again after %v", d.Next.Sub(d.ErrorAt))
+	}
+	f.set(func(f *fake) { f.down = nil })
+	if err := s.Update([]Driver{{"fake", nil}}); err != nil {
+		t.Fatal(err)
+	}
+	linger(t, s)
+	equal(t, f.lines(), numbered(0, 10))
+}
+
+// TestBound writes more than the store holds while the destination is down: the
+// oldest lines are dropped, counted, and the gap is told.
+func TestBound(t *testing.T) {
+	for _, options := range []map[string]string{
+		{"cache-max-size": "20k", "cache-max-file": "3"},
+		{"mode": "non-blocking", "max-buffer-size": "40k"},
+	} {
+		dir, f := t.TempDir(), &fake{down: errors.New("down")}
+		s := openFake(t, dir, f, options, driver.Limits{Records: 10})
+		all := numbered(0, 10_000)
+		for i := 0; i < len(all); i += 100 {
+			writeLines(t, s, all[i:i+100])
+		}
+		await(t, "failures", func() bool { return onlyDestination(t, dir).Error != "" })
+		f.set(func(f *fake) { f.down = nil })
+		linger(t, s)
+		got := f.lines()
+		d := onlyDestination(t, dir)
+		marks := 0
+		for _, l := range got {
+			if strings.HasPrefix(l, "dhow: ") {
+				marks++
+			}
+		}
+		if int(d.Dropped.Lines)+len(got)-marks != len(all) || d.Dropped.Lines == 0 || d.Waiting.Lines != 0 {
+			t.Errorf("%v: %d arrived, %d of them marks, stat %+v", options, len(got), marks, d)
+		}
+		if got[len(got)-1] != all[len(all)-1] {
+			t.Errorf("%v: the last line is %q", options, got[len(got)-1])
+		}
+	}
+}
+
+// TestBlocking lets the container wait rather than drop a line, because the user
+// said so.
+func TestBlocking(t *testing.T) {
+	dir, f := t.TempDir(), &fake{down: errors.New("down")}
+	s := openFake(t, dir, f, map[string]string{"mode": "blocking", "cache-max-size": "20k", "cache-max-file": "2"}, driver.Limits{})
+	all := numbered(0, 5000)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := 0; i < len(all); i += 50 {
+			s.Stream(Stdout).Write([]byte(strings.Join(all[i:i+50], "\n") + "\n"))
+		}
+	}()
+	select {
+	case <-done:
+		t.Fatal("the container did not wait")
+	case <-time.After(300 * time.Millisecond):
+	}
+	f.set(func(f *fake) { f.down = nil })
+	<-done
+	linger(t, s)
+	equal(t, f.lines(), all)
+}
+
+// TestUpdate adds and removes destinations while the container writes.
+func TestUpdate(t *testing.T) {
+	dir, f := t.TempDir(), &fake{}
+	c := testConfig("json-file", nil)
+	c.Now, c.kind = time.Now, f.kind(driver.Limits{})
+	s, err := Open(dir, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	all := numbered(0, 300)
+	writeLines(t, s, all[:100])
+	if err := s.Update([]Driver{{"local", nil}, {"fake", nil}}); err != nil {
+		t.Fatal(err)
+	}
+	writeLines(t, s, all[100:200])
+	await(t, "lines", func() bool { return len(f.lines()) == 100 })
+	if err := s.Update([]Driver{{"json-file", nil}}); err != nil {
+		t.Fatal(err)
+	}
+	writeLines(t, s, all[200:])
+	equal(t, f.lines(), all[100:200])
+	var want []string
+	for _, l := range all {
+		want = append(want, "stdout "+l+"$")
+	}
+	equal(t, readAll(t, dir, ReadOptions{}), want)
+	if st, err := Stat(dir, time.Now()); err != nil || len(st.Destinations) != 0 || st.Lines != 300 {
+		t.Errorf("got %+v, %v", st, err)
+	}
+}
+
+// TestHidden keeps lines only until they are shipped.
+func TestHidden(t *testing.T) {
+	dir, f := t.TempDir(), &fake{}
+	s := openFake(t, dir, f, map[string]string{"cache-disabled": "true", "cache-max-size": "20k", "cache-max-file": "50"}, driver.Limits{})
+	all := numbered(0, 10_000)
+	for i := 0; i < len(all); i += 100 {
+		writeLines(t, s, all[i:i+100])
+	}
+	linger(t, s)
+	equal(t, f.lines(), all)
+	left, err := segments(dir)
+	if err != nil || len(left) != 1 {
+		t.Errorf("got %d segments (%v), want the last one", len(left), err)
+	}
+}
+
+func TestPauses(t *testing.T) {
+	down, refused := errors.New("down"), driver.Refuse(errors.New("no"))
+	for _, c := range []struct {
+		err      error
+		failures int
+		want     time.Duration
+	}{
+		{down, 1, 100 * time.Millisecond}, {down, 4, 800 * time.Millisecond}, {down, 1000, 30 * time.Second},
+		{refused, 1, 30 * time.Second}, {refused, 9, 5 * time.Minute},
+		{driver.RetryAfter(down, 7*time.Second), 3, 7 * time.Second},
+		{driver.RetryAfter(down, 24*time.Hour), 3, 5 * time.Minute},
+	} {
+		if got := pauseAfter(c.err, c.failures, 0.5); got != c.want {
+			t.Errorf("%v, %d failures: got %v, want %v", c.err, c.failures, got, c.want)
+		}
+	}
+}
