@@ -19,7 +19,7 @@ type Exit struct {
 	Code      int
 	Ran       time.Duration
 	Stopped   bool // by hand
-	Unhealthy bool // ended because its health check failed
+	Unhealthy bool // ended to be started again, because its health check failed
 }
 
 // RestartPlan decides whether a container starts again. Its zero value with
@@ -28,9 +28,8 @@ type RestartPlan struct {
 	Policy  container.RestartPolicy
 	Options RestartOptions
 
-	Restarts  int           // so far, in docker's RestartCount
-	unhealthy int           // restarts in a row for health alone
-	delay     time.Duration // before the last restart; 0 is none yet
+	Restarts int           // so far, in docker's RestartCount
+	delay    time.Duration // before the last restart; 0 is none yet
 }
 
 // Next takes in how a run ended, and returns whether the container is to be
@@ -38,9 +37,6 @@ type RestartPlan struct {
 func (p *RestartPlan) Next(e Exit) (delay time.Duration, again bool) {
 	if e.Ran >= orDefault(p.Options.Reset, restartReset) {
 		p.delay = 0
-		if !e.Unhealthy {
-			p.unhealthy = 0
-		}
 	}
 	if !p.wants(e) {
 		return 0, false
@@ -58,9 +54,8 @@ func (p *RestartPlan) wants(e Exit) bool {
 	if e.Stopped {
 		return false
 	}
-	if e.Unhealthy && p.Options.OnUnhealthy {
-		p.unhealthy++
-		return p.Options.Max == 0 || p.unhealthy <= p.Options.Max
+	if e.Unhealthy {
+		return true
 	}
 	switch p.Policy.Name {
 	case container.RestartPolicyAlways, container.RestartPolicyUnlessStopped:
@@ -70,10 +65,6 @@ func (p *RestartPlan) wants(e Exit) bool {
 	}
 	return false
 }
-
-// Recovered forgets what health alone has restarted: the container was healthy
-// for once.
-func (p *RestartPlan) Recovered() { p.unhealthy = 0 }
 
 func orDefault(d, def time.Duration) time.Duration {
 	if d == 0 {

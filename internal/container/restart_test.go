@@ -30,10 +30,8 @@ func TestRestartPlan(t *testing.T) {
 			[]Exit{long, long}, []time.Duration{time.Second, 2 * time.Second}},
 		{"a delay above docker's longest", RestartPlan{Policy: container.RestartPolicy{Name: "always"}, Options: RestartOptions{Delay: 2 * time.Minute}},
 			[]Exit{ok, ok}, []time.Duration{2 * time.Minute, 2 * time.Minute}},
-		{"on-unhealthy:1 with no", RestartPlan{Policy: container.RestartPolicy{Name: "no"}, Options: RestartOptions{OnUnhealthy: true, Max: 1}},
-			[]Exit{sick, sick}, []time.Duration{ms(100), no}},
-		{"on-unhealthy leaves failures", RestartPlan{Policy: container.RestartPolicy{Name: "no"}, Options: RestartOptions{OnUnhealthy: true}},
-			[]Exit{sick, fail}, []time.Duration{ms(100), no}},
+		{"unhealthy, whatever the policy", RestartPlan{Policy: container.RestartPolicy{Name: "no"}},
+			[]Exit{sick, sick, fail}, []time.Duration{ms(100), ms(200), no}},
 	} {
 		for i, e := range c.exits {
 			delay, again := c.plan.Next(e)

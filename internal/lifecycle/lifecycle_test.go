@@ -97,7 +97,7 @@ func rootfs(t testing.TB, busybox string) io.Reader {
 		add(tar.Header{Name: dir, Typeflag: tar.TypeDir, Mode: 0o755}, nil)
 	}
 	add(tar.Header{Name: "bin/busybox", Mode: 0o755}, program)
-	for _, name := range strings.Fields("sh cat echo false id kill ls ps sleep touch true tty stty wc env hostname seq dd head") {
+	for _, name := range strings.Fields("sh cat echo false id kill ls ps sleep touch true tty stty wc env hostname seq dd head rm test grep") {
 		add(tar.Header{Name: "bin/" + name, Typeflag: tar.TypeSymlink, Linkname: "busybox"}, nil)
 	}
 	add(tar.Header{Name: "etc/passwd", Mode: 0o644}, []byte("root:x:0:0:root:/root:/bin/sh\n"))
@@ -171,6 +171,9 @@ func (h *house) until(ref, what string, cond func(*Container) bool) *Container {
 			return c
 		}
 		if time.Now().After(deadline) {
+			if said, _ := os.ReadFile(c.Dir + "/supervisor.log"); len(said) > 0 {
+				h.t.Logf("supervisor: %s", said)
+			}
 			h.t.Fatalf("container %s is never %s: %+v", ref, what, c.State)
 		}
 	}

@@ -452,6 +452,9 @@ func (c *cgroup) remove() error {
 	for _, dir := range c.paths {
 		errs = append(errs, removeCgroup(dir))
 	}
+	if dir := unifiedDir(c.name); dir != "" { // scopes, beside controllers of version 1
+		errs = append(errs, removeCgroup(dir))
+	}
 	return errors.Join(errs...)
 }
 

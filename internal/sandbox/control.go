@@ -3,6 +3,7 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -76,29 +77,32 @@ func (p *Process) Pids() ([]int, error) {
 // relatives finds the processes without a cgroup's help: those of the same pid
 // namespace, where that is the sandbox's own, and descendants else.
 func (p *Process) relatives() ([]int, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, fmt.Errorf("list processes: %w", err)
+	if sameNamespace(p.proc.Pid, "pid") {
+		return p.descendants()
 	}
-	first := p.proc.Pid
-	namespace, _ := os.Readlink("/proc/" + strconv.Itoa(first) + "/ns/pid")
-	if sameNamespace(first, "pid") {
-		namespace = ""
-	}
-	found := map[int]bool{first: true}
-	parents := map[int]int{}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
+	namespace, _ := os.Readlink("/proc/" + strconv.Itoa(p.proc.Pid) + "/ns/pid")
+	var found []int
+	err := eachProcess(func(pid int) {
+		ns, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/ns/pid")
+		if pid == p.proc.Pid || err == nil && ns == namespace {
+			found = append(found, pid)
 		}
-		if namespace != "" {
-			if ns, err := os.Readlink("/proc/" + e.Name() + "/ns/pid"); err == nil && ns == namespace {
-				found[pid] = true
-			}
-		} else if stat, ok := readStat(pid); ok {
+	})
+	return found, err
+}
+
+// descendants are the process, and those that it or its descendants started and
+// whose parents live.
+func (p *Process) descendants() ([]int, error) {
+	found := map[int]bool{p.proc.Pid: true}
+	parents := map[int]int{}
+	err := eachProcess(func(pid int) {
+		if stat, ok := readStat(pid); ok {
 			parents[pid] = stat.parent
 		}
+	})
+	if err != nil {
+		return nil, err
 	}
 	for grown := true; grown; {
 		grown = false
@@ -108,12 +112,26 @@ func (p *Process) relatives() ([]int, error) {
 			}
 		}
 	}
-	pids := make([]int, 0, len(found))
-	for pid := range found {
-		pids = append(pids, pid)
+	return slices.Sorted(maps.Keys(found)), nil
+}
+
+// eachProcess calls f with all processes that /proc shows, in ascending order.
+func eachProcess(f func(pid int)) error {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return fmt.Errorf("list processes: %w", err)
+	}
+	var pids []int
+	for _, e := range entries {
+		if pid, err := strconv.Atoi(e.Name()); err == nil {
+			pids = append(pids, pid)
+		}
 	}
 	slices.Sort(pids)
-	return pids, nil
+	for _, pid := range pids {
+		f(pid)
+	}
+	return nil
 }
 
 // clockTick is the unit of times in /proc, in ns: USER_HZ is 100 everywhere.

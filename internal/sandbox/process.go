@@ -38,6 +38,8 @@ type Process struct {
 	cloneFlags uintptr
 	beforeExec func(*Process) error
 	joined     *Process // whose namespaces it is in; nil: its own
+	scope      *scope   // around a joined process and what it starts; or nil
+	scopes     scopes   // of those that joined this one
 
 	done   chan struct{} // closed when the three below are set
 	status Status
@@ -96,6 +98,7 @@ func (p *Process) finish(ws syscall.WaitStatus, err error) {
 		p.status.OOMKilled = p.cg.oomKilled()
 		p.err = errors.Join(p.err, p.cg.remove())
 	}
+	p.err = errors.Join(p.err, p.scope.remove())
 }
 
 // handshake talks with the stage until its program runs.

@@ -38,6 +38,9 @@ type Config struct {
 	// ends with the first of its pid namespace. Of Spec only Process and
 	// Linux.Seccomp count then, and Root and Mounts not at all.
 	Join *Process
+	// Scope, with Join, ends all that the process has started when it ends, and
+	// lets KillTree end them.
+	Scope bool
 	// Root becomes "/": a directory or a detached mount. Required. The sandbox
 	// works on a clone, except before Linux 6.15, where a detached mount cannot
 	// be cloned and serves one start only; the same holds for Mounts.
@@ -117,8 +120,13 @@ func start(ctx context.Context, cfg Config) (*Process, error) {
 	if cg := p.cg; cg != nil && cg.dir != nil {
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(cg.dir.Fd())
 	}
+	if cfg.Scope && cfg.Join != nil {
+		if p.scope = newScope(cfg.Join.CgroupName(), cfg.Join.scopes.next()); p.scope != nil {
+			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(p.scope.dir.Fd())
+		}
+	}
 	if err := p.launch([]string{b.exePath, "dhow"}, attr); err != nil {
-		return nil, errors.Join(launchError(err), b.cg.remove())
+		return nil, errors.Join(launchError(err), b.cg.remove(), p.scope.remove())
 	}
 	b.cg = nil // the process's now
 	b.close()  // our copy of the stage's end of the socket above all, or it would never close

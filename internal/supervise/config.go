@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 
@@ -60,7 +61,10 @@ func (s *supervisor) facts(ctx context.Context, r *run, rec *container.Record) (
 	if err := s.joinOthers(ctx, &f, rec); err != nil {
 		return f, err
 	}
-	if f.Files, err = s.files(rec, f.Hostname); err != nil {
+	if r.net != nil {
+		f.Namespaces[specs.NetworkNamespace] = namespacePath(r.net.Namespace())
+	}
+	if f.Files, err = s.files(r, rec, f.Hostname); err != nil {
 		return f, err
 	}
 	if err := findDevices(&f, rec); err != nil {
@@ -138,14 +142,14 @@ func (s *supervisor) runningPid(ctx context.Context, ref string) (int, error) {
 
 // files writes /etc/hosts, /etc/hostname and /etc/resolv.conf in the
 // container's directory and returns their mounts.
-func (s *supervisor) files(rec *container.Record, hostname string) ([]specs.Mount, error) {
+func (s *supervisor) files(r *run, rec *container.Record, hostname string) ([]specs.Mount, error) {
 	host, err := os.ReadFile("/etc/resolv.conf")
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("read the host's name servers: %w", err)
 	}
 	h := rec.Host
 	network := container.NetworkNone
-	hosts := container.Hosts(hostname, rec.Config.Domainname, nil, h.ExtraHosts)
+	hosts := container.Hosts(hostname, rec.Config.Domainname, r.addresses(), h.ExtraHosts)
 	if h.NetworkMode.IsHost() {
 		network = container.NetworkHost
 		// The host's own names are part of its network, as with docker.
@@ -172,6 +176,22 @@ func (s *supervisor) files(rec *container.Record, hostname string) ([]specs.Moun
 		mounts = append(mounts, specs.Mount{Destination: "/etc/" + f.name, Type: "bind", Source: path, Options: []string{"rbind", "rprivate"}})
 	}
 	return mounts, nil
+}
+
+// addresses are the container's own, for its hosts file.
+func (r *run) addresses() []string {
+	var list []string
+	if r.net == nil {
+		return nil
+	}
+	for _, e := range r.net.Endpoints() {
+		for _, ip := range []netip.Prefix{e.IP4, e.IP6} {
+			if ip.IsValid() {
+				list = append(list, ip.Addr().String())
+			}
+		}
+	}
+	return list
 }
 
 func addrTexts[A fmt.Stringer](addrs []A) []string {

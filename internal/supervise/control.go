@@ -311,7 +311,13 @@ func (s *supervisor) pause(ctx context.Context) error {
 	if paused {
 		return errdef.New(errdef.ErrConflict, "container %.12s is already paused", s.id)
 	}
+	if m := s.monitor(r); m != nil {
+		m.Pause()
+	}
 	if err := r.proc.Pause(); err != nil {
+		if m := s.monitor(r); m != nil {
+			m.Resume()
+		}
 		return err
 	}
 	return s.transition(ctx, "pause", nil, func(st *container.State) { st.Status = dockertypes.StatePaused })
@@ -341,6 +347,9 @@ func (s *supervisor) thaw(ctx context.Context, r *run) error {
 	}
 	if err := r.proc.Resume(); err != nil {
 		return err
+	}
+	if m := s.monitor(r); m != nil {
+		m.Resume()
 	}
 	return s.transition(ctx, "unpause", nil, func(st *container.State) { st.Status = dockertypes.StateRunning })
 }

@@ -153,7 +153,7 @@ func (x *execution) copyOutput(c *conn) {
 		if i == 1 {
 			kind = frameStderr
 		}
-		go p.pump(func(chunk []byte) { _ = c.send(kind, chunk) })
+		go p.pump(func(chunk []byte) { _ = c.send(kind, chunk) }, func() {})
 	}
 }
 

@@ -40,9 +40,15 @@ func (s *supervisor) live(ctx context.Context, starter *conn, args startArgs) er
 	for {
 		r, err := s.begin(ctx, args.Adopt)
 		first.started(r, err)
+		if err != nil && args.Adopt {
+			return errors.Join(err, s.lock.Unlock()) // the container is as it was
+		}
 		if err != nil {
 			s.failed(ctx, err)
 			break
+		}
+		if r.proc != nil {
+			s.watchHealth(ctx, r, s.record(), args.Adopt)
 		}
 		args.Adopt = false
 		if !s.again(ctx, r, &plan) {
@@ -75,6 +81,7 @@ func (s *supervisor) begin(ctx context.Context, adopt bool) (*run, error) {
 	})
 	if err != nil {
 		r.kill()
+		s.disconnect(ctx, r)
 		return nil, err
 	}
 	return r, nil
@@ -83,11 +90,13 @@ func (s *supervisor) begin(ctx context.Context, adopt bool) (*run, error) {
 // again waits for the end of a run and says whether there is another one, after
 // waiting for its time.
 func (s *supervisor) again(ctx context.Context, r *run, plan *container.RestartPlan) bool {
+	<-r.exited
+	s.stopHealth(r)
 	r.wait()
 	r.stdin.close()
 	s.mu.Lock()
 	asked := s.asked
-	s.asked.unhealthy, s.asked.restart = "", false
+	s.asked.unhealthy, s.asked.restart, s.asked.revive = "", false, false
 	policy := s.rec.Host.RestartPolicy // update may have changed it
 	s.mu.Unlock()
 	plan.Policy = policy
@@ -97,7 +106,7 @@ func (s *supervisor) again(ctx context.Context, r *run, plan *container.RestartP
 		return true
 	}
 	delay, again := plan.Next(container.Exit{
-		Code: r.status.ExitCode, Ran: time.Since(r.started), Stopped: asked.stop, Unhealthy: asked.unhealthy != "",
+		Code: r.status.ExitCode, Ran: time.Since(r.started), Stopped: asked.stop, Unhealthy: asked.revive,
 	})
 	if !again {
 		s.ended(ctx, r, asked, dockertypes.StateExited, plan.Restarts)
@@ -130,11 +139,15 @@ func (s *supervisor) ended(ctx context.Context, r *run, asked asked, status dock
 			Reason: asked.unhealthy, Error: r.lost, StartedAt: st.StartedAt, FinishedAt: time.Now().UTC(), Restarts: restarts,
 			Stopped: asked.manual, Health: st.Health,
 		}
+		if st.Health != "" {
+			st.Health = dockertypes.Unhealthy // docker's word for what nobody checks any more
+		}
 	})
 	if err != nil {
 		// The disk may be full. The lock tells that nothing runs, in the end.
 		fmt.Fprintln(os.Stderr, "dhow supervise:", err)
 	}
+	s.disconnect(ctx, r)
 }
 
 // failed records that a start did not come about.
@@ -214,6 +227,9 @@ func (s *supervisor) finish(ctx context.Context, listener net.Listener) error {
 		err = errors.Join(err, os.Remove(filepath.Join(s.dir, controlFile)))
 	}
 	s.awaitAnswers()
+	if s.log != nil {
+		err = errors.Join(err, s.log.Close())
+	}
 	err = errors.Join(err, s.lock.Unlock())
 	if s.root != nil {
 		err = errors.Join(err, s.root.Close())
@@ -253,7 +269,7 @@ func (s *supervisor) adopt(ctx context.Context) (*run, error) {
 	s.mu.Lock()
 	st := s.state
 	s.mu.Unlock()
-	r, err := s.adoptRun(st)
+	r, err := s.adoptRun(ctx, st)
 	if err != nil && !errors.Is(err, errdef.ErrNotFound) {
 		return nil, err
 	}
@@ -262,7 +278,7 @@ func (s *supervisor) adopt(ctx context.Context) (*run, error) {
 		r = lostRun(st, "its supervisor was killed, and the process ended meanwhile: how is not known")
 	}
 	err = s.transition(ctx, "", nil, func(st *container.State) {
-		st.Supervisor = os.Getpid()
+		st.Supervisor, st.Networks, st.Ports = os.Getpid(), r.networks, r.ports
 		s.run = r
 	})
 	return r, err

@@ -16,6 +16,8 @@ import (
 
 	"dhow/internal/container"
 	"dhow/internal/errdef"
+	"dhow/internal/logs"
+	"dhow/internal/network"
 	"dhow/internal/snapshot"
 	"dhow/internal/store"
 	"dhow/internal/sys"
@@ -32,13 +34,16 @@ type supervisor struct {
 	// pending are the connections that are being answered.
 	pending sync.WaitGroup
 
-	root *os.File // the mounted tree, once there is one; live's alone
+	nets *network.Networks
+	root *os.File    // the mounted tree, once there is one; live's alone
+	log  *logs.Store // once there is one; live's alone
 
 	mu      sync.Mutex
 	rec     *container.Record // guarded by mu; replaced, never changed
 	state   container.State   // guarded by mu
 	run     *run              // guarded by mu: the process; nil between two
 	asked   asked             // guarded by mu
+	inRow   int               // guarded by mu: restarts for its health since it was healthy last
 	changed chan struct{}     // guarded by mu; closed when anything above changes, and replaced
 	removed bool              // guarded by mu: nothing is left of the container
 	over    bool              // guarded by mu: nothing will change any more
@@ -51,6 +56,7 @@ type asked struct {
 	manual    bool           // stop was the user's wish, to be remembered
 	restart   bool           // end, and start again at once
 	remove    *RemoveOptions // remove all when it has ended
+	revive    bool           // end, and start again after the policy's delay, because of its health
 	unhealthy string         // why health ends this run; "" does not
 }
 
@@ -126,7 +132,7 @@ func accept(starter *conn) (startArgs, error) {
 
 // open takes the container's lock and reads its row.
 func open(ctx context.Context, st *store.Store, id string) (*supervisor, error) {
-	s := &supervisor{store: st, snaps: snapshot.New(st), id: id, dir: Dir(st, id), changed: make(chan struct{})}
+	s := &supervisor{store: st, snaps: snapshot.New(st), nets: Networks(st), id: id, dir: Dir(st, id), changed: make(chan struct{})}
 	patience, cancel := context.WithTimeout(ctx, lockPatience)
 	defer cancel()
 	var err error

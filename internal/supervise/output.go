@@ -115,9 +115,10 @@ func openPipe(path string, flags int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// pump reads until drain, giving each chunk to to.
-func (p *pipe) pump(to func([]byte)) {
+// pump reads until drain, giving each chunk to to, and then calls end.
+func (p *pipe) pump(to func([]byte), end func()) {
 	defer close(p.done)
+	defer end()
 	defer p.ours.Close()
 	buf := make([]byte, outputChunk)
 	for {

@@ -32,8 +32,6 @@ type request struct {
 // AttachOptions say what a client wants of a container's first process.
 type AttachOptions struct {
 	Stdin, Stdout, Stderr bool
-	// Logs sends what is in the log first.
-	Logs bool
 	// Size is that of the client's terminal; nil is unknown.
 	Size *Size
 }

@@ -10,10 +10,14 @@ import (
 
 	"dhow/internal/container"
 	"dhow/internal/errdef"
+	"dhow/internal/health"
+	"dhow/internal/logs"
+	"dhow/internal/network"
 	"dhow/internal/sandbox"
 	"dhow/internal/snapshot"
 
-	"github.com/moby/moby/api/types/network"
+	dockernet "github.com/moby/moby/api/types/network"
+	"golang.org/x/sync/errgroup"
 )
 
 // run is one life of the container's process.
@@ -25,9 +29,12 @@ type run struct {
 	console  *os.File
 	pipes    []*pipe // of output
 
-	networks map[string]*network.EndpointSettings
-	ports    network.PortMap
+	net      *network.Attachment // nil without networks of its own
+	networks map[string]*dockernet.EndpointSettings
+	ports    dockernet.PortMap
 	facts    container.Facts // what the spec was made of
+	health   *health.Monitor // guarded by the supervisor's mu; nil without a check
+	timeline *health.Timeline
 
 	exited chan struct{} // closed when status is set
 	status sandbox.Status
@@ -43,40 +50,60 @@ const (
 // startRun starts the container's process with all that is around it.
 func (s *supervisor) startRun(ctx context.Context) (*run, error) {
 	rec := s.record()
-	if err := s.mountRoot(ctx, rec); err != nil {
+	r := &run{exited: make(chan struct{})}
+	if err := s.surround(ctx, r, rec); err != nil {
+		s.disconnect(ctx, r)
 		return nil, err
 	}
-	r := &run{exited: make(chan struct{})}
+	if err := s.launchProcess(ctx, r, rec); err != nil {
+		r.abandon()
+		s.disconnect(ctx, r)
+		return nil, err
+	}
+	r.warnings = r.proc.Warnings()
+	s.pump(r)
+	go r.watch()
+	return r, nil
+}
+
+// surround makes what the process needs around it: its tree and its network,
+// which wait for different parts of the kernel, and its log.
+func (s *supervisor) surround(ctx context.Context, r *run, rec *container.Record) error {
+	var both errgroup.Group
+	both.Go(func() error { return s.connectNetwork(ctx, r, rec) })
+	err := s.mountRoot(ctx, rec)
+	if err == nil {
+		err = s.openLog(rec)
+	}
+	return errors.Join(err, both.Wait())
+}
+
+// launchProcess starts the process itself, and its streams.
+func (s *supervisor) launchProcess(ctx context.Context, r *run, rec *container.Record) error {
 	cfg, err := s.config(ctx, r, rec)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	closeTheirs, err := s.connect(r, rec, &cfg)
 	defer closeTheirs()
 	if err != nil {
-		r.abandon()
-		return nil, err
+		return err
 	}
 	// One that was started in the moment before its supervisor was killed, and
 	// that no record knows.
 	if err := sandbox.ReclaimCgroup(cfg.CgroupName); err != nil {
-		r.abandon()
-		return nil, err
+		return err
 	}
 	if r.proc, err = sandbox.Start(ctx, cfg); err != nil {
-		r.abandon()
-		return nil, err
+		return err
 	}
-	r.warnings = r.proc.Warnings()
 	if cfg.TTY {
 		r.console = r.proc.Console()
 		r.stdin = &input{w: r.console, tty: true}
 		r.pipes = []*pipe{newPipe(r.console)}
 		r.pipes[0].console = true
 	}
-	s.pump(r)
-	go r.watch()
-	return r, nil
+	return nil
 }
 
 // mountRoot mounts the container's tree, once for all its runs. The lease on the
@@ -125,19 +152,20 @@ func (s *supervisor) connect(r *run, rec *container.Record, cfg *sandbox.Config)
 	return closeTheirs, nil
 }
 
-// pump starts passing the run's output on.
+// pump starts passing the run's output on: to the log first, then to clients.
 func (s *supervisor) pump(r *run) {
 	for _, p := range r.pipes {
-		to := s.takeStdout
+		kind, which := byte(frameStdout), logs.Stdout
 		if filepath.Base(p.ours.Name()) == stderrFile {
-			to = s.takeStderr
+			kind, which = frameStderr, logs.Stderr
 		}
-		go p.pump(to)
+		log := s.log.Stream(which)
+		go p.pump(func(chunk []byte) {
+			_, _ = log.Write(chunk) // what cannot be stored is counted there
+			s.out.write(kind, chunk)
+		}, func() { _ = log.Close() }) // as above
 	}
 }
-
-func (s *supervisor) takeStdout(p []byte) { s.out.write(frameStdout, p) }
-func (s *supervisor) takeStderr(p []byte) { s.out.write(frameStderr, p) }
 
 // watch takes down how the process ended.
 func (r *run) watch() {
@@ -185,7 +213,7 @@ func (r *run) kill() {
 }
 
 // adoptRun takes over the process of a state. ErrNotFound when it has ended.
-func (s *supervisor) adoptRun(st container.State) (*run, error) {
+func (s *supervisor) adoptRun(ctx context.Context, st container.State) (*run, error) {
 	rec := s.record()
 	proc, err := sandbox.Adopt(sandbox.AdoptConfig{Pid: st.Pid, Start: st.PidStart, CgroupName: st.Cgroup})
 	if err != nil {
@@ -205,8 +233,14 @@ func (s *supervisor) adoptRun(st container.State) (*run, error) {
 			r.pipes = append(r.pipes, p)
 		}
 	}
+	if err := s.openLog(rec); err != nil {
+		return nil, err
+	}
 	s.pump(r)
 	go r.watch()
+	if err := s.adoptNetwork(ctx, r, rec); err != nil {
+		fmt.Fprintln(os.Stderr, "dhow supervise:", err) // the container goes on with what there is
+	}
 	return r, nil
 }
 

@@ -1,0 +1,74 @@
+package lifecycle
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"dhow/internal/container"
+	"dhow/internal/health"
+	"dhow/internal/supervise"
+
+	dockertypes "github.com/moby/moby/api/types/container"
+)
+
+// checked gives a container a health check that fails once /sick exists.
+func checked(r *container.Record) {
+	r.Config.Healthcheck = &dockertypes.HealthConfig{
+		Test: []string{"CMD-SHELL", "! test -e /sick || { echo so sick; exit 1; }"}, Interval: 30 * time.Millisecond, Timeout: 5 * time.Second, Retries: 2,
+	}
+}
+
+func is(h dockertypes.HealthStatus) func(*Container) bool {
+	return func(c *Container) bool { return c.State.Health == h }
+}
+
+func TestHealth(t *testing.T) {
+	h := newHouse(t)
+	c := h.start(record("h1", "sleep 60", checked))
+	if c.State.Health != dockertypes.Starting {
+		t.Errorf("got %q, want starting", c.State.Health)
+	}
+	h.until("h1", "healthy", is(dockertypes.Healthy))
+	h.exec("h1", "touch /sick")
+	h.until("h1", "unhealthy", is(dockertypes.Unhealthy))
+	h.exec("h1", "rm /sick")
+	h.until("h1", "healthy again", is(dockertypes.Healthy))
+	entries, err := health.Read(supervise.TimelinePath(c.Dir))
+	h.must(err)
+	if sum := health.Summary(entries); sum == nil || sum.Status != dockertypes.Healthy || len(sum.Log) == 0 {
+		t.Errorf("got %+v, want a healthy timeline", sum)
+	}
+	h.must(h.Pause(h.ctx, "h1"))
+	h.must(h.Unpause(h.ctx, "h1"))
+}
+
+// An unhealthy container is restarted, and the reason is there to be read.
+func TestHealthRestarts(t *testing.T) {
+	h := newHouse(t)
+	first := h.start(record("h2", "test -e /was && rm -f /sick; touch /was; trap 'exit 5' TERM; while :; do sleep 0.02; done", checked, func(r *container.Record) {
+		r.Restart = container.RestartOptions{OnUnhealthy: true, Delay: 10 * time.Millisecond}
+	}))
+	h.until("h2", "healthy", is(dockertypes.Healthy))
+	h.exec("h2", "touch /sick")
+	c := h.until("h2", "restarted and healthy", func(c *Container) bool {
+		return c.State.Restarts == 1 && c.State.Health == dockertypes.Healthy
+	})
+	if c.State.Pid == first.State.Pid {
+		t.Error("the process is the same")
+	}
+}
+
+func TestHealthStops(t *testing.T) {
+	h := newHouse(t)
+	h.start(record("h3", "trap 'exit 5' TERM; while :; do sleep 0.02; done", checked, func(r *container.Record) {
+		r.Health.OnFailure = "stop"
+		r.Host.RestartPolicy.Name = "always"
+	}))
+	h.until("h3", "healthy", is(dockertypes.Healthy))
+	h.exec("h3", "touch /sick")
+	c := h.until("h3", "stopped", func(c *Container) bool { return c.State.Status == dockertypes.StateExited })
+	if c.State.ExitCode != 5 || !strings.Contains(c.State.Reason, "so sick") {
+		t.Errorf("got %+v, want exit code 5 and the reason", c.State)
+	}
+}

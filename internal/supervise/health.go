@@ -1,0 +1,171 @@
+package supervise
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"dhow/internal/container"
+	"dhow/internal/errdef"
+	"dhow/internal/health"
+	"dhow/internal/network"
+	"dhow/internal/sandbox"
+
+	dockertypes "github.com/moby/moby/api/types/container"
+)
+
+// TimelinePath is the file of a container's health, in its directory.
+func TimelinePath(dir string) string { return filepath.Join(dir, "health") }
+
+// watchHealth begins to probe a run, if the container has a health check.
+func (s *supervisor) watchHealth(ctx context.Context, r *run, rec *container.Record, adopted bool) {
+	check, err := health.Decide(rec.Config.Healthcheck, rec.Config.Shell, rec.Health)
+	if err != nil || check == nil {
+		s.complain(err) // create has refused what is malformed
+		return
+	}
+	timeline, err := health.OpenTimeline(TimelinePath(s.dir))
+	if err != nil {
+		s.complain(err) // the container is checked all the same
+	}
+	cfg := health.Config{
+		Check: check, Prober: check.Prober(s.probeRunner(r), dialer(r)), Started: r.started, Adopted: adopted, Timeline: timeline,
+		Changed: func(to dockertypes.HealthStatus, _ health.Result) { s.healthChanged(ctx, r, to) },
+		Failed:  func(last health.Result) string { return s.healthFailed(ctx, r, last) },
+		Warn:    s.complain,
+	}
+	m := health.Start(cfg)
+	s.change(func() { r.health, r.timeline = m, timeline })
+	if !adopted {
+		s.complain(s.transition(ctx, "", nil, func(st *container.State) { st.Health = dockertypes.Starting }))
+	}
+}
+
+// stopHealth ends the probing of a run.
+func (s *supervisor) stopHealth(r *run) {
+	s.mu.Lock()
+	m, timeline := r.health, r.timeline
+	r.health = nil
+	s.mu.Unlock()
+	if m == nil {
+		return
+	}
+	m.Stop()
+	if timeline != nil {
+		s.complain(timeline.Close())
+	}
+}
+
+// monitor is what probes the run, or nil.
+func (s *supervisor) monitor(r *run) *health.Monitor {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return r.health
+}
+
+func (s *supervisor) complain(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "dhow supervise:", err)
+	}
+}
+
+// healthChanged records a transition.
+func (s *supervisor) healthChanged(ctx context.Context, r *run, to dockertypes.HealthStatus) {
+	s.complain(s.transition(ctx, "health_status: "+string(to), nil, func(st *container.State) {
+		if s.run == r {
+			st.Health = to
+		}
+	}))
+	if to == dockertypes.Healthy {
+		s.change(func() { s.inRow = 0 })
+	}
+}
+
+// healthFailed decides what is done about a container that has become unhealthy,
+// and begins to do it.
+func (s *supervisor) healthFailed(ctx context.Context, r *run, last health.Result) string {
+	rec := s.record()
+	s.mu.Lock()
+	inRow := s.inRow
+	s.mu.Unlock()
+	action, why := health.OnFailure(rec.Health, rec.Restart, inRow, last)
+	if action == health.None {
+		if rec.Restart.OnUnhealthy {
+			return why // that it is left so
+		}
+		return ""
+	}
+	go func() { s.complain(s.actOnHealth(ctx, r, action, why)) }()
+	return why
+}
+
+// actOnHealth does what was decided about an unhealthy run.
+func (s *supervisor) actOnHealth(ctx context.Context, r *run, action health.Action, why string) error {
+	var err error
+	s.change(func() {
+		if s.run != r {
+			err = errRunOver // it has ended meanwhile
+			return
+		}
+		s.asked.unhealthy = why
+		switch action {
+		case health.Stop:
+			s.asked.stop, s.asked.manual = true, true
+		case health.Restart:
+			s.asked.revive = true
+			s.inRow++
+		}
+	})
+	if err != nil {
+		return nil
+	}
+	if action != health.Kill {
+		return s.end(ctx, StopOptions{})
+	}
+	if err := s.thaw(ctx, r); err != nil {
+		return err
+	}
+	if err := r.signal(syscall.SIGKILL); err != nil && !errors.Is(err, errdef.ErrConflict) {
+		return err
+	}
+	return nil
+}
+
+var errRunOver = errors.New("the run is over")
+
+// probeRunner runs a probe's program as docker does: like an exec with the
+// container's own user, environment and directory.
+func (s *supervisor) probeRunner(r *run) health.Runner {
+	return func(ctx context.Context, argv []string, output *os.File) (int, error) {
+		cfg, err := s.execConfig(r, ExecOptions{Args: argv})
+		if err != nil {
+			return -1, err
+		}
+		cfg.Stdout, cfg.Stderr, cfg.Scope = output, output, true
+		p, err := sandbox.Start(ctx, cfg)
+		if err != nil {
+			return -1, err
+		}
+		stop := context.AfterFunc(ctx, func() { s.complain(p.KillTree()) })
+		defer stop()
+		status, err := p.Wait()
+		return status.ExitCode, err
+	}
+}
+
+// dialer connects as a process of the container would.
+func dialer(r *run) health.Dialer {
+	return func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", r.proc.Pid()))
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		return network.Dial(ctx, f, "tcp", addr)
+	}
+}
