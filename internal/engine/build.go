@@ -231,6 +231,7 @@ func (e *Engine) newBuilding(ctx context.Context, j *Job) (*building, error) {
 	if err := b.openCaches(ctx); err != nil {
 		return nil, err
 	}
+	b.deps.Mounts = b.caches
 	b.solver = solve.New(solve.Options{
 		Resolve:  buildop.Resolve(b.deps),
 		Cache:    solve.Local{Store: e.Store},
