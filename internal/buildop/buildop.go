@@ -21,7 +21,6 @@ import (
 	"dhow/internal/session"
 	"dhow/internal/snapshot"
 	"dhow/internal/source"
-	"dhow/internal/step"
 	"dhow/internal/store"
 
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -34,7 +33,6 @@ type Deps struct {
 	Snapshots *snapshot.Snapshots
 	Images    *image.Images
 	Session   session.Session
-	Mounts    step.CacheMounts // nil: cache mounts begin empty
 	Options
 }
 

@@ -14,19 +14,18 @@ import (
 // day first, then the same by what it manages.
 func (a *app) addCommands(root *cobra.Command) {
 	root.AddGroup(&cobra.Group{ID: "common", Title: "Common Commands:"}, &cobra.Group{ID: "manage", Title: "Management Commands:"})
-	run := containers.Commands(a.Console)
-	common := []*cobra.Command{
-		run, a.buildCommand(), a.pullCommand(), a.pushCommand(), a.imagesCommand(), a.versionCommand(),
-	}
+	about := containers.New(a.Console)
+	common := append(about.Common, a.buildCommand(), a.pullCommand(), a.pushCommand(), a.imagesCommand(), a.versionCommand())
 	for _, c := range common {
 		c.GroupID = "common"
 	}
-	manage := []*cobra.Command{a.imageCommand(), a.manifestCommand(), a.builderCommand(), a.systemCommand(), a.buildsCommand(), a.buildkitdCommand()}
+	manage := append(about.Manage, a.imageCommand(), a.manifestCommand(), a.builderCommand(), a.systemCommand(), a.buildsCommand(), a.buildkitdCommand())
 	for _, c := range manage {
 		c.GroupID = "manage"
 	}
 	root.AddCommand(common...)
 	root.AddCommand(manage...)
+	root.AddCommand(about.Others...)
 	root.AddCommand(a.rmiCommand(), a.tagCommand(), a.historyCommand(), a.inspectCommand(), a.importCommand(), a.loadCommand(), a.saveCommand(), a.lockCommand(), a.loginCommand(), a.logoutCommand())
 }
 

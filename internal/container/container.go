@@ -1,6 +1,9 @@
-// Package container turns what a user and an image ask of a container into an
-// OCI runtime spec with docker's defaults, and writes the small files every
-// container gets (/etc/hosts, /etc/resolv.conf, /etc/hostname).
+// Package container is one container: its record, which is docker's own objects
+// merged with the image's configuration, its state, and what follows from the two
+// without looking anywhere: the OCI runtime spec, the restart policy, how listings
+// and inspection show it, which filter takes it. Build steps get their specs here,
+// too, and every container the small files (/etc/hosts, /etc/resolv.conf,
+// /etc/hostname).
 //
 // Everything here is pure: facts in, decision out. No file is read, nothing is
 // started.
@@ -14,7 +17,6 @@ import (
 
 	"dhow/internal/sandbox"
 
-	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -60,78 +62,6 @@ type Security struct {
 	UnmaskPaths bool
 	// WritableCgroups lets the container manage cgroups below its own.
 	WritableCgroups bool
-}
-
-// Options is one container: the image's configuration and what the user said.
-type Options struct {
-	Image ocispecs.ImageConfig
-	// Entrypoint replaces the image's where not nil, and drops its Cmd; an empty
-	// non-nil one means none.
-	Entrypoint []string
-	Args       []string     // replaces the image's Cmd where not empty
-	Env        []string     // NAME=VALUE; later wins; NAME alone removes one
-	Cwd        string       // "" is the image's, else "/"
-	User       sandbox.User // looked up already; see sandbox.LookupUser
-	Hostname   string       // also the HOSTNAME variable
-	Domainname string
-	Mounts     []specs.Mount     // bind mounts and others, over the default ones
-	Tmpfs      map[string]string // path → mount options
-	ShmSize    int64             // bytes of /dev/shm; 0 is 64 MiB
-	CapAdd     []string          // with or without "CAP_", any case, or ALL
-	CapDrop    []string
-	Privileged bool
-	// HostDevices are all of the machine's devices, for Privileged.
-	HostDevices  []Device
-	Devices      []Device
-	Security     Security
-	Ulimits      []specs.POSIXRlimit
-	Resources    Resources
-	CgroupParent string // becomes the start of Spec.Linux.CgroupsPath, with ID
-	ID           string // names the cgroup; only with CgroupParent
-	ReadOnly     bool
-	TTY          bool
-	Network      Network
-	Sysctls      map[string]string
-}
-
-// Spec decides the runtime spec of a container. It returns ErrInvalid for
-// unknown capabilities and malformed options.
-func Spec(o Options) (*specs.Spec, error) {
-	cwd := o.Cwd
-	if cwd == "" {
-		cwd = o.Image.WorkingDir
-	}
-	p := params{
-		args:     command(o),
-		env:      containerEnv(o),
-		cwd:      cwd,
-		user:     o.User,
-		hostname: o.Hostname, domainname: o.Domainname,
-		mounts:     append(tmpfsMounts(o.Tmpfs), o.Mounts...),
-		shmSize:    o.ShmSize,
-		namespaces: namespaces(o.Network),
-		ulimits:    o.Ulimits,
-		readOnly:   o.ReadOnly, tty: o.TTY,
-		privileged:  o.Privileged,
-		hostDevices: o.HostDevices, devices: o.Devices,
-		security: o.Security,
-	}
-	if o.CgroupParent != "" {
-		p.cgroupsPath = path.Join("/", o.CgroupParent, o.ID)
-	}
-	var err error
-	if p.caps, err = capabilities(o.CapAdd, o.CapDrop, o.Privileged); err != nil {
-		return nil, err
-	}
-	if p.resources, err = linuxResources(o.Resources); err != nil {
-		return nil, err
-	}
-	s, err := p.spec()
-	if err != nil {
-		return nil, err
-	}
-	s.Linux.Sysctl = o.Sysctls
-	return s, nil
 }
 
 // Step is one RUN instruction.

@@ -11,16 +11,20 @@ import (
 	"dhow/internal/sandbox"
 
 	"github.com/google/go-cmp/cmp"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-func mustSpec(t *testing.T, o Options) *specs.Spec {
+func mustSpec(t *testing.T, change func(c *container.Config, h *container.HostConfig), f Facts) *specs.Spec {
 	t.Helper()
-	if o.Args == nil && o.Image.Cmd == nil {
-		o.Args = []string{"true"}
+	r := record(change)
+	if r.Host.IpcMode == "" {
+		r.Host.IpcMode = container.IPCModePrivate
 	}
-	s, err := Spec(o)
+	s, err := r.Spec(f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,7 +32,7 @@ func mustSpec(t *testing.T, o Options) *specs.Spec {
 }
 
 func TestDefaults(t *testing.T) {
-	s := mustSpec(t, Options{})
+	s := mustSpec(t, nil, Facts{})
 	fourteen := []string{"CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_MKNOD",
 		"CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_CHROOT"}
 	c := s.Process.Capabilities
@@ -73,47 +77,22 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-func TestCommand(t *testing.T) {
-	image := ocispecs.ImageConfig{Entrypoint: []string{"/entry", "-a"}, Cmd: []string{"cmd"}}
-	tests := []struct {
-		o    Options
-		want []string
-	}{
-		{Options{Image: image}, []string{"/entry", "-a", "cmd"}},
-		{Options{Image: image, Args: []string{"x", "y"}}, []string{"/entry", "-a", "x", "y"}},
-		{Options{Image: image, Entrypoint: []string{"sh"}}, []string{"sh"}},
-		{Options{Image: image, Entrypoint: []string{"sh"}, Args: []string{"-c"}}, []string{"sh", "-c"}},
-		{Options{Image: image, Entrypoint: []string{""}, Args: []string{"x"}}, []string{"x"}},
-		{Options{Image: image, Entrypoint: []string{}, Args: []string{"x"}}, []string{"x"}},
-	}
-	for _, tt := range tests {
-		s, err := Spec(tt.o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if diff := cmp.Diff(tt.want, s.Process.Args); diff != "" {
-			t.Errorf("%+v (-want +got):\n%s", tt.o, diff)
-		}
-	}
-	_, err := Spec(Options{Image: image, Entrypoint: []string{}})
-	if !errors.Is(err, errdef.ErrInvalid) || err.Error() != "no command specified" {
-		t.Errorf("got %v, want no command specified", err)
-	}
-}
-
 func TestEnvironment(t *testing.T) {
-	s := mustSpec(t, Options{
-		Image:    ocispecs.ImageConfig{Env: []string{"A=image", "B=image", "PATH=/image"}},
-		Env:      []string{"B=user", "C=user=x", "A"},
-		Hostname: "host",
-		TTY:      true,
-		User:     sandbox.User{Home: "/home/u"},
+	r := record(func(c *container.Config, _ *container.HostConfig) {
+		c.Env, c.Tty = []string{"B=user", "C=user=x", "A"}, true
 	})
+	if err := r.Merge(&dockerspec.DockerOCIImageConfig{ImageConfig: ocispecs.ImageConfig{Env: []string{"A=image", "B=image", "PATH=/image"}}}); err != nil {
+		t.Fatal(err)
+	}
+	s, err := r.Spec(Facts{Hostname: "host", User: sandbox.User{Home: "/home/u"}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	want := []string{"PATH=/image", "HOSTNAME=host", "TERM=xterm", "B=user", "C=user=x", "HOME=/home/u"}
 	if diff := cmp.Diff(want, s.Process.Env); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	s = mustSpec(t, Options{Env: []string{"HOME=/mine"}})
+	s = mustSpec(t, func(c *container.Config, _ *container.HostConfig) { c.Env = []string{"HOME=/mine"} }, Facts{})
 	if diff := cmp.Diff([]string{"PATH=" + defaultPath, "HOME=/mine"}, s.Process.Env); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -135,7 +114,9 @@ func TestCapabilities(t *testing.T) {
 		{privileged: true, drop: []string{"ALL"}, has: []string{"CAP_SYS_ADMIN"}, n: 41},
 	}
 	for _, tt := range tests {
-		s := mustSpec(t, Options{CapAdd: tt.add, CapDrop: tt.drop, Privileged: tt.privileged})
+		s := mustSpec(t, func(_ *container.Config, h *container.HostConfig) {
+			h.CapAdd, h.CapDrop, h.Privileged = tt.add, tt.drop, tt.privileged
+		}, Facts{})
 		got := s.Process.Capabilities.Bounding
 		if len(got) != tt.n {
 			t.Errorf("+%v -%v: got %d capabilities, want %d: %v", tt.add, tt.drop, len(got), tt.n, got)
@@ -151,17 +132,18 @@ func TestCapabilities(t *testing.T) {
 			}
 		}
 	}
-	if _, err := Spec(Options{Args: []string{"x"}, CapAdd: []string{"NONSENSE"}}); !errors.Is(err, errdef.ErrInvalid) {
+	if _, err := record(func(_ *container.Config, h *container.HostConfig) { h.CapAdd = []string{"NONSENSE"} }).Spec(Facts{}); !errors.Is(err, errdef.ErrInvalid) {
 		t.Errorf("got %v, want invalid", err)
 	}
-	s := mustSpec(t, Options{User: sandbox.User{UID: 5}, CapAdd: []string{"NET_ADMIN"}})
+	s := mustSpec(t, func(_ *container.Config, h *container.HostConfig) { h.CapAdd = []string{"NET_ADMIN"} }, Facts{User: sandbox.User{UID: 5}})
 	if c := s.Process.Capabilities; len(c.Bounding) != 15 || c.Effective != nil || c.Permitted != nil || c.Inheritable != nil {
 		t.Errorf("another user than root: got %+v, want only bounding ones", c)
 	}
 }
 
 func TestPrivileged(t *testing.T) {
-	s := mustSpec(t, Options{Privileged: true, HostDevices: []Device{{Path: "/dev/kvm", Type: "c", Major: 10, Minor: 232}}})
+	s := mustSpec(t, func(_ *container.Config, h *container.HostConfig) { h.Privileged = true },
+		Facts{HostDevices: []Device{{Path: "/dev/kvm", Type: "c", Major: 10, Minor: 232}}})
 	if s.Linux.MaskedPaths != nil || s.Linux.ReadonlyPaths != nil || s.Linux.Seccomp != nil {
 		t.Error("masks or a filter are left")
 	}
@@ -173,21 +155,29 @@ func TestPrivileged(t *testing.T) {
 			t.Errorf("%s is read-only", m.Destination)
 		}
 	}
-	s = mustSpec(t, Options{Privileged: true, Security: Security{SeccompProfile: []byte(`{"defaultAction":"SCMP_ACT_LOG"}`)}})
+	s = mustSpec(t, func(_ *container.Config, h *container.HostConfig) {
+		h.Privileged, h.SecurityOpt = true, []string{`seccomp={"defaultAction":"SCMP_ACT_LOG"}`}
+	}, Facts{})
 	if s.Linux.Seccomp == nil || s.Linux.Seccomp.DefaultAction != specs.ActLog {
 		t.Errorf("got profile %+v, want the one asked for", s.Linux.Seccomp)
 	}
 }
 
 func TestMounts(t *testing.T) {
-	s := mustSpec(t, Options{
-		Tmpfs: map[string]string{"/run": "rw,exec,size=64m", "/a": ""},
-		Mounts: []specs.Mount{
-			{Destination: "/x/y/z", Type: "bind", Source: "/1"},
-			{Destination: "/x/", Type: "bind", Source: "/2"},
-			{Destination: "/dev/shm", Type: "bind", Source: "/3"},
-		},
-	})
+	mounted := func(list ...specs.Mount) *specs.Spec {
+		r := record(func(_ *container.Config, h *container.HostConfig) {
+			h.Tmpfs = map[string]string{"/run": "rw,exec,size=64m", "/a": ""}
+		})
+		for _, m := range list {
+			r.Mounts = append(r.Mounts, Mount{MountPoint: container.MountPoint{Type: mount.TypeBind, Source: m.Source, Destination: m.Destination}})
+		}
+		s, err := r.Spec(Facts{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	s := mounted(specs.Mount{Destination: "/x/y/z", Source: "/1"}, specs.Mount{Destination: "/x/", Source: "/2"}, specs.Mount{Destination: "/dev/shm", Source: "/3"})
 	var got []string
 	for _, m := range s.Mounts[6:] {
 		got = append(got, m.Destination+" "+strings.Join(m.Options, ","))
@@ -196,7 +186,7 @@ func TestMounts(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	s = mustSpec(t, Options{Mounts: []specs.Mount{{Destination: "/dev", Type: "bind", Source: "/dev"}}})
+	s = mounted(specs.Mount{Destination: "/dev", Source: "/dev"})
 	for _, m := range s.Mounts {
 		if strings.HasPrefix(m.Destination, "/dev/") {
 			t.Errorf("%s lies in the user's own /dev", m.Destination)
@@ -204,9 +194,12 @@ func TestMounts(t *testing.T) {
 	}
 }
 
-func TestNetworkNamespace(t *testing.T) {
+func TestStepNetwork(t *testing.T) {
 	for network, want := range map[Network]bool{NetworkNone: true, NetworkHost: false, "": true} {
-		s := mustSpec(t, Options{Network: network})
+		s, err := StepSpec(Step{Args: []string{"x"}, Network: network})
+		if err != nil {
+			t.Fatal(err)
+		}
 		got := slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
 		if got != want {
 			t.Errorf("%q: got a network namespace %t, want %t", network, got, want)
@@ -215,18 +208,24 @@ func TestNetworkNamespace(t *testing.T) {
 }
 
 func TestResources(t *testing.T) {
-	s := mustSpec(t, Options{Resources: Resources{Memory: 64 << 20, CPUs: 1.5, Pids: 7, CpusetCPUs: "0"}})
+	step := func(r Resources) (*specs.Spec, error) { return StepSpec(Step{Args: []string{"x"}, Resources: r}) }
+	s, err := step(Resources{Memory: 64 << 20, CPUs: 1.5, Pids: 7, CpusetCPUs: "0"})
+	if err != nil {
+		t.Fatal(err)
+	}
 	r := s.Linux.Resources
 	if *r.Memory.Limit != 64<<20 || *r.Memory.Swap != 128<<20 || *r.CPU.Quota != 150000 || *r.CPU.Period != 100000 ||
 		r.CPU.Cpus != "0" || *r.Pids.Limit != 7 {
 		t.Errorf("got %+v", r)
 	}
-	s = mustSpec(t, Options{Resources: Resources{Pids: -1}})
+	if s, err = step(Resources{Pids: -1}); err != nil {
+		t.Fatal(err)
+	}
 	if r := s.Linux.Resources; r.Memory != nil || r.CPU != nil || r.Pids != nil {
 		t.Errorf("got %+v, want no limits", r)
 	}
 	for _, bad := range []Resources{{Memory: 1 << 20}, {MemorySwap: 5}, {Memory: 64 << 20, MemorySwap: 32 << 20}, {CPUs: -1}, {CPUs: 1, CPUQuota: 5}} {
-		if _, err := Spec(Options{Args: []string{"x"}, Resources: bad}); !errors.Is(err, errdef.ErrInvalid) {
+		if _, err := step(bad); !errors.Is(err, errdef.ErrInvalid) {
 			t.Errorf("%+v: got %v, want invalid", bad, err)
 		}
 	}

@@ -11,34 +11,6 @@ import (
 // defaultPath is PATH where nothing sets it.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// command joins entrypoint and arguments.
-func command(o Options) []string {
-	entrypoint, args := o.Image.Entrypoint, o.Image.Cmd
-	if o.Entrypoint != nil {
-		entrypoint, args = o.Entrypoint, nil
-		if len(entrypoint) == 1 && entrypoint[0] == "" {
-			entrypoint = nil // docker's --entrypoint ""
-		}
-	}
-	if len(o.Args) > 0 {
-		args = o.Args
-	}
-	return slices.Concat(entrypoint, args)
-}
-
-// containerEnv is the environment of a container: docker's own variables,
-// overridden by the image's, overridden by the user's.
-func containerEnv(o Options) []string {
-	env := []string{"PATH=" + defaultPath}
-	if o.Hostname != "" {
-		env = append(env, "HOSTNAME="+o.Hostname)
-	}
-	if o.TTY {
-		env = append(env, "TERM=xterm")
-	}
-	return withHome(override(override(env, o.Image.Env), o.Env), o.User)
-}
-
 // override replaces variables in place and adds new ones at the end. An entry
 // without "=" removes the variable.
 func override(env, with []string) []string {

@@ -1,11 +1,17 @@
-// Package containers is the part of the command line that is about containers:
-// it turns flags into requests and prints what comes back.
+// Package containers is the part of the command line that is about containers,
+// networks and volumes: it turns flags into requests of package lifecycle and
+// prints what comes back. What docker's own library formats (tables, templates)
+// it formats here too.
 //
 // Invariant: a flag is effective or refused by name; none is ignored.
 package containers
 
 import (
+	"context"
+
 	"dhow/internal/cli/console"
+	"dhow/internal/engine"
+	"dhow/internal/lifecycle"
 
 	"github.com/spf13/cobra"
 )
@@ -13,8 +19,50 @@ import (
 // app holds the commands of this package.
 type app struct{ *console.Console }
 
-// Commands returns the commands about containers.
-func Commands(c *console.Console) *cobra.Command {
+// Commands are what this package adds to the command line.
+type Commands struct {
+	Common []*cobra.Command // used every day
+	Manage []*cobra.Command // groups
+	Others []*cobra.Command
+}
+
+// New returns the commands about containers.
+func New(c *console.Console) Commands {
 	a := &app{c}
-	return a.runCommand()
+	return Commands{
+		Common: []*cobra.Command{a.runCommand(), a.execCommand(), a.psCommand()},
+		Manage: []*cobra.Command{a.containerCommand()},
+		Others: []*cobra.Command{
+			a.attachCommand(), a.createCommand(), a.killCommand(), a.pauseCommand(), a.restartCommand(), a.rmCommand(),
+			a.startCommand(), a.stopCommand(), a.unpauseCommand(), a.waitCommand(),
+		},
+	}
+}
+
+// containerCommand is the group that has each of the commands again.
+func (a *app) containerCommand() *cobra.Command {
+	ls := console.Renamed(a.psCommand(), "ls [OPTIONS]", "list", "ps")
+	return a.Group("container COMMAND", "Manage containers",
+		a.attachCommand(), a.createCommand(), a.execCommand(), a.killCommand(), ls, a.pauseCommand(), a.restartCommand(), a.rmCommand(),
+		a.runCommand(), a.startCommand(), a.stopCommand(), a.unpauseCommand(), a.waitCommand(),
+	)
+}
+
+// withContainers runs f on the containers of the state directory.
+func (a *app) withContainers(ctx context.Context, f func(*lifecycle.Containers) error) error {
+	return a.WithEngine(ctx, func(e *engine.Engine) error { return f(lifecycle.New(e)) })
+}
+
+// forEach does something to every container that is named, and prints the name
+// after it, as docker does.
+func (a *app) forEach(cmd *cobra.Command, names []string, f func(cs *lifecycle.Containers, name string) error) error {
+	return a.withContainers(cmd.Context(), func(cs *lifecycle.Containers) error {
+		return a.Each(names, func(name string) error {
+			if err := f(cs, name); err != nil {
+				return err
+			}
+			a.print(name)
+			return nil
+		})
+	})
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/docker/cli/opts"
 	api "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 	"github.com/spf13/pflag"
 )
 
@@ -31,7 +32,7 @@ func (f *createFlags) record(fl *pflag.FlagSet, args []string) (*container.Recor
 	r := &container.Record{Name: f.name, Config: f.config(fl, args), Host: f.host(fl)}
 	for _, step := range []func(r *container.Record, fl *pflag.FlagSet) error{
 		f.fillStreams, f.fillLists, f.fillModes, f.fillStorage, f.fillSecurity, f.fillDevices,
-		f.net.fill, f.health.fill, f.fillRestart, f.fillLogs,
+		f.net.fill, f.health.fill, f.fillRestart, f.fillLogs, refuseUnmanaged,
 	} {
 		if err := step(r, fl); err != nil {
 			if !errors.Is(err, errdef.ErrUnsupported) {
@@ -41,6 +42,41 @@ func (f *createFlags) record(fl *pflag.FlagSet, args []string) (*container.Recor
 		}
 	}
 	return r, nil
+}
+
+// refuseUnmanaged refuses by name what docker has and dhow has not.
+func refuseUnmanaged(r *container.Record, _ *pflag.FlagSet) error {
+	h := r.Host
+	refuse := func(flag, why string) error {
+		return errdef.New(errdef.ErrUnsupported, "dhow has no --%s: %s", flag, why)
+	}
+	const unmanaged = "limits on block devices are not managed"
+	switch {
+	case h.Runtime != "":
+		return refuse("runtime", "containers run in dhow's own sandbox")
+	case h.OomScoreAdj != 0:
+		return refuse("oom-score-adj", "it is not managed")
+	case len(h.DeviceCgroupRules) > 0:
+		return refuse("device-cgroup-rule", "a device node works if --device gave it, no other one does")
+	case h.BlkioWeight != 0 || len(h.BlkioWeightDevice) > 0:
+		return refuse("blkio-weight", unmanaged)
+	case len(container.BlockDevicePaths(&h.Resources)) > 0:
+		return refuse("device-read-bps", unmanaged)
+	}
+	for name, ep := range r.Networking.EndpointsConfig {
+		if len(ep.DriverOpts) > 0 {
+			return errdef.New(errdef.ErrUnsupported, "--network %s: driver-opt: networks have no driver with options", name)
+		}
+		if ep.IPAMConfig != nil && len(ep.IPAMConfig.LinkLocalIPs) > 0 {
+			return refuse("link-local-ip", "it is not managed")
+		}
+	}
+	for _, m := range h.Mounts {
+		if m.Type == mount.TypeImage {
+			return errdef.New(errdef.ErrUnsupported, "--mount type=image: images are not mounted into containers")
+		}
+	}
+	return nil
 }
 
 // config are the settings that need no reading.

@@ -4,11 +4,13 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"dhow/internal/cli/console"
 	"dhow/internal/container"
 	"dhow/internal/errdef"
 
@@ -39,8 +41,8 @@ func TestCreateRecord(t *testing.T) {
 		"--entrypoint", "", "-w", "/w", "-u", "1:2", "--stop-timeout", "3", "--init", "--rm", "--umask", "027",
 		"--security-opt", "seccomp="+dir+"/seccomp.json", "--security-opt", "systempaths=unconfined",
 		"-v", "/anon", "-v", "/h:/c:ro", "-v", "./rel:/r", "--mount", "type=tmpfs,target=/m", "--tmpfs", "/t:size=1m",
-		"--device", "/dev/null:/dev/x:r", "--device", "/dev/zero:rw", "--device-cgroup-rule", "c 1:3 rwm",
-		"--cpus", "1.5", "-m", "64m", "--pids-limit", "9", "--ulimit", "nofile=1:2", "--device-read-bps", "/dev/sda:1mb",
+		"--device", "/dev/null:/dev/x:r", "--device", "/dev/zero:rw",
+		"--cpus", "1.5", "-m", "64m", "--pids-limit", "9", "--ulimit", "nofile=1:2",
 		"--group-add", "5", "--pid", "host", "--annotation", "k=v", "--sysctl", "net.core.somaxconn=1",
 		"img", "cmd", "-x")
 	if err != nil {
@@ -58,7 +60,7 @@ func TestCreateRecord(t *testing.T) {
 		"security":   slices.Equal(h.SecurityOpt, []string{`seccomp={"defaultAction":"SCMP_ACT_ALLOW"}`}) && h.MaskedPaths != nil && len(h.MaskedPaths) == 0,
 		"volumes":    slices.Equal(h.Binds, []string{"/h:/c:ro", abs + ":/r"}) && len(c.Volumes) == 1 && h.Tmpfs["/t"] == "size=1m" && h.Mounts[0].Target == "/m",
 		"devices":    h.Devices[0].PathInContainer == "/dev/x" && h.Devices[0].CgroupPermissions == "r" && h.Devices[1].CgroupPermissions == "rw" && h.Devices[1].PathInContainer == "/dev/zero",
-		"limits":     h.NanoCPUs == 1.5e9 && h.Memory == 64<<20 && *h.PidsLimit == 9 && h.Ulimits[0].Hard == 2 && h.BlkioDeviceReadBps[0].Rate == 1<<20,
+		"limits":     h.NanoCPUs == 1.5e9 && h.Memory == 64<<20 && *h.PidsLimit == 9 && h.Ulimits[0].Hard == 2,
 		"modes":      h.PidMode.IsHost() && h.GroupAdd[0] == "5" && h.Annotations["k"] == "v" && h.Sysctls["net.core.somaxconn"] == "1",
 		"logs":       r.Logs[0].Name == "json-file" && h.LogConfig.Type == "json-file",
 		"network":    h.NetworkMode == "default",
@@ -70,7 +72,7 @@ func TestCreateRecord(t *testing.T) {
 }
 
 func TestCreateNetwork(t *testing.T) {
-	r, err := parse("--network", "name=net,alias=a,ip=10.0.0.5,driver-opt=x=y", "--mac-address", "02:00:00:00:00:01", "--network-alias", "", "img")
+	r, err := parse("--network", "name=net,alias=a,ip=10.0.0.5", "--network-alias", "b", "img")
 	if err == nil {
 		t.Errorf("got %+v, want two kinds of alias refused", r)
 	}
@@ -158,7 +160,14 @@ func TestCreateMistakes(t *testing.T) {
 		{"--device rel", "bad format for path"},
 		{"--device vendor.com/gpu=all", "CDI devices"},
 		{"--device /dev/null:/x:q", "bad mode specified"},
-		{"--device-cgroup-rule nonsense --pull x", `--pull "x"`},
+		{"--device-cgroup-rule c:1:3:rwm", "dhow has no --device-cgroup-rule"},
+		{"--device-read-bps /dev/sda:1mb", "dhow has no --device-read-bps"},
+		{"--blkio-weight 500", "dhow has no --blkio-weight"},
+		{"--oom-score-adj 5", "dhow has no --oom-score-adj"},
+		{"--runtime runc", "dhow has no --runtime"},
+		{"--network name=net,driver-opt=a=b", "driver-opt"},
+		{"--network net --link-local-ip 169.254.1.1", "dhow has no --link-local-ip"},
+		{"--mount type=image,source=x,target=/x", "type=image"},
 		{"-v ::", "invalid volume"},
 		{"-v rel", "must be absolute"},
 		{"-p 99999", "invalid"},
@@ -197,4 +206,42 @@ func TestProxies(t *testing.T) {
 	if d := cmp.Diff([]string{"http_proxy=mine", "HTTP_PROXY=http://proxy"}, got); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
+}
+
+// The page of flags says of every flag what holds, and names no other one.
+func TestRunFlagsPage(t *testing.T) {
+	page, err := os.ReadFile("../../../docs/run-flags.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := map[string]bool{}
+	for line := range strings.Lines(string(page)) {
+		cells := strings.Split(line, "|")
+		if len(cells) < 4 {
+			continue
+		}
+		for _, m := range regexp.MustCompile("`(?:-(.)/)?--([a-z0-9-]+)`").FindAllStringSubmatch(cells[1], -1) {
+			if named[m[2]] {
+				t.Errorf("--%s stands twice", m[2])
+			}
+			named[m[2]] = true
+			f := runFlagSet().Lookup(m[2])
+			switch {
+			case f == nil:
+				t.Errorf("the page has --%s, and run has not", m[2])
+			case f.Shorthand != m[1]:
+				t.Errorf("--%s: the page has the letter %q, run has %q", m[2], m[1], f.Shorthand)
+			}
+		}
+	}
+	runFlagSet().VisitAll(func(f *pflag.Flag) {
+		if !named[f.Name] {
+			t.Errorf("run has --%s, and the page has not", f.Name)
+		}
+	})
+}
+
+func runFlagSet() *pflag.FlagSet {
+	a := &app{&console.Console{}}
+	return a.runCommand().Flags()
 }
