@@ -15,6 +15,7 @@ import (
 	"dhow/internal/errdef"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
 )
 
 // Client reaches the supervisor of one container. Its methods return
@@ -130,6 +131,22 @@ func (c Client) Resize(ctx context.Context, s Size) error { return c.call(ctx, o
 // Remove ends the container and removes all that is left of it.
 func (c Client) Remove(ctx context.Context, o RemoveOptions) error {
 	return c.call(ctx, opRemove, o, nil)
+}
+
+// Reload tells that ChangeRecord has changed the record.
+func (c Client) Reload(ctx context.Context) error { return c.call(ctx, opReload, nil, nil) }
+
+// Update is Reload, and applies the record's limits to what runs.
+func (c Client) Update(ctx context.Context) error { return c.call(ctx, opUpdate, nil, nil) }
+
+// Connect connects the container to one more network, also for its next runs.
+func (c Client) Connect(ctx context.Context, name string, settings *network.EndpointSettings) error {
+	return c.call(ctx, opConnect, connectArgs{name, settings}, nil)
+}
+
+// Disconnect disconnects the container from a network, also for its next runs.
+func (c Client) Disconnect(ctx context.Context, name string) error {
+	return c.call(ctx, opLeave, leaveArgs{name}, nil)
 }
 
 // Session is a program in a container that the client follows: the first

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 
@@ -64,7 +63,7 @@ func (s *supervisor) facts(ctx context.Context, r *run, rec *container.Record) (
 	if r.net != nil {
 		f.Namespaces[specs.NetworkNamespace] = namespacePath(r.net.Namespace())
 	}
-	if f.Files, err = s.files(r, rec, f.Hostname); err != nil {
+	if f.Files, err = s.files(ctx, r, rec, f.Hostname); err != nil {
 		return f, err
 	}
 	if err := findDevices(&f, rec); err != nil {
@@ -142,30 +141,22 @@ func (s *supervisor) runningPid(ctx context.Context, ref string) (int, error) {
 
 // files writes /etc/hosts, /etc/hostname and /etc/resolv.conf in the
 // container's directory and returns their mounts.
-func (s *supervisor) files(r *run, rec *container.Record, hostname string) ([]specs.Mount, error) {
-	host, err := os.ReadFile("/etc/resolv.conf")
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("read the host's name servers: %w", err)
-	}
-	h := rec.Host
-	network := container.NetworkNone
-	hosts := container.Hosts(hostname, rec.Config.Domainname, r.addresses(), h.ExtraHosts)
-	if h.NetworkMode.IsHost() {
-		network = container.NetworkHost
-		// The host's own names are part of its network, as with docker.
-		if own, err := os.ReadFile("/etc/hosts"); err == nil {
-			hosts = container.HostHosts(own, h.ExtraHosts)
+func (s *supervisor) files(ctx context.Context, r *run, rec *container.Record, hostname string) ([]specs.Mount, error) {
+	if ref := rec.Host.NetworkMode.ConnectedContainer(); ref != "" {
+		other, err := s.store.Container(ctx, ref)
+		if err != nil {
+			return nil, err
 		}
+		return fileMounts(Dir(s.store, other.ID)), nil // one network, one set of names
 	}
-	var mounts []specs.Mount
+	hosts, resolv, err := s.nameFiles(ctx, r, rec, hostname)
+	if err != nil {
+		return nil, err
+	}
 	for _, f := range []struct {
 		name string
 		data []byte
-	}{
-		{"hosts", hosts},
-		{"hostname", container.Hostname(hostname)},
-		{"resolv.conf", container.ResolvConf(host, network, addrTexts(h.DNS), h.DNSSearch, h.DNSOptions)},
-	} {
+	}{{"hosts", hosts}, {"hostname", container.Hostname(hostname)}, {"resolv.conf", resolv}} {
 		path := filepath.Join(s.dir, f.name)
 		if err := os.WriteFile(path, f.data, 0o644); err != nil {
 			return nil, s.store.FileError(err)
@@ -173,25 +164,44 @@ func (s *supervisor) files(r *run, rec *container.Record, hostname string) ([]sp
 		if err := os.Chmod(path, 0o644); err != nil { // whatever the umask
 			return nil, err
 		}
-		mounts = append(mounts, specs.Mount{Destination: "/etc/" + f.name, Type: "bind", Source: path, Options: []string{"rbind", "rprivate"}})
 	}
-	return mounts, nil
+	return fileMounts(s.dir), nil
 }
 
-// addresses are the container's own, for its hosts file.
-func (r *run) addresses() []string {
-	var list []string
-	if r.net == nil {
-		return nil
+// fileMounts puts the files of a container's directory where they belong.
+func fileMounts(dir string) []specs.Mount {
+	var mounts []specs.Mount
+	for _, name := range []string{"hosts", "hostname", "resolv.conf"} {
+		mounts = append(mounts, specs.Mount{Destination: "/etc/" + name, Type: "bind", Source: filepath.Join(dir, name), Options: []string{"rbind", "rprivate"}})
 	}
-	for _, e := range r.net.Endpoints() {
-		for _, ip := range []netip.Prefix{e.IP4, e.IP6} {
-			if ip.IsValid() {
-				list = append(list, ip.Addr().String())
-			}
+	return mounts
+}
+
+// nameFiles are the contents of /etc/hosts and /etc/resolv.conf.
+func (s *supervisor) nameFiles(ctx context.Context, r *run, rec *container.Record, hostname string) (hosts, resolv []byte, err error) {
+	h := rec.Host
+	if r.net != nil {
+		self, extra, err := r.net.Hosts(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		resolv, err = r.net.ResolvConf()
+		return container.Hosts(hostname, rec.Config.Domainname, self, extra), resolv, err
+	}
+	host, err := os.ReadFile("/etc/resolv.conf")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, nil, fmt.Errorf("read the host's name servers: %w", err)
+	}
+	mode := container.NetworkNone
+	hosts = container.Hosts(hostname, rec.Config.Domainname, nil, h.ExtraHosts)
+	if h.NetworkMode.IsHost() {
+		mode = container.NetworkHost
+		// The host's own names are part of its network, as with docker.
+		if own, err := os.ReadFile("/etc/hosts"); err == nil {
+			hosts = container.HostHosts(own, h.ExtraHosts)
 		}
 	}
-	return list
+	return hosts, container.ResolvConf(host, mode, addrTexts(h.DNS), h.DNSSearch, h.DNSOptions), nil
 }
 
 func addrTexts[A fmt.Stringer](addrs []A) []string {

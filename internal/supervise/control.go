@@ -64,7 +64,13 @@ func (s *supervisor) answer(ctx context.Context, c *conn) {
 		err = json.Unmarshal(payload, &r)
 	}
 	var result any
-	if err == nil {
+	switch {
+	case err != nil:
+	case r.Op == opRoot:
+		if err = s.sendRoot(c); err == nil {
+			return // the answer is out
+		}
+	default:
 		result, err = s.do(ctx, c, r)
 	}
 	// A client that went away does not hear the answer.
@@ -79,29 +85,25 @@ func (s *supervisor) answer(ctx context.Context, c *conn) {
 func (s *supervisor) do(ctx context.Context, c *conn, r request) (any, error) {
 	switch r.Op {
 	case opAttach:
-		var o AttachOptions
-		if err := unmarshal(r.Args, &o); err != nil {
-			return nil, err
-		}
-		return s.attach(ctx, c, o)
+		return with(r, func(o AttachOptions) (any, error) { return s.attach(ctx, c, o) })
 	case opExec:
-		var o ExecOptions
-		if err := unmarshal(r.Args, &o); err != nil {
-			return nil, err
-		}
-		return s.exec(ctx, c, o)
+		return with(r, func(o ExecOptions) (any, error) { return s.exec(ctx, c, o) })
 	case opWait:
-		var a waitArgs
-		if err := unmarshal(r.Args, &a); err != nil {
-			return nil, err
-		}
 		ctx, cancel := untilClosed(ctx, c)
 		defer cancel()
-		return s.wait(ctx, a.Condition)
-	case opState:
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.state, nil
+		return with(r, func(a waitArgs) (any, error) { return s.wait(ctx, a.Condition) })
+	case opAwait:
+		ctx, cancel := untilClosed(ctx, c)
+		defer cancel()
+		return with(r, func(a awaitArgs) (any, error) { return s.await(ctx, a) })
+	case opProbe:
+		ctx, cancel := untilClosed(ctx, c)
+		defer cancel()
+		return s.probeNow(ctx)
+	case opStats:
+		return s.stats()
+	case opPids:
+		return s.pids()
 	}
 	return nil, s.act(ctx, r)
 }
@@ -110,47 +112,53 @@ func (s *supervisor) do(ctx context.Context, c *conn, r request) (any, error) {
 func (s *supervisor) act(ctx context.Context, r request) error {
 	switch r.Op {
 	case opSignal:
-		var a signalArgs
-		return errors.Join(unmarshal(r.Args, &a), s.signal(ctx, a.Signal))
-	case opStop, opRestart:
-		var o StopOptions
-		if err := unmarshal(r.Args, &o); err != nil {
-			return err
-		}
-		if r.Op == opStop {
-			return s.stop(ctx, o)
-		}
-		return s.restart(ctx, o)
+		return on(r, func(a signalArgs) error { return s.signal(ctx, a.Signal) })
+	case opStop:
+		return on(r, func(o StopOptions) error { return s.stop(ctx, o) })
+	case opRestart:
+		return on(r, func(o StopOptions) error { return s.restart(ctx, o) })
 	case opPause:
 		return s.pause(ctx)
 	case opResume:
 		return s.resume(ctx)
 	case opResize:
-		var size Size
-		if err := unmarshal(r.Args, &size); err != nil {
-			return err
-		}
-		run, err := s.current()
-		if err != nil {
-			return err
-		}
-		return run.proc.Resize(size.Rows, size.Cols)
+		return on(r, s.resize)
 	case opRemove:
-		var o RemoveOptions
-		if err := unmarshal(r.Args, &o); err != nil {
-			return err
-		}
-		return s.remove(ctx, o)
+		return on(r, func(o RemoveOptions) error { return s.remove(ctx, o) })
+	case opReload:
+		return s.reload(ctx)
+	case opUpdate:
+		return s.update(ctx)
+	case opConnect:
+		return on(r, func(a connectArgs) error { return s.joinNetwork(ctx, a) })
+	case opLeave:
+		return on(r, func(a leaveArgs) error { return s.leaveNetwork(ctx, a.Network) })
 	}
 	return errdef.WithHint(errdef.New(errdef.ErrUnsupported, "the container's supervisor does not know %q", r.Op),
 		"it was started by another version of dhow: restart the container")
 }
 
-func unmarshal(raw json.RawMessage, v any) error {
-	if err := json.Unmarshal(raw, v); err != nil {
-		return errdef.New(errdef.ErrInvalid, "control socket: %w", err)
+// with reads a request's arguments for f.
+func with[T any](r request, f func(T) (any, error)) (any, error) {
+	var v T
+	if err := json.Unmarshal(r.Args, &v); err != nil {
+		return nil, errdef.New(errdef.ErrInvalid, "control socket: %w", err)
 	}
-	return nil
+	return f(v)
+}
+
+// on is with for what has no result.
+func on[T any](r request, f func(T) error) error {
+	_, err := with(r, func(v T) (any, error) { return nil, f(v) })
+	return err
+}
+
+func (s *supervisor) resize(size Size) error {
+	r, err := s.current()
+	if err != nil {
+		return err
+	}
+	return r.proc.Resize(size.Rows, size.Cols)
 }
 
 // untilClosed is a context that ends when the client goes away. The connection

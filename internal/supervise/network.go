@@ -17,6 +17,7 @@ import (
 	"dhow/internal/store"
 	"dhow/internal/sys"
 
+	dockertypes "github.com/moby/moby/api/types/container"
 	dockernet "github.com/moby/moby/api/types/network"
 )
 
@@ -122,6 +123,9 @@ func EndpointRequest(name string, ep *dockernet.EndpointSettings) (network.Endpo
 	}
 	return e, nil
 }
+
+// dockerMode is a network's name as a container's mode.
+func dockerMode(name string) dockertypes.NetworkMode { return dockertypes.NetworkMode(name) }
 
 // parseLinks reads --link: CONTAINER[:ALIAS].
 func parseLinks(list []string) []network.Link {

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
 )
 
 // The operations of the control socket, with their arguments and results.
@@ -18,9 +19,17 @@ const (
 	opWait    = "wait"    // waitArgs → Exit
 	opPause   = "pause"
 	opResume  = "unpause"
-	opResize  = "resize" // Size
-	opRemove  = "remove" // RemoveOptions
-	opState   = "state"  // → container.State
+	opResize  = "resize"     // Size
+	opRemove  = "remove"     // RemoveOptions
+	opStats   = "stats"      // → docker's StatsResponse
+	opPids    = "pids"       // → []int
+	opRoot    = "root"       // → a descriptor, beside the result
+	opProbe   = "probe"      // → health.Result
+	opAwait   = "await"      // awaitArgs → *Unready
+	opReload  = "reload"     // the record was changed
+	opUpdate  = "update"     // the record was changed, its limits among it
+	opConnect = "connect"    // connectArgs
+	opLeave   = "disconnect" // leaveArgs
 )
 
 // request is the first frame of a connection.
@@ -69,11 +78,25 @@ type signalArgs struct{ Signal string }
 
 type waitArgs struct{ Condition container.WaitCondition }
 
+// awaitArgs say what is waited for; a timeout of 0 is none.
+type awaitArgs struct {
+	Condition container.WaitCondition
+	Timeout   time.Duration
+}
+
+// connectArgs name a network that a running container is to join.
+type connectArgs struct {
+	Network  string
+	Settings *network.EndpointSettings
+}
+
+// leaveArgs name a network that a running container is to leave.
+type leaveArgs struct{ Network string }
+
 // RemoveOptions say what goes with a container.
 type RemoveOptions struct {
 	Volumes bool // anonymous ones
 	Force   bool // kill it first
-	Logs    bool // keep the log: see KeepLogs in package lifecycle
 }
 
 // Exit is how a program ended.
