@@ -116,10 +116,14 @@ func (s *Store) SetContainerRecord(ctx context.Context, id, name string, record 
 	return nil
 }
 
-// RemoveContainer removes the row. No error when it is gone already.
+// RemoveContainer removes the row, and that the container uses volumes. No error
+// when it is gone already.
 func (s *Store) RemoveContainer(ctx context.Context, id string, events ...Event) error {
 	err := s.db.write(ctx, func(conn *sqlite.Conn) error {
 		if err := execute(conn, "DELETE FROM containers WHERE id = ?", id); err != nil || conn.Changes() == 0 {
+			return err
+		}
+		if err := execute(conn, "DELETE FROM container_volumes WHERE container = ?", id); err != nil {
 			return err
 		}
 		return addEvents(conn, events)
