@@ -237,7 +237,7 @@ func TestRefuses(t *testing.T) {
 	def, err := llb.Scratch().Marshal(t.Context())
 	must(t, err)
 	for want, o := range map[string]client.SolveOpt{
-		"cache export type=inline is not supported":                        {CacheExports: []client.CacheOptionsEntry{{Type: "inline"}}},
+		"dhow keeps no cache in gha":                                       {CacheExports: []client.CacheOptionsEntry{{Type: "gha"}}},
 		"granting entitlement network.host is not allowed by build daemon": {AllowedEntitlements: []string{"network.host"}},
 		"attestation sbom is not supported":                                {FrontendAttrs: map[string]string{"attest:sbom": ""}},
 		`type "imgae" is not known`:                                        {Exports: []client.ExportEntry{{Type: "imgae"}}},

@@ -7,7 +7,6 @@ import (
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	apitypes "github.com/moby/buildkit/api/types"
-	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/solver/pb"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -46,16 +45,17 @@ func (s *Server) Info(context.Context, *controlapi.InfoRequest) (*controlapi.Inf
 
 // Status sends a build's events until it has ended.
 func (s *Server) Status(req *controlapi.StatusRequest, stream controlapi.Control_StatusServer) error {
+	s.mu.Lock()
+	_, known := s.builds[req.Ref]
+	s.mu.Unlock()
+	if !known {
+		if r, err := s.recordOf(req.Ref); err == nil && r != nil {
+			return s.replay(req.Ref, stream.Send)
+		}
+	}
 	b, err := s.find(stream.Context(), req.Ref)
 	if err != nil {
 		return err
 	}
-	return b.journal.read(stream.Context(), func(st *client.SolveStatus) error {
-		for _, part := range st.Marshal() {
-			if err := stream.Send(part); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	return b.journal.read(stream.Context(), statusOf(stream.Send))
 }

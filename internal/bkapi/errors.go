@@ -10,6 +10,7 @@ import (
 
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/util/grpcerrors"
+	"github.com/moby/buildkit/util/stack"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 )
@@ -54,6 +55,8 @@ func wire(method string, err error) error {
 	if grpcerrors.Code(err) != codes.Unknown {
 		return err
 	}
+	// Where it came from goes with it, as with buildkitd: --debug of clients shows it.
+	err = stack.Enable(err)
 	building := strings.HasSuffix(method, "/Solve") || strings.HasPrefix(method, "/"+gwpb.LLBBridge_ServiceDesc.ServiceName+"/")
 	if c := codeOf(err); c != codes.Unknown && (!building || c == codes.Canceled) {
 		return &coded{err, c}

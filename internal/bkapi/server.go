@@ -24,6 +24,7 @@ import (
 	"dhow/internal/frontend"
 	"dhow/internal/registry"
 
+	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	controlapi "github.com/moby/buildkit/api/services/control"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/session"
@@ -31,6 +32,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
 )
 
 // Options of a Server.
@@ -61,6 +63,8 @@ type Server struct {
 	active int               // guarded by mu; builds that run
 	builds map[string]*build // guarded by mu; by the client's reference
 	met    chan struct{}     // guarded by mu; closed and renewed when builds grows
+
+	listeners map[chan *controlapi.BuildHistoryEvent]bool // guarded by mu
 }
 
 // New makes a server on the engine, which it does not close.
@@ -71,7 +75,7 @@ func New(e *engine.Engine, o Options) (*Server, error) {
 	}
 	return &Server{
 		engine: e, options: o, sessions: m, worker: "dhow",
-		builds: map[string]*build{}, met: make(chan struct{}),
+		builds: map[string]*build{}, met: make(chan struct{}), listeners: map[chan *controlapi.BuildHistoryEvent]bool{},
 	}, nil
 }
 
@@ -92,7 +96,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	)
 	controlapi.RegisterControlServer(g, s)
 	gwpb.RegisterLLBBridgeServer(g, &frontend.Service{Find: s.bridge})
+	contentapi.RegisterContentServer(g, &contentServer{engine: s.engine})
 	healthpb.RegisterHealthServer(g, health.NewServer())
+	reflection.Register(g)
 	stop := context.AfterFunc(ctx, func() {
 		force := time.AfterFunc(drainTime, g.Stop)
 		defer force.Stop()

@@ -28,6 +28,9 @@ type build struct {
 	cancel  context.CancelCauseFunc
 	bridge  *frontend.Bridge // nil unless the client drives the build through the gateway
 	ready   chan struct{}
+
+	record   *controlapi.BuildHistoryRecord // as it began
+	finished *controlapi.BuildHistoryRecord // as it ended; nil until then, and when it is not kept
 }
 
 // keepEnded is how long the events of an ended build can be asked for.
@@ -44,13 +47,21 @@ func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*cont
 		return nil, err
 	}
 	defer s.leave(b)
+	if b.record = newRecord(req); !req.Internal {
+		s.tell(controlapi.BuildHistoryEventType_STARTED, b.record)
+		defer func() {
+			if b.finished != nil {
+				s.tell(controlapi.BuildHistoryEventType_COMPLETE, b.finished)
+			}
+		}()
+	}
 	sess := newRemote(s.sessions, s.engine.Store, req.Session, b.journal.add)
 	defer sess.close()
 	job, err := s.job(ctx, req, sess)
 	if err != nil {
 		return nil, err
 	}
-	job.Progress = b.journal.add
+	job.Progress, job.Keep = b.journal.add, b.keep
 	job.Solve = func(ctx context.Context, e frontend.Engine, _ string) (*frontend.Result, error) {
 		return s.ask(ctx, b, e, req)
 	}
@@ -142,11 +153,7 @@ func (s *Server) job(ctx context.Context, req *controlapi.SolveRequest, sess *re
 		}
 		j.Allow = append(j.Allow, name)
 	}
-	exporters := req.Exporters
-	if len(exporters) == 0 && req.ExporterDeprecated != "" {
-		exporters = []*controlapi.Exporter{{Type: req.ExporterDeprecated, Attrs: req.ExporterAttrsDeprecated}}
-	}
-	for i, ex := range exporters {
+	for i, ex := range requestExporters(req) {
 		o, err := s.output(sess, i, ex.Type, ex.Attrs)
 		if err != nil {
 			return nil, err
@@ -163,6 +170,14 @@ func (s *Server) job(ctx context.Context, req *controlapi.SolveRequest, sess *re
 		}
 	}
 	return j, nil
+}
+
+// requestExporters are the exporters, in either form that clients have for them.
+func requestExporters(req *controlapi.SolveRequest) []*controlapi.Exporter {
+	if len(req.Exporters) == 0 && req.ExporterDeprecated != "" {
+		return []*controlapi.Exporter{{Type: req.ExporterDeprecated, Attrs: req.ExporterAttrsDeprecated}}
+	}
+	return req.Exporters
 }
 
 // buildName is what lists of builds call it.

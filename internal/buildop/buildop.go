@@ -21,6 +21,7 @@ import (
 	"dhow/internal/session"
 	"dhow/internal/snapshot"
 	"dhow/internal/source"
+	"dhow/internal/step"
 	"dhow/internal/store"
 
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -33,6 +34,7 @@ type Deps struct {
 	Snapshots *snapshot.Snapshots
 	Images    *image.Images
 	Session   session.Session
+	Mounts    step.CacheMounts // nil: cache mounts begin empty
 	Options
 }
 

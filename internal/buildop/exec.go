@@ -23,7 +23,7 @@ func newExecOp(d *Deps, v *llb.Vertex, op *pb.ExecOp) (solve.Op, error) {
 // steps is what steps of this build work with.
 func (d *Deps) steps() *step.Deps {
 	return &step.Deps{
-		Store: d.Store, Snapshots: d.Snapshots, Session: d.Session, Trees: stepTrees{d},
+		Store: d.Store, Snapshots: d.Snapshots, Session: d.Session, Trees: stepTrees{d}, Mounts: d.Mounts,
 		Platform: d.Platform, MemoryBytes: d.MemoryBytes, NanoCPUs: d.NanoCPUs,
 		Allow: d.Allow, AllowSecretInLayer: d.AllowSecretInLayer, Epoch: d.Epoch, KeepFailed: d.KeepFailed,
 	}

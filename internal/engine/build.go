@@ -96,6 +96,9 @@ type Job struct {
 	// Registry speaks with the credentials of who asked; nil is the engine's.
 	Registry *registry.Client
 	Parallel int // steps at a time; 0 decides by the cores
+	// Keep, when not nil, makes what is kept with the record of the build, whose
+	// failure is nil when it succeeded. It is not asked for an unrecorded build.
+	Keep func(res *BuildResult, failure error) *Keepsake
 	// KeepFailed keeps what failed steps left until the next prune, for a client
 	// who may look into it.
 	KeepFailed bool
@@ -228,6 +231,7 @@ func (e *Engine) newBuilding(ctx context.Context, j *Job) (*building, error) {
 	if err := b.openCaches(ctx); err != nil {
 		return nil, err
 	}
+	b.deps.Mounts = b.caches
 	b.solver = solve.New(solve.Options{
 		Resolve:  buildop.Resolve(b.deps),
 		Cache:    solve.Local{Store: e.Store},
@@ -352,7 +356,7 @@ func (b *building) begin(ctx context.Context) (release func(), err error) {
 	if b.job.Unrecorded {
 		return release, nil
 	}
-	if err := b.engine.Store.PutBuild(ctx, b.record(statusRunning)); err != nil {
+	if err := b.engine.Store.PutBuild(ctx, b.record(StatusRunning)); err != nil {
 		release()
 		return nil, err
 	}

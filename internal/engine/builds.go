@@ -41,7 +41,7 @@ func (e *Engine) Builds(ctx context.Context, limit int) ([]BuildInfo, error) {
 
 func (e *Engine) buildInfo(r store.BuildRecord) (BuildInfo, error) {
 	b := BuildInfo{ID: r.ID, Name: r.Name, Status: r.Status, Started: r.Started, Finished: r.Finished}
-	if b.Status == statusRunning {
+	if b.Status == StatusRunning {
 		lock, free, err := e.Store.TryLock(buildLock(b.ID))
 		if err != nil {
 			return b, err

@@ -38,11 +38,12 @@ type Summary struct {
 	Error   string        `json:"error,omitempty"`
 	Read    int64         `json:"read"`    // bytes
 	Written int64         `json:"written"` // bytes
+	Pinned  bool          `json:"pinned,omitempty"`
 }
 
 // What became of a build.
 const (
-	statusRunning  = "running"
+	StatusRunning  = "running" // the only one that is no end
 	statusDone     = "done"
 	statusFailed   = "failed"
 	statusCanceled = "canceled"
@@ -53,7 +54,7 @@ func newBuildID() string { return strings.ToLower(rand.Text()[:12]) }
 
 func (b *building) record(status string) store.BuildRecord {
 	rec := store.BuildRecord{ID: b.id, Target: b.job.Target, Name: b.job.Name, Started: b.started, Status: status}
-	if status != statusRunning {
+	if status != StatusRunning {
 		rec.Finished = time.Now()
 	}
 	return rec
@@ -100,6 +101,11 @@ func (b *building) finish(ctx context.Context, res *BuildResult, failure error) 
 			if err := s.PutMemo(ctx, memoTree, dgst, encodeManifest(manifest(t))); err != nil {
 				return err
 			}
+		}
+	}
+	if b.job.Keep != nil {
+		if err := b.keep(b.job.Keep(res, failure)); err != nil {
+			return err
 		}
 	}
 	if err := s.PutBuild(ctx, rec); err != nil {

@@ -82,7 +82,6 @@ func finishConfig(in configInput) ([]byte, error) {
 	if t := createdTime(img.Created, history, in.epoch); t != nil {
 		set["created"] = t
 	}
-	delete(fields, inlineCache) // a base image's is about the base image
 	if in.cache != nil {
 		set[inlineCache] = in.cache
 	}

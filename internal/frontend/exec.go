@@ -285,7 +285,8 @@ func (x *execStream) start(ctx context.Context, id string, init *gwpb.InitMessag
 		Tty: init.Tty, SecurityMode: init.Security,
 	}
 	p := &execProcess{}
-	started := make(chan struct{}) // closed when Started was sent: nothing else comes before it
+	started := make(chan struct{}) // closed when Started was sent, or never will: nothing else comes before it
+	running := false               // written before started is closed
 	var outputs sync.WaitGroup
 	for _, fd := range init.Fds {
 		switch fd {
@@ -293,9 +294,9 @@ func (x *execStream) start(ctx context.Context, id string, init *gwpb.InitMessag
 			r, w := io.Pipe()
 			req.Stdin, p.stdin = r, w
 		case 1:
-			req.Stdout = x.output(id, fd, started, &outputs)
+			req.Stdout = x.output(id, fd, started, &running, &outputs)
 		case 2:
-			req.Stderr = x.output(id, fd, started, &outputs)
+			req.Stderr = x.output(id, fd, started, &running, &outputs)
 		}
 	}
 	if p.proc, err = c.Start(ctx, req); err != nil {
@@ -309,6 +310,7 @@ func (x *execStream) start(ctx context.Context, id string, init *gwpb.InitMessag
 	}
 	x.procs[id] = p
 	err = x.send(id, &gwpb.ExecMessage{Input: &gwpb.ExecMessage_Started{Started: &gwpb.StartedMessage{}}})
+	running = err == nil
 	close(started)
 	if err != nil {
 		return err
@@ -340,13 +342,15 @@ func exitMessage(ctx context.Context, err error) *gwpb.ExitMessage {
 }
 
 // output returns what takes a process's output for the client.
-func (x *execStream) output(id string, fd uint32, started <-chan struct{}, wg *sync.WaitGroup) io.WriteCloser {
+func (x *execStream) output(id string, fd uint32, started <-chan struct{}, running *bool, wg *sync.WaitGroup) io.WriteCloser {
 	r, w := io.Pipe()
 	wg.Add(1)
 	x.group.Go(func() error {
 		defer wg.Done()
 		defer r.Close()
-		<-started
+		if <-started; !*running {
+			return nil
+		}
 		buf := make([]byte, 32<<10)
 		for {
 			n, err := r.Read(buf)

@@ -27,6 +27,7 @@ package remotecache
 import (
 	"context"
 	"io"
+	"time"
 
 	"dhow/internal/export"
 	"dhow/internal/image"
@@ -45,6 +46,8 @@ type Deps struct {
 	Registry  *registry.Client
 	// Blobs opens the directory of a type=local cache. Nil: on this machine.
 	Blobs func(ctx context.Context, dir string) (BlobStore, error)
+	// Patience is how long a look-up waits for a byte; 0 is 6 seconds.
+	Patience time.Duration
 	// Warn tells the user of what goes on without.
 	Warn func(format string, args ...any)
 }

@@ -18,7 +18,7 @@ import (
 const (
 	importTime   = 30 * time.Second // for the documents of one cache in BuildKit's format
 	lookupTime   = 10 * time.Second // for one key of dhow's
-	stall        = 6 * time.Second  // for a byte
+	patience     = 6 * time.Second  // for a byte
 	retries      = 1
 	parallelAsks = 16 // keys that are looked up at the same time
 	parallelPush = 4  // layers on their way at the same time
@@ -38,6 +38,7 @@ type Set struct {
 	order   []finder              // guarded by mu; as they came
 	steps   map[string]*steps     // guarded by mu; by repository
 	results map[string]*result    // guarded by mu; found ones, by result key
+	used    map[string]string     // guarded by mu; ids of cache mounts that steps used, by key
 }
 
 var _ solve.Remote = (*Set)(nil)
@@ -53,11 +54,14 @@ func NewSet(ctx context.Context, d *Deps, exports []*Export) *Set {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	hasty := *d
-	hasty.Registry = d.Registry.Hasty(stall, retries)
+	if hasty.Patience == 0 {
+		hasty.Patience = patience
+	}
+	hasty.Registry = d.Registry.Hasty(hasty.Patience, retries)
 	hasty.Images = image.New(d.Store, d.Snapshots, hasty.Registry)
 	s := &Set{
 		deps: d, hasty: &hasty, exports: exports,
-		imports: map[string]*importing{}, steps: map[string]*steps{}, results: map[string]*result{},
+		imports: map[string]*importing{}, steps: map[string]*steps{}, results: map[string]*result{}, used: map[string]string{},
 		background: func(f func(context.Context)) { wg.Go(func() { f(ctx) }) },
 		close:      func() { cancel(); wg.Wait() },
 	}

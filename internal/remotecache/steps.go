@@ -411,6 +411,9 @@ func (st *steps) finish(ctx context.Context, e *Export, list []solve.Known, job 
 	if err != nil {
 		return err
 	}
+	if err := st.pushMounts(ctx, e.mounts, job); err != nil {
+		return err
+	}
 	job.Status(fmt.Sprintf("steps: %d sent, %d were there", count.sent, count.there), 0, 0, began, true)
 	return nil
 }

@@ -113,7 +113,7 @@ func checkControlled(t *testing.T, p *Process) {
 func TestControlWithoutCgroup(t *testing.T) {
 	needNamespaces(t)
 	root := busyboxRoot(t)
-	spec := testSpec("sh", "-c", "sleep 60 & touch /tmp/ready; wait")
+	spec := testSpec("sh", "-c", "sleep 60 & echo > /tmp/ready; wait")
 	p, err := Start(context.Background(), Config{Spec: spec, Root: openDir(t, root)})
 	if err != nil {
 		t.Fatal(err)
@@ -139,7 +139,7 @@ func TestControlWithoutCgroup(t *testing.T) {
 func TestRootAfterChroot(t *testing.T) {
 	needNamespaces(t)
 	dir := busyboxRoot(t)
-	p, err := Start(context.Background(), Config{Spec: testSpec("sh", "-c", "touch /tmp/ready; mkdir -p /tmp/x/bin; cp /bin/busybox /tmp/x/bin; exec chroot /tmp/x /bin/busybox sh -c 'echo > /started; /bin/busybox sleep 60'"), Root: openDir(t, dir)})
+	p, err := Start(context.Background(), Config{Spec: testSpec("sh", "-c", "mkdir -p /tmp/x/bin; cp /bin/busybox /tmp/x/bin; exec chroot /tmp/x /bin/busybox sh -c 'echo > /started; /bin/busybox sleep 60'"), Root: openDir(t, dir)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +149,7 @@ func TestRootAfterChroot(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer root.Close()
-	if f, err := sys.OpenInRoot(root, "/tmp/ready", unix.O_PATH); err != nil {
+	if f, err := sys.OpenInRoot(root, "/tmp/x/started", unix.O_PATH); err != nil {
 		t.Error(err)
 	} else {
 		f.Close()

@@ -43,7 +43,7 @@ func TestInitProgram(t *testing.T) {
 // ends with one.
 func TestInitProgramSignals(t *testing.T) {
 	cmd := initCommand(t, "/bin/sh", "sh", "-c",
-		`trap 'echo usr1' USR1; trap 'echo hup' HUP; trap 'exit 9' TERM; (sleep 0.02 &); echo ready; while :; do sleep 0.01; done`)
+		`trap 'echo usr1' USR1; trap 'echo usr2' USR2; trap 'exit 9' TERM; (sleep 0.02 &); echo ready; while :; do sleep 0.01; done`)
 	r, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -55,7 +55,7 @@ func TestInitProgramSignals(t *testing.T) {
 	for _, step := range []struct {
 		sig  syscall.Signal
 		line string
-	}{{0, "ready\n"}, {syscall.SIGUSR1, "usr1\n"}, {syscall.SIGHUP, "hup\n"}} {
+	}{{0, "ready\n"}, {syscall.SIGUSR1, "usr1\n"}, {syscall.SIGUSR2, "usr2\n"}} {
 		if step.sig != 0 {
 			cmd.Process.Signal(step.sig)
 		}

@@ -73,7 +73,7 @@ func (p *Process) pidfd() (*os.File, error) {
 		}
 		f.Close()
 	}
-	if p.hasEnded() || errors.Is(err, os.ErrProcessDone) || errors.Is(err, syscall.ESRCH) {
+	if err == nil || errors.Is(err, os.ErrProcessDone) || errors.Is(err, syscall.ESRCH) {
 		return nil, errdef.New(errdef.ErrNotFound, "join process %d: it has ended", p.proc.Pid)
 	}
 	return nil, fmt.Errorf("join process %d: %w", p.proc.Pid, err)

@@ -235,8 +235,9 @@ func (p *Process) Wait() (Status, error) {
 
 // Signal sends s to the process. ErrNotFound once it has ended.
 func (p *Process) Signal(s os.Signal) error {
+	ended := p.hasEnded()
 	err := p.proc.Signal(s)
-	if p.hasEnded() || errors.Is(err, os.ErrProcessDone) || errors.Is(err, syscall.ESRCH) {
+	if ended || errors.Is(err, os.ErrProcessDone) || errors.Is(err, syscall.ESRCH) {
 		return errdef.New(errdef.ErrNotFound, "signal process %d: it has ended", p.proc.Pid)
 	}
 	if err != nil {

@@ -147,10 +147,13 @@ func (s *step) holdCache(ctx context.Context, m cacheMount) (*cacheDir, error) {
 	if err := s.fillCache(ctx, dir, m); err != nil {
 		return nil, err
 	}
+	if s.deps.Mounts != nil && !m.Readonly {
+		s.deps.Mounts.UsedMount(m.name(), m.key)
+	}
 	now := time.Now()
 	rec, err := st.CacheMount(ctx, m.key)
 	if errors.Is(err, errdef.ErrNotFound) {
-		rec, err = store.CacheMount{ID: m.key, Dir: m.key, Name: strings.TrimPrefix(m.CacheOpt.ID, "/"), Created: now}, nil
+		rec, err = store.CacheMount{ID: m.key, Dir: m.key, Name: m.name(), Created: now}, nil
 	}
 	if err == nil {
 		rec.LastUsed = now
@@ -201,6 +204,9 @@ func (s *step) fillCache(ctx context.Context, dir *cacheDir, m cacheMount) error
 	}
 	defer sys.RemoveAll(tmp) // what is left there ends with the process anyway
 	made := filepath.Join(tmp, "dir")
+	if done, err := s.fillFromElsewhere(ctx, dir, m, made); err != nil || done {
+		return err
+	}
 	if m.base == nil {
 		if err := os.Mkdir(made, 0o755); err != nil {
 			return err
@@ -211,12 +217,41 @@ func (s *step) fillCache(ctx context.Context, dir *cacheDir, m cacheMount) error
 	} else if err := s.deps.Trees.CopyOut(ctx, m.base.chain, m.base.selector, made); err != nil {
 		return err
 	}
-	err = unix.Renameat2(unix.AT_FDCWD, made, unix.AT_FDCWD, dir.path, unix.RENAME_NOREPLACE)
+	return place(made, dir.path)
+}
+
+// place gives a finished directory its name, unless somebody was faster.
+func place(made, path string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, made, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
 	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return &os.LinkError{Op: "rename", Old: made, New: dir.path, Err: err}
+		return &os.LinkError{Op: "rename", Old: made, New: path, Err: err}
 	}
 	return nil
 }
+
+// fillFromElsewhere makes the first directory of a cache from what another machine
+// had in it. Of several steps that want to, one does and the others wait.
+func (s *step) fillFromElsewhere(ctx context.Context, dir *cacheDir, m cacheMount, made string) (bool, error) {
+	if s.deps.Mounts == nil || filepath.Base(dir.path) != "0" {
+		return false, nil
+	}
+	lock, err := s.deps.Store.Lock(ctx, "fill cache mount "+m.key)
+	if err != nil {
+		return false, err
+	}
+	defer lock.Unlock()
+	if _, err := os.Lstat(dir.path); err == nil {
+		return true, nil
+	}
+	filled, err := s.deps.Mounts.FillMount(ctx, m.name(), m.key, made, s.job)
+	if err != nil || !filled {
+		return false, err
+	}
+	return true, place(made, dir.path)
+}
+
+// name is what people call the cache.
+func (m *cacheMount) name() string { return strings.TrimPrefix(m.CacheOpt.ID, "/") }
 
 // cacheKey names a cache's directories on disk; ids come from Dockerfiles.
 func cacheKey(parts []string) string {

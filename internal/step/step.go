@@ -44,11 +44,24 @@ type Deps struct {
 	Allow []string
 	// AllowSecretInLayer names secrets whose value may end up in a layer.
 	AllowSecretInLayer []string
+	// Mounts, when not nil, has contents for cache mounts that are new here.
+	Mounts CacheMounts
 	// Epoch is SOURCE_DATE_EPOCH: no file that a step leaves is newer. Nil means
 	// that times are kept.
 	Epoch *time.Time
 	// KeepFailed makes a failed step's error a *solve.Failure with its trees.
 	KeepFailed bool
+}
+
+// CacheMounts is where cache mounts of other machines are. id is what the
+// Dockerfile calls one, key the name of its directory, which follows from id and
+// from what it begins with.
+type CacheMounts interface {
+	// FillMount makes the new directory dir; false when it has nothing for it, and
+	// then dir is not there.
+	FillMount(ctx context.Context, id, key, dir string, job solve.Job) (bool, error)
+	// UsedMount is told of each that a step can write to.
+	UsedMount(id, key string)
 }
 
 // Trees reads the trees that are a step's inputs.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"time"
 
 	"dhow/internal/errdef"
@@ -107,11 +108,28 @@ func (s *Store) LastBuild(ctx context.Context, target string) (BuildRecord, erro
 	return found[0], nil
 }
 
-// TrimBuilds removes all but the newest keep builds and returns the ids of those
+// PinBuild says whether TrimBuilds leaves a build alone, which is the word
+// "pinned" in its summary. ErrNotFound.
+func (s *Store) PinBuild(ctx context.Context, id string, pinned bool) error {
+	err := s.db.write(ctx, func(c *sqlite.Conn) error {
+		err := execute(c, "UPDATE builds SET summary = json_set(CAST(summary AS TEXT), '$.pinned', json(?)) WHERE id = ?", strconv.FormatBool(pinned), id)
+		if err == nil && c.Changes() == 0 {
+			err = errdef.New(errdef.ErrNotFound, "not in the store")
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("pin build %s: %w", id, err)
+	}
+	return nil
+}
+
+// TrimBuilds removes all but the newest keep builds and those that are pinned, and returns the ids of those
 // removed, so that the caller removes their logs.
 func (s *Store) TrimBuilds(ctx context.Context, keep int) (removed []string, err error) {
 	err = s.db.write(ctx, func(c *sqlite.Conn) error {
-		return query(c, "DELETE FROM builds WHERE id NOT IN (SELECT id FROM builds ORDER BY started DESC, id LIMIT ?) RETURNING id", func(st *sqlite.Stmt) error {
+		return query(c, `DELETE FROM builds WHERE id NOT IN (SELECT id FROM builds ORDER BY started DESC, id LIMIT ?)
+			AND NOT coalesce(json_extract(CAST(summary AS TEXT), '$.pinned'), 0) RETURNING id`, func(st *sqlite.Stmt) error {
 			removed = append(removed, st.ColumnText(0))
 			return nil
 		}, keep)
