@@ -25,6 +25,8 @@ type builder struct {
 	owned      []*os.File // those to close in the end
 	exePath    string
 	cloneFlags uintptr
+	joined     uintptr  // CLONE_NEW* of the namespaces that are joined by path
+	pidNS      *os.File // the pid namespace to start the stage in, or a pidfd of it; nil: as cloneFlags say
 	uidMap     []syscall.SysProcIDMap
 	gidMap     []syscall.SysProcIDMap
 	inUserNS   bool
@@ -130,93 +132,6 @@ func (b *builder) check() error {
 		if strings.IndexByte(t, 0) >= 0 {
 			return errdef.New(errdef.ErrInvalid, "start the sandbox: %q holds a zero byte", t)
 		}
-	}
-	return nil
-}
-
-// namespaceFlag is the clone(2) flag of a runtime spec's namespace.
-func namespaceFlag(t specs.LinuxNamespaceType) (uintptr, bool) {
-	switch t {
-	case specs.PIDNamespace:
-		return unix.CLONE_NEWPID, true
-	case specs.NetworkNamespace:
-		return unix.CLONE_NEWNET, true
-	case specs.IPCNamespace:
-		return unix.CLONE_NEWIPC, true
-	case specs.UTSNamespace:
-		return unix.CLONE_NEWUTS, true
-	case specs.MountNamespace:
-		return unix.CLONE_NEWNS, true
-	case specs.UserNamespace:
-		return unix.CLONE_NEWUSER, true
-	case specs.CgroupNamespace:
-		return unix.CLONE_NEWCGROUP, true
-	}
-	return 0, false
-}
-
-// buildNamespaces decides which namespaces are new and which are joined. A new
-// mount namespace is always made.
-func (b *builder) buildNamespaces() error {
-	b.cloneFlags = unix.CLONE_NEWNS
-	for _, ns := range b.spec.Linux.Namespaces {
-		flag, ok := namespaceFlag(ns.Type)
-		if !ok {
-			return errdef.New(errdef.ErrUnsupported, "start the sandbox: no %q namespace on this kernel", ns.Type)
-		}
-		switch {
-		case ns.Path != "":
-			if flag != unix.CLONE_NEWNET && flag != unix.CLONE_NEWIPC && flag != unix.CLONE_NEWUTS {
-				return errdef.New(errdef.ErrUnsupported, "start the sandbox: joining a %s namespace by path", ns.Type)
-			}
-			f, err := os.Open(ns.Path)
-			if err != nil {
-				return fmt.Errorf("open the %s namespace: %w", ns.Type, err)
-			}
-			b.plan.Join = append(b.plan.Join, stage.Join{FD: b.pass(b.own(f)), Flag: uint64(flag)})
-		case flag == unix.CLONE_NEWCGROUP:
-			b.plan.NewCgroupNS = true
-		default:
-			b.cloneFlags |= flag
-		}
-	}
-	if b.cloneFlags&unix.CLONE_NEWUSER != 0 {
-		b.uidMap, b.gidMap = idMap(b.spec.Linux.UIDMappings), idMap(b.spec.Linux.GIDMappings)
-		b.plan.InUserNS = true
-	}
-	b.plan.NewUTS = b.cloneFlags&unix.CLONE_NEWUTS != 0
-	b.plan.Hostname, b.plan.Domainname = b.spec.Hostname, b.spec.Domainname
-	b.plan.LoopbackUp = b.cloneFlags&unix.CLONE_NEWNET != 0
-	return b.buildSysctls()
-}
-
-func idMap(in []specs.LinuxIDMapping) []syscall.SysProcIDMap {
-	var out []syscall.SysProcIDMap
-	for _, m := range in {
-		out = append(out, syscall.SysProcIDMap{ContainerID: int(m.ContainerID), HostID: int(m.HostID), Size: int(m.Size)})
-	}
-	return out
-}
-
-// buildSysctls allows the sysctls that are the sandbox's own, as docker does:
-// a write to any other would change the machine's.
-func (b *builder) buildSysctls() error {
-	for name, value := range b.spec.Linux.Sysctl {
-		file := strings.ReplaceAll(name, ".", "/")
-		var need uintptr
-		switch {
-		case strings.HasPrefix(file, "net/"):
-			need = unix.CLONE_NEWNET
-		case strings.HasPrefix(file, "fs/mqueue/"), strings.HasPrefix(file, "kernel/shm"),
-			strings.HasPrefix(file, "kernel/msg"), file == "kernel/sem":
-			need = unix.CLONE_NEWIPC
-		case file == "kernel/domainname":
-			need = unix.CLONE_NEWUTS
-		}
-		if need == 0 || b.cloneFlags&need == 0 || strings.Contains(file, "//") {
-			return errdef.New(errdef.ErrInvalid, "start the sandbox: sysctl %s is not in a namespace of the container's own", name)
-		}
-		b.plan.Sysctls = append(b.plan.Sysctls, stage.Setting{Name: file, Value: value})
 	}
 	return nil
 }

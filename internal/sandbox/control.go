@@ -1,11 +1,9 @@
 package sandbox
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"os"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,7 +12,6 @@ import (
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 )
 
 // Pause stops all processes of the sandbox where they are, those that joined
@@ -134,6 +131,17 @@ func eachProcess(f func(pid int)) error {
 	return nil
 }
 
+// firstOfNamespace tells whether the process is pid 1 where it lives.
+func firstOfNamespace(pid int) bool {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	if err != nil {
+		return false
+	}
+	_, rest, _ := strings.Cut(string(data), "\nNSpid:")
+	line, _, _ := strings.Cut(rest, "\n")
+	return strings.HasSuffix(line, "\t1")
+}
+
 // clockTick is the unit of times in /proc, in ns: USER_HZ is 100 everywhere.
 const clockTick = 1e9 / 100
 
@@ -164,52 +172,6 @@ func (p *Process) Stats() (*cgroups.Stats, error) {
 	}
 	s.CpuStats.CpuUsage.TotalUsage = s.CpuStats.CpuUsage.UsageInUsermode + s.CpuStats.CpuUsage.UsageInKernelmode
 	return s, nil
-}
-
-// Root opens the root directory of the sandbox as its processes see it, volumes
-// and all; below it only openat2(RESOLVE_IN_ROOT) is safe (package sys). It is
-// the mount namespace's root, wherever a program may have changed its own to.
-// The caller closes it. ErrNotFound once the process has ended.
-func (p *Process) Root() (*os.File, error) {
-	pidfd, err := p.pidfd()
-	if err != nil {
-		return nil, err
-	}
-	defer pidfd.Close()
-	type result struct {
-		root *os.File
-		err  error
-	}
-	done := make(chan result)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends with this function
-		root, err := openRootOf(pidfd)
-		done <- result{root, err}
-	}()
-	r := <-done
-	if errors.Is(r.err, unix.ESRCH) {
-		return nil, errdef.New(errdef.ErrNotFound, "open the root of process %d: it has ended", p.proc.Pid)
-	}
-	if r.err != nil {
-		return nil, fmt.Errorf("open the root of process %d: %w", p.proc.Pid, r.err)
-	}
-	return r.root, nil
-}
-
-// openRootOf takes the calling thread into the mount namespace of a process,
-// whose root becomes the thread's.
-func openRootOf(pidfd *os.File) (*os.File, error) {
-	if err := unix.Unshare(unix.CLONE_FS); err != nil {
-		return nil, err
-	}
-	if err := unix.Setns(int(pidfd.Fd()), unix.CLONE_NEWNS); err != nil {
-		return nil, err
-	}
-	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), "/"), nil
 }
 
 // ReclaimCgroup kills what still runs in the cgroup of that name and removes

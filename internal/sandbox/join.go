@@ -51,6 +51,10 @@ func (b *builder) joinNamespaces() error {
 		return err
 	}
 	flags := uint64(unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP)
+	if b.pidNS, err = b.cfg.Join.pidfd(); err != nil {
+		return err
+	}
+	b.own(b.pidNS)
 	b.plan.Join = []stage.Join{{FD: b.pass(b.own(f)), Flag: flags}}
 	return nil
 }
@@ -79,10 +83,10 @@ func (p *Process) pidfd() (*os.File, error) {
 	return nil, fmt.Errorf("join process %d: %w", p.proc.Pid, err)
 }
 
-// fork starts the stage, in the pid namespace of the process that it joins. The
-// thread is the caller's alone.
-func (p *Process) fork(argv []string, attr *os.ProcAttr) (*os.Process, error) {
-	if p.joined == nil {
+// fork starts the stage, in the pid namespace behind pidNS where that is not
+// nil. The thread is the caller's alone.
+func fork(argv []string, attr *os.ProcAttr, pidNS *os.File) (*os.Process, error) {
+	if pidNS == nil {
 		return os.StartProcess(argv[0], argv[1:], attr)
 	}
 	own, err := os.Open("/proc/thread-self/ns/pid")
@@ -90,12 +94,7 @@ func (p *Process) fork(argv []string, attr *os.ProcAttr) (*os.Process, error) {
 		return nil, fmt.Errorf("open our pid namespace: %w", err)
 	}
 	defer own.Close()
-	to, err := p.joined.pidfd()
-	if err != nil {
-		return nil, err
-	}
-	defer to.Close()
-	if err := unix.Setns(int(to.Fd()), unix.CLONE_NEWPID); err != nil {
+	if err := unix.Setns(int(pidNS.Fd()), unix.CLONE_NEWPID); err != nil {
 		return nil, fmt.Errorf("join the pid namespace: %w", err)
 	}
 	proc, err := os.StartProcess(argv[0], argv[1:], attr)

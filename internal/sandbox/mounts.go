@@ -213,9 +213,11 @@ func (b *builder) filesystem(m specs.Mount, o mountOptions) error {
 	}
 	// What mountinfo shows as the source, and the device of a real file system.
 	sm.Options = append(sm.Options, stage.Setting{Name: "source", Value: cmp.Or(m.Source, m.Type)})
-	// A sysfs shows a network namespace, and mounting it needs to own that.
-	if m.Type == "sysfs" && b.plan.InUserNS && b.cloneFlags&unix.CLONE_NEWNET == 0 {
-		f, err := b.hostTree("/sys", sm.Attrs)
+	if dir := b.sharedFilesystem(m.Type); dir != "" {
+		if m.Type == "mqueue" && !exists(dir) {
+			return nil // the machine has no message queues to show
+		}
+		f, err := b.hostTree(dir, sm.Attrs)
 		if err != nil {
 			return err
 		}
@@ -223,6 +225,25 @@ func (b *builder) filesystem(m specs.Mount, o mountOptions) error {
 	}
 	b.plan.Mounts = append(b.plan.Mounts, sm)
 	return nil
+}
+
+// sharedFilesystem is where the machine has the file system that shows a
+// namespace, if the sandbox shares that and lives in a user namespace: mounting
+// a new one needs to own the namespace.
+func (b *builder) sharedFilesystem(kind string) string {
+	dir, flag := "", uintptr(0)
+	switch kind {
+	case "sysfs":
+		dir, flag = "/sys", unix.CLONE_NEWNET
+	case "proc":
+		dir, flag = "/proc", unix.CLONE_NEWPID
+	case "mqueue":
+		dir, flag = "/dev/mqueue", unix.CLONE_NEWIPC
+	}
+	if !b.plan.InUserNS || b.cloneFlags&flag != 0 {
+		return ""
+	}
+	return dir
 }
 
 // hostTree clones a tree of the machine's with everything mounted in it.

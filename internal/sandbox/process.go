@@ -49,12 +49,12 @@ type Process struct {
 // launch starts the stage and watches it to its end, both on one thread that
 // lives as long as the process does: the death signal of prctl(2) is sent when
 // the thread that forked ends, not the process.
-func (p *Process) launch(argv []string, attr *os.ProcAttr) error {
+func (p *Process) launch(argv []string, attr *os.ProcAttr, pidNS *os.File) error {
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		proc, err := p.fork(argv, attr)
+		proc, err := fork(argv, attr, pidNS)
 		if p.proc = proc; err == nil {
 			stat, _ := readStat(proc.Pid)
 			p.start = stat.start

@@ -117,6 +117,10 @@ func start(ctx context.Context, cfg Config) (*Process, error) {
 		Files: b.files,
 		Sys:   &syscall.SysProcAttr{Cloneflags: b.cloneFlags, UidMappings: b.uidMap, GidMappings: b.gidMap},
 	}
+	if b.cloneFlags&unix.CLONE_NEWUSER != 0 { // only its root keeps capabilities when it executes the stage
+		attr.Sys.GidMappingsEnableSetgroups = setgroupsAllowed()
+		attr.Sys.Credential = &syscall.Credential{NoSetGroups: !attr.Sys.GidMappingsEnableSetgroups}
+	}
 	if cg := p.cg; cg != nil && cg.dir != nil {
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(cg.dir.Fd())
 	}
@@ -125,7 +129,7 @@ func start(ctx context.Context, cfg Config) (*Process, error) {
 			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(p.scope.dir.Fd())
 		}
 	}
-	if err := p.launch([]string{b.exePath, "dhow"}, attr); err != nil {
+	if err := p.launch([]string{b.exePath, "dhow"}, attr, b.pidNS); err != nil {
 		return nil, errors.Join(launchError(err), b.cg.remove(), p.scope.remove())
 	}
 	b.cg = nil // the process's now

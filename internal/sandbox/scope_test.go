@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -15,8 +16,12 @@ import (
 func TestScope(t *testing.T) {
 	needNamespaces(t)
 	needStatic(t)
-	if os.Geteuid() != 0 || unifiedDir("") == "" {
+	probe := newScope("dhow/scope-probe", 1)
+	if probe == nil {
 		t.Skip("needs a cgroup hierarchy of version 2, and the right to use it")
+	}
+	if err := errors.Join(probe.remove(), unix.Rmdir(unifiedDir("dhow/scope-probe"))); err != nil {
+		t.Fatal(err)
 	}
 	first, err := Start(context.Background(), Config{Spec: testSpec("sleep", "60"), Root: openDir(t, busyboxRoot(t)), CgroupName: "dhow/scope-test"})
 	if err != nil {

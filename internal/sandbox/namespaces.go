@@ -1,0 +1,228 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"dhow/internal/errdef"
+	"dhow/internal/sandbox/stage"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// namespaceFlag is the clone(2) flag of a runtime spec's namespace.
+func namespaceFlag(t specs.LinuxNamespaceType) (uintptr, bool) {
+	switch t {
+	case specs.PIDNamespace:
+		return unix.CLONE_NEWPID, true
+	case specs.NetworkNamespace:
+		return unix.CLONE_NEWNET, true
+	case specs.IPCNamespace:
+		return unix.CLONE_NEWIPC, true
+	case specs.UTSNamespace:
+		return unix.CLONE_NEWUTS, true
+	case specs.MountNamespace:
+		return unix.CLONE_NEWNS, true
+	case specs.UserNamespace:
+		return unix.CLONE_NEWUSER, true
+	case specs.CgroupNamespace:
+		return unix.CLONE_NEWCGROUP, true
+	}
+	return 0, false
+}
+
+// namespaceFile is the name in /proc/PID/ns of a runtime spec's namespace.
+func namespaceFile(t specs.LinuxNamespaceType) string {
+	switch t {
+	case specs.NetworkNamespace:
+		return "net"
+	case specs.MountNamespace:
+		return "mnt"
+	}
+	return string(t)
+}
+
+// buildNamespaces decides which namespaces are new and which are joined. A new
+// mount namespace is always made. One that the spec does not list is shared
+// with the caller.
+func (b *builder) buildNamespaces() error {
+	b.cloneFlags = unix.CLONE_NEWNS
+	for _, ns := range b.spec.Linux.Namespaces {
+		flag, ok := namespaceFlag(ns.Type)
+		switch {
+		case !ok:
+			return errdef.New(errdef.ErrUnsupported, "start the sandbox: no %q namespace on this kernel", ns.Type)
+		case ns.Path != "":
+			if err := b.joinNamespace(ns, flag); err != nil {
+				return err
+			}
+		case flag == unix.CLONE_NEWCGROUP:
+			b.plan.NewCgroupNS = true
+		default:
+			b.cloneFlags |= flag
+		}
+	}
+	if b.cloneFlags&unix.CLONE_NEWUSER != 0 {
+		b.uidMap, b.gidMap = idMap(b.spec.Linux.UIDMappings), idMap(b.spec.Linux.GIDMappings)
+		if len(b.uidMap) == 0 || len(b.gidMap) == 0 {
+			return errdef.New(errdef.ErrInvalid, "start the sandbox: a user namespace needs maps of user and group ids")
+		}
+		b.plan.InUserNS = true
+	}
+	b.plan.NewUTS = b.cloneFlags&unix.CLONE_NEWUTS != 0
+	b.plan.Hostname, b.plan.Domainname = b.spec.Hostname, b.spec.Domainname
+	b.plan.LoopbackUp = b.cloneFlags&unix.CLONE_NEWNET != 0
+	return b.buildSysctls()
+}
+
+// joinNamespace opens a namespace that exists. The stage enters it; a pid
+// namespace takes in children only, so that one is the forking thread's.
+func (b *builder) joinNamespace(ns specs.LinuxNamespace, flag uintptr) error {
+	if flag == unix.CLONE_NEWNS || flag == unix.CLONE_NEWUSER {
+		return errdef.New(errdef.ErrUnsupported, "start the sandbox: joining a %s namespace by path", ns.Type)
+	}
+	f, err := os.Open(ns.Path)
+	if err != nil {
+		return fmt.Errorf("open the %s namespace: %w", ns.Type, err)
+	}
+	b.own(f)
+	if kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE); err != nil || uintptr(kind) != flag {
+		return errdef.New(errdef.ErrInvalid, "join the %s namespace: %s is not one", ns.Type, ns.Path)
+	}
+	b.joined |= flag
+	if flag == unix.CLONE_NEWPID {
+		b.pidNS = f
+		return nil
+	}
+	b.plan.Join = append(b.plan.Join, stage.Join{FD: b.pass(f), Flag: uint64(flag)})
+	return nil
+}
+
+func idMap(in []specs.LinuxIDMapping) []syscall.SysProcIDMap {
+	var out []syscall.SysProcIDMap
+	for _, m := range in {
+		out = append(out, syscall.SysProcIDMap{ContainerID: int(m.ContainerID), HostID: int(m.HostID), Size: int(m.Size)})
+	}
+	return out
+}
+
+// setgroupsAllowed tells whether our user namespace lets processes change their
+// groups; what it denies, one inside cannot allow.
+func setgroupsAllowed() bool {
+	data, err := os.ReadFile("/proc/self/setgroups")
+	return err == nil && strings.TrimSpace(string(data)) == "allow"
+}
+
+// buildSysctls allows the sysctls that are the sandbox's own, as docker does:
+// a write to any other would change the machine's.
+func (b *builder) buildSysctls() error {
+	for name, value := range b.spec.Linux.Sysctl {
+		file := strings.ReplaceAll(name, ".", "/")
+		var need uintptr
+		switch {
+		case strings.HasPrefix(file, "net/"):
+			need = unix.CLONE_NEWNET
+		case strings.HasPrefix(file, "fs/mqueue/"), strings.HasPrefix(file, "kernel/shm"),
+			strings.HasPrefix(file, "kernel/msg"), file == "kernel/sem":
+			need = unix.CLONE_NEWIPC
+		case file == "kernel/domainname":
+			need = unix.CLONE_NEWUTS
+		}
+		if need == 0 || (b.cloneFlags|b.joined)&need == 0 || strings.Contains(file, "//") {
+			return errdef.New(errdef.ErrInvalid, "start the sandbox: sysctl %s is not in a namespace of the container's own", name)
+		}
+		b.plan.Sysctls = append(b.plan.Sysctls, stage.Setting{Name: file, Value: value})
+	}
+	return nil
+}
+
+// Namespace opens a namespace of the living process, for the Path of another
+// sandbox's ("/proc/self/fd/N") or for a thread to enter. The caller closes it.
+// ErrNotFound once the process has ended.
+func (p *Process) Namespace(t specs.LinuxNamespaceType) (*os.File, error) {
+	f, err := os.Open("/proc/" + strconv.Itoa(p.proc.Pid) + "/ns/" + namespaceFile(t))
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ESRCH) {
+		return nil, fmt.Errorf("open the %s namespace of process %d: %w", t, p.proc.Pid, err)
+	}
+	pidfd, gone := p.pidfd() // still there, so the number meant it before
+	if gone == nil {
+		pidfd.Close()
+		if err == nil {
+			return f, nil
+		}
+		gone = fmt.Errorf("open the %s namespace of process %d: %w", t, p.proc.Pid, err)
+	}
+	if err == nil {
+		f.Close()
+	}
+	return nil, gone
+}
+
+// CloneMount makes a detached clone of what is mounted at an absolute path of
+// the living process's root, for another sandbox's Config.Mounts: containers
+// that share /dev/shm. The caller closes it.
+func (p *Process) CloneMount(path string) (*os.File, error) {
+	return p.inside("clone the mount on "+path, func() (*os.File, error) {
+		how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS}
+		at, err := unix.Openat2(unix.AT_FDCWD, path, how)
+		if err != nil {
+			return nil, err
+		}
+		defer unix.Close(at)
+		fd, err := unix.OpenTree(at, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+		if err != nil {
+			return nil, err
+		}
+		return os.NewFile(uintptr(fd), path), nil
+	})
+}
+
+// Root opens the root directory of the sandbox as its processes see it, volumes
+// and all; below it only openat2(RESOLVE_IN_ROOT) is safe (package sys). It is
+// the mount namespace's root, wherever a program may have changed its own to.
+// The caller closes it. ErrNotFound once the process has ended.
+func (p *Process) Root() (*os.File, error) {
+	return p.inside("open the root", func() (*os.File, error) {
+		fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		return os.NewFile(uintptr(fd), "/"), nil
+	})
+}
+
+// inside opens something on a thread that is in the process's mount namespace,
+// where "/" is that namespace's root. The thread ends with it.
+func (p *Process) inside(what string, open func() (*os.File, error)) (*os.File, error) {
+	pidfd, err := p.pidfd()
+	if err != nil {
+		return nil, err
+	}
+	defer pidfd.Close()
+	var f *os.File
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // for good: the thread ends with this function
+		if err = unix.Unshare(unix.CLONE_FS); err != nil {
+			return
+		}
+		if err = unix.Setns(int(pidfd.Fd()), unix.CLONE_NEWNS); err == nil {
+			f, err = open()
+		}
+	}()
+	<-done
+	if errors.Is(err, unix.ESRCH) {
+		return nil, errdef.New(errdef.ErrNotFound, "%s of process %d: it has ended", what, p.proc.Pid)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s of process %d: %w", what, p.proc.Pid, err)
+	}
+	return f, nil
+}
