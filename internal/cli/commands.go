@@ -26,7 +26,7 @@ func (a *app) addCommands(root *cobra.Command) {
 	root.AddCommand(common...)
 	root.AddCommand(manage...)
 	root.AddCommand(about.Others...)
-	root.AddCommand(a.rmiCommand(), a.tagCommand(), a.historyCommand(), a.inspectCommand(), a.importCommand(), a.loadCommand(), a.saveCommand(), a.lockCommand(), a.loginCommand(), a.logoutCommand())
+	root.AddCommand(a.rmiCommand(), a.tagCommand(), a.historyCommand(), a.inspectCommand(), a.importCommand(), a.loadCommand(), a.saveCommand(), a.searchCommand(), a.lockCommand(), a.loginCommand(), a.logoutCommand())
 }
 
 func (a *app) printShortVersion() {

@@ -27,7 +27,7 @@ type app struct{ *console.Console }
 
 // usesStore says whether the command line may touch the state directory, and so
 // needs the user namespace: all but those that only tell about the program or
-// keep logins, whose helpers and keys are the user's own.
+// keep logins or ask registries, whose helpers and keys are the user's own.
 func usesStore(args []string) bool {
 	for _, arg := range args {
 		switch arg {
@@ -36,7 +36,7 @@ func usesStore(args []string) bool {
 		}
 		switch {
 		case strings.HasPrefix(arg, "-"):
-		case slices.Contains([]string{"version", "help", "completion", "__complete", "login", "logout"}, arg):
+		case slices.Contains([]string{"version", "help", "completion", "__complete", "login", "logout", "search"}, arg):
 			return false
 		default:
 			return true

@@ -65,7 +65,7 @@ func (c *Client) places(domain, path string) ([]Place, error) {
 func (c *Client) sessionAt(ctx context.Context, at Place, actions, source string) (*session, error) {
 	domain, path := at.Domain, at.Path
 	if c.o.Offline {
-		return nil, errdef.WithHint(errdef.New(errdef.ErrUnavailable, "%s is not asked, as --offline wants", domain), "what is missing has to be fetched once without --offline")
+		return nil, offlineError(domain)
 	}
 	key := sessionKey{host: host(domain), path: path, actions: actions, source: source, namespace: at.Namespace}
 	c.mu.Lock()
@@ -76,6 +76,10 @@ func (c *Client) sessionAt(ctx context.Context, at Place, actions, source string
 	}
 	c.mu.Unlock()
 	return s, c.retry(ctx, func() error { return c.handshake(ctx, s) })
+}
+
+func offlineError(domain string) error {
+	return errdef.WithHint(errdef.New(errdef.ErrUnavailable, "%s is not asked, as --offline wants", domain), "what is missing has to be fetched once without --offline")
 }
 
 // handshake asks the registry how it wants to be spoken to and gets a token.
@@ -94,6 +98,9 @@ func (c *Client) handshake(ctx context.Context, s *session) error {
 		return err
 	}
 	scopes := []string{"repository:" + s.key.path + ":" + s.key.actions}
+	if s.key.actions == catalog {
+		scopes = []string{"registry:catalog:*"}
+	}
 	if s.key.source != "" {
 		scopes = append(scopes, "repository:"+s.key.source+":"+pull)
 	}

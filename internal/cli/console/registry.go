@@ -26,6 +26,9 @@ func (c *Console) RegistryOptions() registry.Options {
 	}
 }
 
+// Registry is a client for commands that need no store.
+func (c *Console) Registry() *registry.Client { return registry.New(c.RegistryOptions()) }
+
 // RegistryFlags are the flags of commands that talk to the registries of the
 // names that are their arguments. They take effect when the engine is opened.
 func (c *Console) RegistryFlags(cmd *cobra.Command) {
