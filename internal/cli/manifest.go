@@ -156,18 +156,19 @@ func (a *app) manifestRm() *cobra.Command {
 }
 
 func (a *app) imageCopyCommand() *cobra.Command {
+	var r engine.CopyRequest
 	var platform string
 	cmd := &cobra.Command{
-		Use: "copy [OPTIONS] SOURCE TARGET", Short: "Copy an image from one registry to another, keeping nothing here", Aliases: []string{"cp"}, Args: console.ExactArgs(2),
+		Use: "copy [OPTIONS] SOURCE TARGET", Short: "Copy an image between registries, archives and the store", Aliases: []string{"cp"}, Args: console.ExactArgs(2),
+		Long: `Copy an image without unpacking it (the store alone unpacks what it takes). SOURCE and TARGET are:
+
+  NAME or docker://NAME        in a registry
+  store:NAME                   in the store of dhow
+  docker-archive:FILE[:NAME]   what docker save and docker load exchange
+  oci-archive:FILE[:NAME]      an OCI layout as a tar
+  oci:DIR[:NAME]               an OCI layout in a directory`,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			names, err := refs(args)
-			if err != nil {
-				return err
-			}
-			r := engine.CopyRequest{From: names[0], To: names[1]}
-			if r.To.Digest != "" {
-				return errdef.New(errdef.ErrInvalid, "copy to %s: a digest cannot be given", args[1])
-			}
+			r.From, r.To = args[0], args[1]
 			if platform != "" {
 				if r.Platform, err = oci.ParsePlatform(platform); err != nil {
 					return err
@@ -178,12 +179,12 @@ func (a *app) imageCopyCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				fmt.Fprintf(a.Out, "%s: digest: %s size: %d\n", r.To.Familiar(), desc.Digest, desc.Size)
+				fmt.Fprintf(a.Out, "%s: digest: %s size: %d\n", r.To, desc.Digest, desc.Size)
 				return nil
 			})
 		},
 	}
-	cmd.Flags().StringVar(&platform, "platform", "", "Copy only the image for one platform (default all)")
+	cmd.Flags().StringVar(&platform, "platform", "", "Copy only the image for one platform (default all, or the host's where the target takes one)")
 	a.RegistryFlags(cmd)
 	return cmd
 }

@@ -2,125 +2,153 @@ package engine
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
-	"io"
+	"strings"
 
 	"dhow/internal/errdef"
-	"dhow/internal/image"
+	"dhow/internal/export"
 	"dhow/internal/oci"
+	"dhow/internal/store"
+	"dhow/internal/transfer"
 
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sync/errgroup"
 )
 
-const (
-	maxIndexDepth = 4 // indexes in indexes
-	parallelBlobs = 4 // on their way between two registries
-)
-
-// CopyRequest says what is copied from one repository to another.
+// CopyRequest says what is copied from where to where. Places are written as
+//
+//	NAME, docker://NAME          in a registry
+//	store:NAME                   in the store
+//	docker-archive:FILE[:NAME]   as docker save writes it
+//	oci-archive:FILE[:NAME]      an OCI layout in a tar
+//	oci:DIR[:NAME]               an OCI layout
 type CopyRequest struct {
-	From, To oci.Ref
-	Platform oci.Platform // zero: all that From stands for
+	From, To string
+	Platform oci.Platform // zero: all that From stands for, or the host's where the target takes one
 }
 
-// Copy copies an image between repositories without unpacking it or keeping
-// anything here: blobs that To has are not read, those of the same registry are
-// mounted, the rest streams through. Digests stay. It returns what To's tag
-// stands for now.
+// location is a place of a CopyRequest.
+type location struct {
+	kind string // "docker", "store", "docker-archive", "oci-archive", "oci"
+	path string
+	name string
+}
+
+func parseLocation(s string) (location, error) {
+	kind, rest, ok := strings.Cut(s, ":")
+	switch {
+	case !ok:
+	case kind == "docker" && strings.HasPrefix(rest, "//"):
+		return location{kind: kind, name: rest[2:]}, nil
+	case kind == "store" && rest != "":
+		return location{kind: kind, name: rest}, nil
+	case kind == "docker-archive", kind == "oci-archive", kind == "oci":
+		p := location{kind: kind}
+		if p.path, p.name, _ = strings.Cut(rest, ":"); p.path == "" {
+			return p, errdef.WithHint(errdef.New(errdef.ErrInvalid, "%q names no file", s), "write %s:PATH[:NAME]", kind)
+		}
+		return p, nil
+	}
+	return location{kind: "docker", name: s}, nil
+}
+
+// Copy copies an image between places without unpacking it, other than into the
+// store: blobs that the target has are not read, those of the same registry are
+// mounted, the rest streams through. Digests stay, but for images made here, which
+// get their manifest now. It returns what the target's name stands for now.
 func (e *Engine) Copy(ctx context.Context, r CopyRequest) (ocispecs.Descriptor, error) {
-	top, raw, err := e.remote(ctx, r.From)
-	if err == nil && r.Platform.OS != "" && oci.IsIndex(top.MediaType) {
-		if top, err = image.ChooseManifest(raw, r.Platform); err == nil {
-			raw, err = e.Registry.Manifest(ctx, r.From, top)
+	desc, err := e.copy(ctx, r)
+	if err != nil {
+		return desc, fmt.Errorf("copy %s to %s: %w", r.From, r.To, err)
+	}
+	return desc, nil
+}
+
+func (e *Engine) copy(ctx context.Context, r CopyRequest) (desc ocispecs.Descriptor, err error) {
+	from, err := parseLocation(r.From)
+	if err != nil {
+		return desc, err
+	}
+	to, err := parseLocation(r.To)
+	if err != nil {
+		return desc, err
+	}
+	if from.kind == "store" && to.kind == "docker" {
+		return e.copyOut(ctx, from.name, to.name, r.Platform)
+	}
+	source, err := e.source(ctx, from, r.Platform)
+	if err != nil {
+		return desc, err
+	}
+	target, end, err := e.target(to)
+	if err != nil {
+		return desc, err
+	}
+	desc, err = transfer.Copy(ctx, source, target, r.Platform)
+	return desc, errors.Join(err, end())
+}
+
+func (e *Engine) source(ctx context.Context, p location, platform oci.Platform) (transfer.Source, error) {
+	switch p.kind {
+	case "store":
+		return transfer.OpenStore(ctx, e.Images, p.name, platform)
+	case "oci":
+		return transfer.OpenLayout(p.path, p.name), nil
+	case "docker-archive", "oci-archive":
+		return transfer.OpenArchive(p.path, p.name)
+	}
+	ref, err := oci.ParseRef(p.name)
+	return &transfer.Registry{Client: e.Registry, Ref: ref.WithDefaultTag()}, err
+}
+
+// target opens a place to write to; end is called when all is done or has failed.
+func (e *Engine) target(p location) (_ transfer.Target, end func() error, err error) {
+	end = func() error { return nil }
+	switch p.kind {
+	case "oci":
+		return transfer.Layout(p.path, p.name), end, nil
+	case "docker-archive", "oci-archive":
+		a, err := transfer.NewArchive(p.path, p.name, p.kind == "docker-archive")
+		if err != nil {
+			return nil, end, err
+		}
+		return a, a.Close, nil
+	}
+	ref, err := oci.ParseTagged(p.name)
+	if p.kind == "store" {
+		return transfer.Store(e.Images, ref, nil), end, err
+	}
+	return &transfer.Registry{Client: e.Registry, Ref: ref}, end, err
+}
+
+// copyOut pushes under another name than the store's: layers made here are packed
+// on the way, as a push does.
+func (e *Engine) copyOut(ctx context.Context, nameOrID, to string, platform oci.Platform) (desc ocispecs.Descriptor, err error) {
+	ref, err := oci.ParseTagged(to)
+	if err != nil {
+		return desc, err
+	}
+	if err := e.Store.Lease(ctx); err != nil {
+		return desc, err
+	}
+	img, err := e.Images.Lookup(ctx, nameOrID, platform)
+	if err != nil {
+		return desc, err
+	}
+	images := []store.Image{img}
+	if name, err := oci.ParseTagged(nameOrID); err == nil && platform.OS == "" {
+		if all, err := e.Images.AllPlatforms(ctx, name, platform); err == nil {
+			images = all
 		}
 	}
-	if err == nil {
-		err = e.Registry.CheckPush(ctx, r.To.Repo())
+	if err := e.Registry.CheckPush(ctx, ref.Repo()); err != nil {
+		return desc, err
 	}
-	if err == nil {
-		err = e.copyContent(ctx, r.From, r.To, top, raw, 0)
-	}
-	if err == nil {
-		_, err = e.Registry.PushManifest(ctx, r.To, top.MediaType, raw)
-	}
-	if err != nil {
-		return ocispecs.Descriptor{}, fmt.Errorf("copy %s to %s: %w", r.From.Familiar(), r.To.Familiar(), err)
-	}
-	return top, nil
+	x := &export.Exporter{Store: e.Store, Snapshots: e.Snapshots, Images: e.Images, Registry: e.Registry}
+	return x.PushImages(ctx, ref, images)
 }
 
 // remote is what a name stands for in its registry.
 func (e *Engine) remote(ctx context.Context, ref oci.Ref) (ocispecs.Descriptor, []byte, error) {
-	desc, err := e.Registry.Resolve(ctx, ref)
-	if err != nil {
-		return desc, nil, err
-	}
-	raw, err := e.Registry.Manifest(ctx, ref, desc)
-	return desc, raw, err
-}
-
-// copyContent copies what a manifest or index points at, but not itself.
-func (e *Engine) copyContent(ctx context.Context, from, to oci.Ref, desc ocispecs.Descriptor, raw []byte, depth int) error {
-	if !oci.IsIndex(desc.MediaType) {
-		return e.copyBlobs(ctx, from, to, raw)
-	}
-	if depth > maxIndexDepth {
-		return errdef.New(errdef.ErrInvalid, "indexes are nested more than %d deep", maxIndexDepth)
-	}
-	var index ocispecs.Index
-	if err := json.Unmarshal(raw, &index); err != nil {
-		return errdef.New(errdef.ErrInvalid, "decode index: %w", err)
-	}
-	for _, child := range index.Manifests {
-		if err := e.copyManifest(ctx, from, to, child, depth+1); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// copyManifest copies a manifest by its digest, with all that it points at.
-func (e *Engine) copyManifest(ctx context.Context, from, to oci.Ref, desc ocispecs.Descriptor, depth int) error {
-	if err := oci.ValidDescriptor(desc); err != nil {
-		return err
-	}
-	if have, err := e.Registry.ManifestExists(ctx, to, desc.Digest); err != nil || have {
-		return err
-	}
-	raw, err := e.Registry.Manifest(ctx, from, desc)
-	if err != nil {
-		return err
-	}
-	if err := e.copyContent(ctx, from, to, desc, raw, depth); err != nil {
-		return err
-	}
-	_, err = e.Registry.PushManifest(ctx, to.WithDigest(desc.Digest), desc.MediaType, raw)
-	return err
-}
-
-func (e *Engine) copyBlobs(ctx context.Context, from, to oci.Ref, raw []byte) error {
-	var m ocispecs.Manifest
-	if err := json.Unmarshal(raw, &m); err != nil {
-		return errdef.New(errdef.ErrInvalid, "decode manifest: %w", err)
-	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(parallelBlobs)
-	for _, desc := range append(m.Layers, m.Config) {
-		if len(desc.URLs) > 0 && oci.IsForeignLayer(desc.MediaType) {
-			continue // its licence keeps it with its maker
-		}
-		g.Go(func() error {
-			have, err := e.Registry.Exists(ctx, to, desc.Digest)
-			if err == nil && !have && from.Repo() != to.Repo() {
-				have, err = e.Registry.Mount(ctx, to, desc.Digest, from.Repo())
-			}
-			if err != nil || have {
-				return err
-			}
-			return e.Registry.PushNew(ctx, to, desc, func() (io.ReadCloser, error) { return e.Registry.Fetch(ctx, from, desc) })
-		})
-	}
-	return g.Wait()
+	return (&transfer.Registry{Client: e.Registry, Ref: ref}).Top(ctx)
 }

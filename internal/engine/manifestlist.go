@@ -16,6 +16,7 @@ import (
 	"dhow/internal/errdef"
 	"dhow/internal/oci"
 	"dhow/internal/sys"
+	"dhow/internal/transfer"
 
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -222,7 +223,7 @@ func (e *Engine) PushManifestList(ctx context.Context, name oci.Ref) (ocispecs.D
 	for _, entry := range l.Entries {
 		from, err := oci.ParseRef(entry.From)
 		if err == nil {
-			err = e.copyManifest(ctx, from.Repo(), name, entry.Desc, 0)
+			err = transfer.Manifest(ctx, &transfer.Registry{Client: e.Registry, Ref: from.Repo()}, &transfer.Registry{Client: e.Registry, Ref: name}, entry.Desc)
 		}
 		if err != nil {
 			return ocispecs.Descriptor{}, fmt.Errorf("push manifest list %s: %w", name.Familiar(), err)

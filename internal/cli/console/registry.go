@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"dhow/internal/creds"
 	"dhow/internal/errdef"
@@ -39,7 +40,10 @@ func (c *Console) RegistryFlags(cmd *cobra.Command) {
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !verify {
 			for _, name := range args {
-				ref, err := oci.ParseRef(name)
+				ref, err := oci.ParseRef(strings.TrimPrefix(name, "docker://"))
+				if err != nil && strings.Contains(name, ":") {
+					continue // a file, or another machine
+				}
 				if err != nil {
 					return err
 				}
