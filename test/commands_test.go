@@ -24,6 +24,7 @@ func commands() map[string]func(ts *testscript.TestScript, neg bool, args []stri
 		"serve":        cmdServe,
 		"gitserve":     cmdGitServe,
 		"sshagent":     cmdSSHAgent,
+		"sshserver":    cmdSSHServer,
 		"interrupt":    cmdInterrupt,
 		"fill":         cmdFill,
 		"buildkitd":    cmdBuildkitd,

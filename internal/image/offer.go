@@ -41,6 +41,9 @@ func (im *Images) Content(ctx context.Context, nameOrID string, platform oci.Pla
 	return &Content{Image: img, Manifest: s.manifest, Desc: s.desc, layers: s.layers}, nil
 }
 
+// Layers are the blobs of the image, bottom first.
+func (c *Content) Layers() []LayerBlob { return c.layers }
+
 // Open reads a layer's blob from its start. ErrNotFound.
 func (c *Content) Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error) {
 	for _, l := range c.layers {
