@@ -87,7 +87,7 @@ func cmdInterrupt(ts *testscript.TestScript, neg bool, args []string) {
 // scriptEnv is the part of the script's environment that dhow reads.
 func scriptEnv(ts *testscript.TestScript) []string {
 	var env []string
-	for _, key := range []string{"PATH", "HOME", "TMPDIR", "XDG_RUNTIME_DIR", "DHOW_ROOT", "SSH_AUTH_SOCK"} {
+	for _, key := range []string{"PATH", "HOME", "TMPDIR", "XDG_RUNTIME_DIR", "DHOW_ROOT", "SSH_AUTH_SOCK", "DHOW_SSH"} {
 		env = append(env, key+"="+ts.Getenv(key))
 	}
 	return env

@@ -179,8 +179,8 @@ func (v *verifier) Read(p []byte) (int, error) {
 	n, err := v.ReadCloser.Read(p)
 	v.sum.Hash().Write(p[:n])
 	v.n += int64(n)
-	if v.n > v.desc.Size || err == io.EOF && v.n != v.desc.Size {
-		return n, errdef.New(errdef.ErrIntegrity, "blob %s: got %d bytes or more, want %d", v.desc.Digest, v.n, v.desc.Size)
+	if extra := v.n - v.desc.Size; extra > 0 || err == io.EOF && extra < 0 {
+		return n - int(max(extra, 0)), errdef.New(errdef.ErrIntegrity, "blob %s: got %d bytes or more, want %d", v.desc.Digest, v.n, v.desc.Size)
 	}
 	if err != io.EOF {
 		return n, err
