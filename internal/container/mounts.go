@@ -110,7 +110,7 @@ func (d *mountDecision) volumesFrom(spec string, from func(string) ([]Mount, err
 			m.RW = false
 			m.Options = append(slices.Clone(m.Options), "ro")
 		}
-		m.Anonymous = false // it goes with the other one
+		m.Anonymous, m.NoCopy = false, true // it goes with the other one, which has filled it
 		if i, there := d.at[m.Destination]; there {
 			d.mounts[i] = m
 			continue

@@ -87,7 +87,13 @@ func (cs *Containers) prepare(ctx context.Context, r *CreateRequest) error {
 	if rec.Platform == "" {
 		rec.Platform = oci.FormatPlatform(config.Platform)
 	}
+	if err := mergeHealth(rec, config.Config.Healthcheck, config.Config.Labels); err != nil {
+		return err
+	}
 	if err := rec.Merge(&config.Config); err != nil {
+		return err
+	}
+	if err := checkHealth(rec); err != nil {
 		return err
 	}
 	if rec.Name == "" {
@@ -110,6 +116,7 @@ func (cs *Containers) prepare(ctx context.Context, r *CreateRequest) error {
 	}); err != nil {
 		return err
 	}
+	cs.nameVolumes(rec)
 	return os.Mkdir(supervise.Dir(cs.store, rec.ID), 0o700)
 }
 
@@ -132,6 +139,9 @@ func (cs *Containers) create(ctx context.Context, r *CreateRequest) (*Container,
 	}, supervise.Event(rec, "create", nil))
 	if err != nil {
 		return nil, errors.Join(err, sys.RemoveAll(dir))
+	}
+	if err := cs.makeVolumes(ctx, rec); err != nil {
+		return nil, errors.Join(err, cs.withdraw(ctx, rec), sys.RemoveAll(dir))
 	}
 	return c, cs.store.Release()
 }

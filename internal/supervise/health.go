@@ -41,9 +41,15 @@ func (s *supervisor) watchHealth(ctx context.Context, r *run, rec *container.Rec
 	}
 	m := health.Start(cfg)
 	s.change(func() { r.health, r.timeline = m, timeline })
-	if !adopted {
-		s.complain(s.transition(ctx, "", nil, func(st *container.State) { st.Health = dockertypes.Starting }))
+}
+
+// firstHealth is the health of a container that has just started: "" without a
+// check.
+func firstHealth(rec *container.Record) dockertypes.HealthStatus {
+	if check, err := health.Decide(rec.Config.Healthcheck, rec.Config.Shell, rec.Health); err == nil && check != nil {
+		return dockertypes.Starting
 	}
+	return ""
 }
 
 // stopHealth ends the probing of a run.

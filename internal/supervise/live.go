@@ -16,6 +16,7 @@ import (
 	"dhow/internal/sandbox"
 	"dhow/internal/store"
 	"dhow/internal/sys"
+	"dhow/internal/volume"
 
 	dockertypes "github.com/moby/moby/api/types/container"
 )
@@ -69,21 +70,23 @@ func (s *supervisor) begin(ctx context.Context, adopt bool) (*run, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now().UTC()
+	now, health := time.Now().UTC(), firstHealth(s.record())
 	r.started = now
 	err = s.transition(ctx, "start", nil, func(st *container.State) {
 		*st = container.State{
 			Status: dockertypes.StateRunning, Pid: r.proc.Pid(), PidStart: r.proc.StartTime(), Boot: sys.BootID(),
 			Cgroup: r.proc.CgroupName(), Supervisor: os.Getpid(), StartedAt: now, Restarts: st.Restarts,
-			Networks: r.networks, Ports: r.ports,
+			Networks: r.networks, Ports: r.ports, Health: health,
 		}
 		s.run = r
 	})
+	s.closeVolumes(r)
 	if err != nil {
 		r.kill()
 		s.disconnect(ctx, r)
 		return nil, err
 	}
+	s.volumeEvents(ctx, volume.Mounted)
 	return r, nil
 }
 
@@ -148,6 +151,7 @@ func (s *supervisor) ended(ctx context.Context, r *run, asked asked, status dock
 		fmt.Fprintln(os.Stderr, "dhow supervise:", err)
 	}
 	s.disconnect(ctx, r)
+	s.volumeEvents(ctx, volume.Unmounted)
 }
 
 // failed records that a start did not come about.
@@ -252,6 +256,11 @@ func (s *supervisor) removeAll(ctx context.Context, o RemoveOptions) (trash stri
 func Discard(ctx context.Context, st *store.Store, rec *container.Record, o RemoveOptions) (trash string, err error) {
 	if err := st.RemoveContainer(ctx, rec.ID, Event(rec, "destroy", nil)); err != nil {
 		return "", err
+	}
+	if o.Volumes {
+		if err := volume.New(st).RemoveAnonymous(ctx, rec.Mounts); err != nil {
+			return "", err
+		}
 	}
 	temp, err := st.TempDir("container")
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"dhow/internal/network"
 	"dhow/internal/sandbox"
 	"dhow/internal/snapshot"
+	"dhow/internal/volume"
 
 	dockernet "github.com/moby/moby/api/types/network"
 	"golang.org/x/sync/errgroup"
@@ -33,6 +34,7 @@ type run struct {
 	networks map[string]*dockernet.EndpointSettings
 	ports    dockernet.PortMap
 	facts    container.Facts // what the spec was made of
+	volumes  []*volume.Opened
 	health   *health.Monitor // guarded by the supervisor's mu; nil without a check
 	timeline *health.Timeline
 
@@ -56,6 +58,7 @@ func (s *supervisor) startRun(ctx context.Context) (*run, error) {
 		return nil, err
 	}
 	if err := s.launchProcess(ctx, r, rec); err != nil {
+		s.closeVolumes(r)
 		r.abandon()
 		s.disconnect(ctx, r)
 		return nil, err
@@ -82,6 +85,9 @@ func (s *supervisor) surround(ctx context.Context, r *run, rec *container.Record
 func (s *supervisor) launchProcess(ctx context.Context, r *run, rec *container.Record) error {
 	cfg, err := s.config(ctx, r, rec)
 	if err != nil {
+		return err
+	}
+	if err := s.openVolumes(ctx, r, rec, &cfg); err != nil {
 		return err
 	}
 	closeTheirs, err := s.connect(r, rec, &cfg)

@@ -177,6 +177,9 @@ func (v *Volumes) lock(ctx context.Context, name string) (unlock func(), err err
 	return func() { _ = l.Unlock() }, nil // closing a lock file loses nothing
 }
 
+// Path is where the volume of that name is, or would be.
+func (v *Volumes) Path(name string) string { return v.dir(name) }
+
 // dir is where a volume is.
 func (v *Volumes) dir(name string) string { return filepath.Join(v.store.VolumesDir(), name) }
 
