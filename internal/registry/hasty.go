@@ -19,6 +19,14 @@ func (c *Client) Hasty(stall time.Duration, retries int) *Client {
 	return New(o)
 }
 
+// Plain returns a client that reaches registries as this one does, and speaks to
+// the hosts that allow names without TLS too.
+func (c *Client) Plain(allow func(host string) bool) *Client {
+	o := c.o
+	o.PlainHTTP = func(host string) bool { return allow(host) || c.o.PlainHTTP != nil && c.o.PlainHTTP(host) }
+	return New(o)
+}
+
 // Tagged fetches what the reference's tag stands for now, a manifest or an
 // index, in one request. ErrNotFound, ErrDenied, ErrUnavailable.
 func (c *Client) Tagged(ctx context.Context, ref oci.Ref) (desc ocispecs.Descriptor, raw []byte, err error) {

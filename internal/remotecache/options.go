@@ -266,15 +266,16 @@ func (e *Export) parseLocal() (err error) {
 	return err
 }
 
+// plain says whether the registry may be spoken to without TLS.
+func (o Options) plain() bool {
+	yes, err := strconv.ParseBool(o.Attrs[attrInsecure])
+	return yes && err == nil
+}
+
 func parseRef(kind string, a map[string]string) (oci.Ref, error) {
 	if v, ok := a[attrInsecure]; ok {
-		insecure, err := boolean(attrInsecure, v)
-		if err != nil {
+		if _, err := boolean(attrInsecure, v); err != nil {
 			return oci.Ref{}, err
-		}
-		if insecure {
-			return oci.Ref{}, errdef.WithHint(errdef.New(errdef.ErrUnsupported, "%s=true", attrInsecure),
-				"write --tls-verify=false, or name the registry as insecure where docker and Podman do: docs/login.md")
 		}
 	}
 	if a[attrRef] == "" {

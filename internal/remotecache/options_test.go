@@ -39,6 +39,9 @@ func TestParseExport(t *testing.T) {
 	if e, err = ParseExport(Options{TypeRegistry, map[string]string{"ref": "h.example/x", "oci-mediatypes": "false"}}); err != nil || !e.index || !e.form.DockerTypes {
 		t.Errorf("docker's types: got %+v, %v, want an index", e, err)
 	}
+	if e, err = ParseExport(Options{TypeRegistry, map[string]string{"ref": "h.example/x", "registry.insecure": "true"}}); err != nil || !e.plain() {
+		t.Errorf("insecure: got %+v, %v, want it spoken to without TLS", e, err)
+	}
 	if e, err = ParseExport(Options{TypeDhow, map[string]string{"ref": "h.example/x", "cache-mounts": "/a, b"}}); err != nil || !e.ignore || strings.Join(e.mounts, " ") != "a b" {
 		t.Errorf("dhow: got %+v, %v", e, err)
 	}

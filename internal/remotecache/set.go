@@ -29,6 +29,7 @@ type Set struct {
 	deps    *Deps
 	hasty   *Deps // for what a build can do without
 	exports []*Export
+	plain   *plainHosts
 	// background runs f until the Set is closed; Close waits for it.
 	background func(f func(ctx context.Context))
 	close      func()
@@ -53,19 +54,50 @@ type finder interface {
 func NewSet(ctx context.Context, d *Deps, exports []*Export) *Set {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
-	hasty := *d
+	plain := &plainHosts{}
+	own := *d
+	own.Registry = d.Registry.Plain(plain.has)
+	own.Images = image.New(d.Store, d.Snapshots, own.Registry)
+	for _, e := range exports {
+		plain.add(e.ref.Domain, e.plain())
+	}
+	hasty := own
 	if hasty.Patience == 0 {
 		hasty.Patience = patience
 	}
-	hasty.Registry = d.Registry.Hasty(hasty.Patience, retries)
+	hasty.Registry = own.Registry.Hasty(hasty.Patience, retries)
 	hasty.Images = image.New(d.Store, d.Snapshots, hasty.Registry)
 	s := &Set{
-		deps: d, hasty: &hasty, exports: exports,
+		deps: &own, hasty: &hasty, exports: exports, plain: plain,
 		imports: map[string]*importing{}, steps: map[string]*steps{}, results: map[string]*result{}, used: map[string]string{},
 		background: func(f func(context.Context)) { wg.Go(func() { f(ctx) }) },
 		close:      func() { cancel(); wg.Wait() },
 	}
 	return s
+}
+
+// plainHosts are registries that may be spoken to without TLS, by those who named
+// them so for this build.
+type plainHosts struct {
+	mu    sync.Mutex
+	hosts map[string]bool // guarded by mu
+}
+
+func (p *plainHosts) add(host string, plain bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if plain && p.hosts == nil {
+		p.hosts = map[string]bool{}
+	}
+	if plain {
+		p.hosts[host] = true
+	}
+}
+
+func (p *plainHosts) has(host string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.hosts[host]
 }
 
 // Close ends what is under way.
@@ -83,6 +115,7 @@ func (s *Set) Import(im *Import, show func(name string, f func(job solve.Job) er
 	}
 	in := &importing{set: s, im: im, done: make(chan struct{})}
 	s.imports[id] = in
+	s.plain.add(im.ref.Domain, im.plain())
 	if im.Type == TypeDhow {
 		st := s.stepsAt(im.ref)
 		st.importMounts(im.mounts)
