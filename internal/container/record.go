@@ -40,6 +40,7 @@ type Mount struct {
 	container.MountPoint
 	Options   []string // of the mount, in the words of a runtime spec
 	Subpath   string   // of a volume or image, relative
+	Chain     string   // of an image: text form of its chain
 	NoCopy    bool     // a new volume begins empty, not with what the image has at Destination
 	Create    bool     // a missing directory of the host is made, as -v does and --mount does not
 	Anonymous bool     // the volume goes when the container does (rm -v, --rm)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strings"
 	"time"
 
 	"dhow/internal/container"
@@ -20,6 +21,7 @@ import (
 	"dhow/internal/sys"
 
 	dockertypes "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 )
 
 // CreateRequest is a container as the user asked for it.
@@ -74,7 +76,7 @@ func (cs *Containers) prepare(ctx context.Context, r *CreateRequest) error {
 		return err
 	}
 	rec := r.Record
-	img, err := cs.findImage(ctx, r)
+	img, err := cs.findImage(ctx, rec.Config.Image, r)
 	if err != nil {
 		return err
 	}
@@ -117,7 +119,38 @@ func (cs *Containers) prepare(ctx context.Context, r *CreateRequest) error {
 		return err
 	}
 	cs.nameVolumes(rec)
+	if err := cs.findMounted(ctx, r); err != nil {
+		return err
+	}
 	return os.Mkdir(supervise.Dir(cs.store, rec.ID), 0o700)
+}
+
+// findMounted finds the images that the container mounts.
+func (cs *Containers) findMounted(ctx context.Context, r *CreateRequest) error {
+	for i := range r.Record.Mounts {
+		m := &r.Record.Mounts[i]
+		if m.Type != mount.TypeImage {
+			continue
+		}
+		img, err := cs.findImage(ctx, m.Source, r)
+		if err != nil {
+			return fmt.Errorf("mount image %s: %w", m.Source, err)
+		}
+		m.Chain = image.Chain(img).String()
+	}
+	return nil
+}
+
+// chains are those that the container needs, in the form of its row: its own,
+// and those of images that it mounts.
+func chains(rec *container.Record) string {
+	list := []string{rec.Chain}
+	for _, m := range rec.Mounts {
+		if m.Chain != "" {
+			list = append(list, m.Chain)
+		}
+	}
+	return strings.Join(list, " ")
 }
 
 // create makes the row. It removes the directory again if that fails.
@@ -134,7 +167,7 @@ func (cs *Containers) create(ctx context.Context, r *CreateRequest) (*Container,
 		return nil, err
 	}
 	err = cs.store.AddContainer(ctx, store.Container{
-		ID: rec.ID, Name: rec.Name, Image: rec.Image.String(), Chain: rec.Chain, Created: rec.Created,
+		ID: rec.ID, Name: rec.Name, Image: rec.Image.String(), Chains: chains(rec), Created: rec.Created,
 		Status: string(c.State.Status), Record: record, State: state,
 	}, supervise.Event(rec, "create", nil))
 	if err != nil {
@@ -146,13 +179,12 @@ func (cs *Containers) create(ctx context.Context, r *CreateRequest) (*Container,
 	return c, cs.store.Release()
 }
 
-// findImage finds the image, pulling it as Pull says.
-func (cs *Containers) findImage(ctx context.Context, r *CreateRequest) (store.Image, error) {
+// findImage finds an image, pulling it as the request says.
+func (cs *Containers) findImage(ctx context.Context, name string, r *CreateRequest) (store.Image, error) {
 	p := r.Platform
 	if p.OS == "" {
 		p = oci.HostPlatform()
 	}
-	name := r.Record.Config.Image
 	if r.Pull != "always" || oci.IsID(name) {
 		img, err := cs.engine.Images.Lookup(ctx, name, p)
 		if err == nil || !errors.Is(err, errdef.ErrNotFound) || r.Pull == "never" {

@@ -94,7 +94,7 @@ func TestPruneReachability(t *testing.T) {
 	id := image(t, st, "{}", img)
 	cache(t, st, "k", time.Hour, cached, nil)
 	must(t, st.PinLayers(t.Context(), pinned), os.MkdirAll(filepath.Join(st.LayersDir(), "orphan", "fs", "x"), 0))
-	must(t, st.AddContainer(t.Context(), store.Container{ID: "c1", Name: "c", Chain: rooted.String(), Record: []byte("{}"), State: []byte("{}")}))
+	must(t, st.AddContainer(t.Context(), store.Container{ID: "c1", Name: "c", Chains: rooted.String(), Record: []byte("{}"), State: []byte("{}")}))
 
 	r := prune(t, s, st, PruneOptions{})
 	wantLeft(t, st, img, cached, pinned, rooted)

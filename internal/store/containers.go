@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"dhow/internal/errdef"
@@ -18,7 +19,7 @@ type Container struct {
 	ID      string // 64 lower-case hexadecimal digits
 	Name    string
 	Image   string // the image's id
-	Chain   string // text form of the image's chain, which prune keeps
+	Chains  string // text forms of chains, which prune keeps: the image's first, separated by spaces
 	Created time.Time
 	Status  string          // as in State
 	Record  json.RawMessage // what was asked for
@@ -54,8 +55,8 @@ func (s *Store) AddContainer(ctx context.Context, c Container, events ...Event) 
 			return errdef.WithHint(errdef.New(errdef.ErrConflict, `Conflict. The container name "/%s" is already in use by container "%s"`, c.Name, holder),
 				"remove or rename that container, or choose another --name")
 		}
-		err = execute(conn, `INSERT INTO containers (id, name, image, chain, created, status, record, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-			c.ID, c.Name, c.Image, c.Chain, stamp(c.Created), c.Status, []byte(c.Record), []byte(c.State))
+		err = execute(conn, `INSERT INTO containers (id, name, image, chains, created, status, record, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
+			c.ID, c.Name, c.Image, c.Chains, stamp(c.Created), c.Status, []byte(c.Record), []byte(c.State))
 		if err != nil {
 			return err
 		}
@@ -136,9 +137,9 @@ func (s *Store) RemoveContainer(ctx context.Context, id string, events ...Event)
 
 // containersWhere reads rows.
 func containersWhere(c *sqlite.Conn, where string, args ...any) (list []Container, err error) {
-	err = query(c, "SELECT id, name, image, chain, created, status, record, state FROM containers WHERE "+where, func(st *sqlite.Stmt) error {
+	err = query(c, "SELECT id, name, image, chains, created, status, record, state FROM containers WHERE "+where, func(st *sqlite.Stmt) error {
 		list = append(list, Container{
-			ID: st.ColumnText(0), Name: st.ColumnText(1), Image: st.ColumnText(2), Chain: st.ColumnText(3), Created: timeAt(st, 4),
+			ID: st.ColumnText(0), Name: st.ColumnText(1), Image: st.ColumnText(2), Chains: st.ColumnText(3), Created: timeAt(st, 4),
 			Status: st.ColumnText(5), Record: bytesAt(st, 6), State: bytesAt(st, 7),
 		})
 		return nil
@@ -189,8 +190,8 @@ func (s *Store) Containers(ctx context.Context) (list []Container, err error) {
 // ContainerChains returns the chains that containers are made of, in text form.
 func (s *Store) ContainerChains(ctx context.Context) (chains []string, err error) {
 	err = s.db.read(ctx, func(c *sqlite.Conn) error {
-		return query(c, "SELECT DISTINCT chain FROM containers", func(st *sqlite.Stmt) error {
-			chains = append(chains, st.ColumnText(0))
+		return query(c, "SELECT DISTINCT chains FROM containers", func(st *sqlite.Stmt) error {
+			chains = append(chains, strings.Fields(st.ColumnText(0))...)
 			return nil
 		})
 	})

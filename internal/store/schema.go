@@ -120,7 +120,7 @@ CREATE TABLE containers (
 	id      TEXT PRIMARY KEY,
 	name    TEXT NOT NULL UNIQUE,
 	image   TEXT NOT NULL,
-	chain   TEXT NOT NULL,      -- text form of the image's chain, kept from prune
+	chains  TEXT NOT NULL,      -- text forms of chains kept from prune, the image's first
 	created INTEGER NOT NULL,
 	status  TEXT NOT NULL,      -- as in state
 	record  BLOB NOT NULL,      -- JSON: what was asked for

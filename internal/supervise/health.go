@@ -23,10 +23,8 @@ import (
 func TimelinePath(dir string) string { return filepath.Join(dir, "health") }
 
 // watchHealth begins to probe a run, if the container has a health check.
-func (s *supervisor) watchHealth(ctx context.Context, r *run, rec *container.Record, adopted bool) {
-	check, err := health.Decide(rec.Config.Healthcheck, rec.Config.Shell, rec.Health)
-	if err != nil || check == nil {
-		s.complain(err) // create has refused what is malformed
+func (s *supervisor) watchHealth(ctx context.Context, r *run, adopted bool) {
+	if r.check == nil {
 		return
 	}
 	timeline, err := health.OpenTimeline(TimelinePath(s.dir))
@@ -34,7 +32,7 @@ func (s *supervisor) watchHealth(ctx context.Context, r *run, rec *container.Rec
 		s.complain(err) // the container is checked all the same
 	}
 	cfg := health.Config{
-		Check: check, Prober: check.Prober(s.probeRunner(r), dialer(r)), Started: r.started, Adopted: adopted, Timeline: timeline,
+		Check: r.check, Prober: r.check.Prober(s.probeRunner(r), dialer(r)), Started: r.started, Adopted: adopted, Timeline: timeline,
 		Changed: func(to dockertypes.HealthStatus, _ health.Result) { s.healthChanged(ctx, r, to) },
 		Failed:  func(last health.Result) string { return s.healthFailed(ctx, r, last) },
 		Warn:    s.complain,
@@ -43,13 +41,12 @@ func (s *supervisor) watchHealth(ctx context.Context, r *run, rec *container.Rec
 	s.change(func() { r.health, r.timeline = m, timeline })
 }
 
-// firstHealth is the health of a container that has just started: "" without a
-// check.
-func firstHealth(rec *container.Record) dockertypes.HealthStatus {
-	if check, err := health.Decide(rec.Config.Healthcheck, rec.Config.Shell, rec.Health); err == nil && check != nil {
-		return dockertypes.Starting
+// firstHealth is the status of a container that has just started.
+func (r *run) firstHealth() dockertypes.HealthStatus {
+	if r.check == nil {
+		return ""
 	}
-	return ""
+	return dockertypes.Starting
 }
 
 // stopHealth ends the probing of a run.

@@ -49,7 +49,7 @@ func (s *supervisor) live(ctx context.Context, starter *conn, args startArgs) er
 			break
 		}
 		if r.proc != nil {
-			s.watchHealth(ctx, r, s.record(), args.Adopt)
+			s.watchHealth(ctx, r, args.Adopt)
 		}
 		args.Adopt = false
 		if !s.again(ctx, r, &plan) {
@@ -70,17 +70,17 @@ func (s *supervisor) begin(ctx context.Context, adopt bool) (*run, error) {
 	if err != nil {
 		return nil, err
 	}
-	now, health := time.Now().UTC(), firstHealth(s.record())
+	now := time.Now().UTC()
 	r.started = now
 	err = s.transition(ctx, "start", nil, func(st *container.State) {
 		*st = container.State{
 			Status: dockertypes.StateRunning, Pid: r.proc.Pid(), PidStart: r.proc.StartTime(), Boot: sys.BootID(),
 			Cgroup: r.proc.CgroupName(), Supervisor: os.Getpid(), StartedAt: now, Restarts: st.Restarts,
-			Networks: r.networks, Ports: r.ports, Health: health,
+			Networks: r.networks, Ports: r.ports, Health: r.firstHealth(),
 		}
 		s.run = r
 	})
-	s.closeVolumes(r)
+	s.closeMounts(r)
 	if err != nil {
 		r.kill()
 		s.disconnect(ctx, r)

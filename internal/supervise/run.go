@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -15,7 +16,6 @@ import (
 	"dhow/internal/network"
 	"dhow/internal/sandbox"
 	"dhow/internal/snapshot"
-	"dhow/internal/volume"
 
 	dockernet "github.com/moby/moby/api/types/network"
 	"golang.org/x/sync/errgroup"
@@ -34,7 +34,8 @@ type run struct {
 	networks map[string]*dockernet.EndpointSettings
 	ports    dockernet.PortMap
 	facts    container.Facts // what the spec was made of
-	volumes  []*volume.Opened
+	opened   []io.Closer     // sources of mounts
+	check    *health.Check   // nil without a health check
 	health   *health.Monitor // guarded by the supervisor's mu; nil without a check
 	timeline *health.Timeline
 
@@ -53,12 +54,16 @@ const (
 func (s *supervisor) startRun(ctx context.Context) (*run, error) {
 	rec := s.record()
 	r := &run{exited: make(chan struct{})}
+	var err error
+	if r.check, err = health.Decide(rec.Config.Healthcheck, rec.Config.Shell, rec.Health); err != nil {
+		return nil, err
+	}
 	if err := s.surround(ctx, r, rec); err != nil {
 		s.disconnect(ctx, r)
 		return nil, err
 	}
 	if err := s.launchProcess(ctx, r, rec); err != nil {
-		s.closeVolumes(r)
+		s.closeMounts(r)
 		r.abandon()
 		s.disconnect(ctx, r)
 		return nil, err
@@ -87,7 +92,7 @@ func (s *supervisor) launchProcess(ctx context.Context, r *run, rec *container.R
 	if err != nil {
 		return err
 	}
-	if err := s.openVolumes(ctx, r, rec, &cfg); err != nil {
+	if err := s.openMounts(ctx, r, rec, &cfg); err != nil {
 		return err
 	}
 	closeTheirs, err := s.connect(r, rec, &cfg)
@@ -227,6 +232,9 @@ func (s *supervisor) adoptRun(ctx context.Context, st container.State) (*run, er
 	}
 	r := &run{proc: proc, started: st.StartedAt, exited: make(chan struct{}), networks: st.Networks, ports: st.Ports}
 	if r.facts.Hostname, err = hostname(rec); err != nil {
+		return nil, err
+	}
+	if r.check, err = health.Decide(rec.Config.Healthcheck, rec.Config.Shell, rec.Health); err != nil {
 		return nil, err
 	}
 	if !rec.Config.Tty {

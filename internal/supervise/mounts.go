@@ -1,0 +1,110 @@
+package supervise
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"dhow/internal/container"
+	"dhow/internal/sandbox"
+	"dhow/internal/snapshot"
+	"dhow/internal/store"
+	"dhow/internal/sys"
+	"dhow/internal/volume"
+
+	"github.com/moby/moby/api/types/mount"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// openMounts opens the sources of mounts that are no plain paths of the host:
+// volumes and images. They are closed when the state says that the container
+// runs, or the run is given up.
+func (s *supervisor) openMounts(ctx context.Context, r *run, rec *container.Record, cfg *sandbox.Config) error {
+	for _, m := range rec.Mounts {
+		var f *os.File
+		var err error
+		switch m.Type {
+		case mount.TypeVolume:
+			f, err = s.openVolume(ctx, r, m)
+		case mount.TypeImage:
+			if f, err = s.openImage(ctx, r, m); err != nil {
+				err = fmt.Errorf("mount image %s: %w", m.Source, err)
+			}
+		default:
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(cfg.Spec.Mounts, func(sm specs.Mount) bool { return sm.Destination == m.Destination })
+		if i < 0 {
+			continue
+		}
+		if cfg.Mounts == nil {
+			cfg.Mounts = map[int]*os.File{}
+		}
+		cfg.Mounts[i] = f
+	}
+	return nil
+}
+
+func (s *supervisor) openVolume(ctx context.Context, r *run, m container.Mount) (*os.File, error) {
+	o, err := volume.New(s.store).Open(ctx, m.Name, m.Subpath)
+	if err != nil {
+		return nil, err
+	}
+	r.opened = append(r.opened, o)
+	return o.File, nil
+}
+
+// openImage mounts an image's tree, or opens a part of it as a mount of its own.
+func (s *supervisor) openImage(ctx context.Context, r *run, m container.Mount) (*os.File, error) {
+	chain, err := snapshot.ParseChain(m.Chain)
+	if err != nil {
+		return nil, err
+	}
+	tree, err := s.snaps.View(ctx, chain)
+	if err := errors.Join(err, s.store.Release()); err != nil { // the container's row keeps the layers
+		return nil, err
+	}
+	r.opened = append(r.opened, tree)
+	if m.Subpath == "" {
+		return tree, nil
+	}
+	part, err := sys.OpenInRoot(tree, m.Subpath, unix.O_PATH)
+	if err != nil {
+		return nil, err
+	}
+	defer part.Close()
+	f, err := sys.ClonePart(tree, part, sys.CloneOptions{ReadOnly: true, NoDev: true})
+	if err != nil {
+		return nil, err
+	}
+	r.opened = append(r.opened, f)
+	return f, nil
+}
+
+// closeMounts lets go of what openMounts has opened: the container has it now.
+func (s *supervisor) closeMounts(r *run) {
+	for _, c := range r.opened {
+		s.complain(c.Close())
+	}
+	r.opened = nil
+}
+
+// volumeEvents tells observers that the container has mounted its volumes, or
+// lets go of them.
+func (s *supervisor) volumeEvents(ctx context.Context, what func(container.Mount, string) store.Event) {
+	var events []store.Event
+	for _, m := range s.record().Mounts {
+		if m.Type == mount.TypeVolume {
+			events = append(events, what(m, s.id))
+		}
+	}
+	if len(events) > 0 {
+		s.complain(s.store.AddEvents(ctx, events...))
+	}
+}
