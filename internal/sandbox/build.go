@@ -31,6 +31,7 @@ type builder struct {
 	gidMap     []syscall.SysProcIDMap
 	inUserNS   bool
 	allDevices bool // the spec allows every device: mounts are not made nodev
+	guarded    bool // a devices cgroup decides: mounts are not made nodev either
 	cg         *cgroup
 	warnings   []string
 }

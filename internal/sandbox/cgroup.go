@@ -70,7 +70,12 @@ func (b *builder) buildCgroup() error {
 	if b.cfg.Survive { // for Stats
 		limits = append(limits, "memory", "cpuacct", "blkio")
 	}
-	b.cg, err = newCgroup(name, res, limits, b.inUserNS)
+	if err := b.guardDevices(name, res, limits); err != nil {
+		return err
+	}
+	if b.cg == nil {
+		b.cg, err = newCgroup(name, res, limits, b.inUserNS)
+	}
 	if err != nil && !asked {
 		b.cg = nil
 		return nil
@@ -85,6 +90,25 @@ func (b *builder) buildCgroup() error {
 	}
 	b.plan.WaitCgroup = b.cg.dir == nil
 	b.plan.WaitReady = b.plan.WaitReady || b.cg.maxPids != nil
+	return nil
+}
+
+// guardDevices makes the cgroup with the device rules, where that can be done.
+func (b *builder) guardDevices(name string, res *cgroups.Resources, limits []string) error {
+	if !b.canGuardDevices() {
+		return nil
+	}
+	rules, err := deviceRules(b.spec)
+	if err != nil {
+		return err
+	}
+	guarded := *res
+	guarded.SkipDevices, guarded.Devices = false, rules
+	if b.cg, err = newCgroup(name, &guarded, append(slices.Clone(limits), "devices"), false); err != nil {
+		b.cg = nil // without the rules it may well be had
+		return nil
+	}
+	b.guarded = true
 	return nil
 }
 
@@ -226,7 +250,7 @@ func hasControllers(dir string, need []string) error {
 	have := strings.Fields(string(data))
 	for _, controller := range need {
 		switch controller {
-		case "cpuacct", "freezer": // part of every cgroup
+		case "cpuacct", "freezer", "devices": // part of every cgroup
 			continue
 		case "blkio":
 			controller = "io"

@@ -1,23 +1,32 @@
 package sandbox
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"strings"
 
 	"dhow/internal/errdef"
 	"dhow/internal/sandbox/stage"
 
+	_ "github.com/opencontainers/cgroups/devices" // lets its managers set device rules
+	devices "github.com/opencontainers/cgroups/devices/config"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
-// How devices are kept harmless without a devices cgroup: every mount inside
-// is nodev, so a node made with mknod(2) cannot be opened. The nodes a sandbox
-// may use are bind mounts of the machine's own, one each. Those mounts are
-// read-only, which does not touch reading and writing the device, but keeps
-// root inside from changing the mode or owner of the machine's node.
+// How devices are kept harmless. As root there is a devices cgroup (version 1,
+// or a BPF program on one of version 2), which decides by number what can be
+// opened: the sandbox's /dev has nodes of its own then, which root inside may
+// change, remove and make again, and no mount needs to be nodev.
+//
+// Without such a cgroup every mount inside is nodev, so that a node made with
+// mknod(2) cannot be opened. The nodes a sandbox may use are bind mounts of the
+// machine's own, one each. Those mounts are read-only, which does not touch
+// reading and writing the device, but keeps root inside from changing the mode
+// or owner of the machine's node.
 
 // defaultDevices are those every container has (runtime-spec v1.3.0,
 // config-linux.md, "Default Devices"); /dev/console and /dev/ptmx come with
@@ -31,6 +40,52 @@ func defaultDevices() []specs.LinuxDevice {
 		{Path: "/dev/urandom", Type: "c", Major: 1, Minor: 9},
 		{Path: "/dev/tty", Type: "c", Major: 5, Minor: 0},
 	}
+}
+
+// deviceRules translates the spec's rules for a devices cgroup. A spec without
+// any is as one that allows the default devices, terminals, and the spec's own.
+func deviceRules(s *specs.Spec) ([]*devices.Rule, error) {
+	var out []*devices.Rule
+	add := func(kind string, major, minor *int64, access string, allow bool) error {
+		r := &devices.Rule{Type: devices.WildcardDevice, Major: devices.Wildcard, Minor: devices.Wildcard,
+			Permissions: devices.Permissions(cmp.Or(access, "rwm")), Allow: allow}
+		if kind != "" && kind != "a" {
+			r.Type = devices.Type(kind[0])
+		}
+		set(&r.Major, major)
+		set(&r.Minor, minor)
+		if !r.Type.CanCgroup() || !r.Permissions.IsValid() {
+			return errdef.New(errdef.ErrInvalid, "device rule %q %q: the type is a, b or c, the access some of r, w, m", kind, access)
+		}
+		out = append(out, r)
+		return nil
+	}
+	if s.Linux.Resources != nil && len(s.Linux.Resources.Devices) > 0 {
+		for _, r := range s.Linux.Resources.Devices {
+			if err := add(r.Type, r.Major, r.Minor, r.Access, r.Allow); err != nil {
+				return nil, err
+			}
+		}
+		return out, nil
+	}
+	list := append(defaultDevices(), s.Linux.Devices...)
+	for _, n := range [][2]int64{{5, 1}, {5, 2}, {136, devices.Wildcard}} { // console, ptmx, terminals
+		list = append(list, specs.LinuxDevice{Type: "c", Major: n[0], Minor: n[1]})
+	}
+	err := errors.Join(add("a", nil, nil, "rwm", false), add("c", nil, nil, "m", true), add("b", nil, nil, "m", true))
+	for _, d := range list {
+		if d.Type != "p" {
+			err = errors.Join(err, add(d.Type, &d.Major, &d.Minor, "rwm", true))
+		}
+	}
+	return out, err
+}
+
+// canGuardDevices tells whether a devices cgroup is worth a try.
+func (b *builder) canGuardDevices() bool {
+	const need = 1<<unix.CAP_MKNOD | 1<<unix.CAP_SYS_ADMIN
+	have, err := ownCaps()
+	return err == nil && have&need == need && !b.inUserNS && b.cloneFlags&unix.CLONE_NEWUSER == 0 && !b.allDevices
 }
 
 // devLinks are the links every /dev has.
@@ -47,6 +102,13 @@ func devLinks() []stage.Setting {
 
 // buildDevices passes the default devices and the spec's own.
 func (b *builder) buildDevices() error {
+	ownDev := true // /dev is a file system of the sandbox's own
+	for _, m := range b.spec.Mounts {
+		if path.Clean(m.Destination) == "/dev" && m.Type != "tmpfs" {
+			ownDev = false // the user's own stays as it is
+		}
+	}
+	nodes := ownDev && !b.plan.InUserNS && (b.guarded || b.allDevices)
 	seen := map[string]bool{}
 	for _, d := range append(defaultDevices(), b.spec.Linux.Devices...) {
 		if d.Type == "p" {
@@ -56,21 +118,40 @@ func (b *builder) buildDevices() error {
 			continue
 		}
 		seen[d.Path] = true
-		if access := deviceAccess(b.spec, d); !b.allDevices && access != "" && !(strings.Contains(access, "r") && strings.Contains(access, "w")) {
-			return errdef.New(errdef.ErrUnsupported, "add device %s: access %q cannot be enforced, only both reading and writing can be given", d.Path, access)
+		if err := b.addDevice(d, nodes && strings.HasPrefix(path.Clean(d.Path), "/dev/")); err != nil {
+			return err
 		}
+	}
+	if ownDev {
+		b.plan.Links = devLinks()
+	}
+	return nil
+}
+
+// addDevice passes one device, as a node to make or as the machine's to bind.
+func (b *builder) addDevice(d specs.LinuxDevice, node bool) error {
+	if access := deviceAccess(b.spec, d); !b.guarded && !b.allDevices && access != "" &&
+		!(strings.Contains(access, "r") && strings.Contains(access, "w")) {
+		return errdef.New(errdef.ErrUnsupported, "add device %s: access %q cannot be enforced without a devices cgroup, only both reading and writing can be given", d.Path, access)
+	}
+	if !node {
 		f, err := b.openDevice(d.Path, d.Type, d.Major, d.Minor)
 		if err != nil {
 			return err
 		}
 		b.plan.Devices = append(b.plan.Devices, stage.Device{Path: d.Path, FD: b.pass(f)})
+		return nil
 	}
-	for _, m := range b.spec.Mounts {
-		if m.Destination == "/dev" && m.Type != "tmpfs" {
-			return nil // the user's own /dev stays as it is
-		}
+	sd := stage.Device{Path: path.Clean(d.Path), FD: -1, Mode: unix.S_IFCHR | 0o666, Number: unix.Mkdev(uint32(d.Major), uint32(d.Minor))}
+	if d.Type == "b" {
+		sd.Mode = unix.S_IFBLK | 0o666
 	}
-	b.plan.Links = devLinks()
+	if d.FileMode != nil {
+		sd.Mode = sd.Mode&^0o777 | uint32(d.FileMode.Perm())
+	}
+	set(&sd.UID, d.UID)
+	set(&sd.GID, d.GID)
+	b.plan.Devices = append(b.plan.Devices, sd)
 	return nil
 }
 

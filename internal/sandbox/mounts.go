@@ -94,7 +94,7 @@ func (b *builder) buildRoot() error {
 		return err
 	}
 	attrs := uint64(unix.MOUNT_ATTR_NODEV)
-	if b.allDevices {
+	if b.allDevices || b.guarded {
 		attrs = 0
 	}
 	// Private: a clone of a shared mount is its peer, and what is mounted inside
@@ -175,7 +175,7 @@ func (b *builder) bind(m specs.Mount, o mountOptions, src *os.File) error {
 		return err
 	}
 	attrs := o.attrs &^ unix.MOUNT_ATTR__ATIME // the source keeps its own
-	if !b.allDevices && !o.dev {
+	if !b.allDevices && !b.guarded && !o.dev {
 		attrs |= unix.MOUNT_ATTR_NODEV
 	}
 	if err := setAttr(f, attrs, 0, true); err != nil {
@@ -207,7 +207,7 @@ func (b *builder) filesystem(m specs.Mount, o mountOptions) error {
 		sm.NoLinks = true // CVE-2019-19921
 		sm.Attrs |= unix.MOUNT_ATTR_NODEV
 	default:
-		if !b.allDevices && !o.dev {
+		if !b.allDevices && !b.guarded && !o.dev {
 			sm.Attrs |= unix.MOUNT_ATTR_NODEV
 		}
 	}

@@ -80,10 +80,14 @@ type Mount struct {
 	NoLinks bool
 }
 
-// Device attaches the device node in FD at Path.
+// Device attaches the device node in FD at Path, or makes one there, in a file
+// system of the sandbox's own.
 type Device struct {
-	Path string
-	FD   int
+	Path     string
+	FD       int
+	Mode     uint32 // type and permissions of a new node
+	Number   uint64 // major and minor
+	UID, GID uint32
 }
 
 // Encode gives the form that a stage reads from PlanFD.
@@ -133,7 +137,7 @@ func (p *Plan) code(c *coder) {
 	code64(c, &p.InitExe)
 	code64(c, &p.Null)
 	list(c, &p.Mounts, codeMount)
-	list(c, &p.Devices, func(c *coder, d *Device) { c.str(&d.Path); code64(c, &d.FD) })
+	list(c, &p.Devices, codeDevice)
 	c.strs(&p.Masked)
 	c.strs(&p.ReadOnly)
 }
@@ -146,6 +150,15 @@ func codeMount(c *coder, m *Mount) {
 	list(c, &m.Options, codePair)
 	c.u64(&m.Attrs)
 	c.flags(&m.NoLinks)
+}
+
+func codeDevice(c *coder, d *Device) {
+	c.str(&d.Path)
+	code64(c, &d.FD)
+	code32(c, &d.Mode)
+	c.u64(&d.Number)
+	code32(c, &d.UID)
+	code32(c, &d.GID)
 }
 
 func codePair(c *coder, s *Setting) { c.str(&s.Name); c.str(&s.Value) }

@@ -269,9 +269,35 @@ func split(path string) []string {
 	return names
 }
 
-// attachDevice puts a host device node at its path.
+// attachDevice puts a host device node at its path, or makes one there.
 func (t tree) attachDevice(d Device) *failure {
-	return t.attach(&Mount{Dest: d.Path, FD: d.FD})
+	if d.FD >= 0 {
+		return t.attach(&Mount{Dest: d.Path, FD: d.FD})
+	}
+	what := "make device " + d.Path
+	names := split(d.Path)
+	name := names[len(names)-1]
+	parent := d.Path[:len(d.Path)-len(name)]
+	dir, e := t.open(parent, syscall.O_DIRECTORY, 0)
+	if e == syscall.ENOENT {
+		dir, e = t.create(parent, true)
+	}
+	if e != 0 {
+		return fail(what, e)
+	}
+	defer syscall.Close(dir)
+	if err := syscall.Mknodat(dir, name, d.Mode, int(d.Number)); err != nil {
+		return fail(what, errnoOf(err))
+	}
+	// The mode once more, without the umask. Nobody else is here to replace the
+	// name by a link.
+	if err := syscall.Fchmodat(dir, name, d.Mode&0o7777, 0); err != nil {
+		return fail(what, errnoOf(err))
+	}
+	if err := syscall.Fchownat(dir, name, int(d.UID), int(d.GID), atNoFollow); err != nil {
+		return fail(what, errnoOf(err))
+	}
+	return nil
 }
 
 // link makes a symbolic link; one that is there already stays, and so does

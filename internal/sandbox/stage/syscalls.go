@@ -19,6 +19,7 @@ const (
 
 	atFdcwd     = -0x64
 	atEmptyPath = 0x1000
+	atNoFollow  = 0x100
 	atRecursive = 0x8000
 	oPath       = 0x200000
 
