@@ -162,11 +162,6 @@ func diskUsage(dir string) (int64, error) {
 	return total, err
 }
 
-// ConditionReady is what Wait waits for beside docker's conditions: that the
-// container's check of readiness succeeds, or where it has none, its health
-// check.
-const ConditionReady dockertypes.WaitCondition = "ready"
-
 // ShortID is the part of an id that people read.
 func ShortID(id string) string {
 	const digits = 12

@@ -17,12 +17,12 @@ func debianRoots() []string {
 		"grep", "gzip", "hostname", "libc-bin", "mawk", "passwd", "sed", "tar"}
 }
 
-// debianPackages returns the names of all packages the stand-in is made of,
-// sorted. Alternatives and virtual packages are left to what already provides
+// debianPackages returns the names of all packages a stand-in is made of, sorted:
+// its roots and what they depend on. Alternatives and virtual packages are left to what already provides
 // them: nothing here is configured, only unpacked.
-func debianPackages() ([]string, error) {
+func debianPackages(roots []string) ([]string, error) {
 	args := append([]string{"depends", "--recurse", "--no-recommends", "--no-suggests", "--no-conflicts",
-		"--no-breaks", "--no-replaces", "--no-enhances"}, debianRoots()...)
+		"--no-breaks", "--no-replaces", "--no-enhances"}, roots...)
 	out, err := exec.Command("apt-cache", args...).Output()
 	if err != nil {
 		return nil, fmt.Errorf("apt-cache depends: %w", err)
@@ -35,6 +35,7 @@ func debianPackages() ([]string, error) {
 		case name == "" || strings.HasPrefix(line, " ") || strings.HasPrefix(line, "<"):
 		case strings.HasPrefix(name, "debconf"), strings.HasPrefix(name, "cdebconf"), strings.Contains(name, ":"), strings.HasPrefix(name, "perl"):
 			// Asked for by maintainer scripts alone, which are not run.
+		case !slices.Contains(debianRoots(), name) && unneeded(name):
 		default:
 			names = append(names, name)
 		}
@@ -44,8 +45,8 @@ func debianPackages() ([]string, error) {
 }
 
 // debianFingerprint names the packages and the versions that apt would fetch.
-func debianFingerprint() (string, error) {
-	names, err := debianPackages()
+func debianFingerprint(roots []string) (string, error) {
+	names, err := debianPackages(roots)
 	if err != nil {
 		return "", err
 	}
@@ -64,8 +65,8 @@ func debianFingerprint() (string, error) {
 
 // debianImage downloads the packages into dir, where they stay for the next
 // time, and unpacks them into one layer, without running maintainer scripts.
-func debianImage(dir string) (imageSpec, error) {
-	names, err := debianPackages()
+func debianImage(dir string, roots []string) (imageSpec, error) {
+	names, err := debianPackages(roots)
 	if err != nil {
 		return imageSpec{}, err
 	}

@@ -48,8 +48,23 @@ func makers(dir string) []maker {
 		{"alpine", []string{"alpine:3.20", "alpine:latest"}, busyboxFingerprint, alpineImage},
 		{"golang", []string{"golang:1.24", "golang:latest"}, golangFingerprint, golangImage},
 		{"debian", []string{"debian:latest", "debian:stable", "debian:bookworm"},
-			func() (string, error) { return debianFingerprint() },
-			func() (imageSpec, error) { return debianImage(filepath.Join(dir, "debs")) }},
+			func() (string, error) { return debianFingerprint(debianRoots()) },
+			func() (imageSpec, error) { return debianImage(filepath.Join(dir, "debs"), debianRoots()) }},
+		{"services", []string{"debian:services"},
+			func() (string, error) {
+				roots, err := servicesRoots()
+				if err != nil {
+					return "", err
+				}
+				return debianFingerprint(roots)
+			},
+			func() (imageSpec, error) {
+				roots, err := servicesRoots()
+				if err != nil {
+					return imageSpec{}, err
+				}
+				return debianImage(filepath.Join(dir, "debs"), roots)
+			}},
 	}
 }
 

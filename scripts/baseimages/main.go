@@ -10,6 +10,7 @@
 //	alpine:3.20  the same, with alpine's files, adduser and addgroup
 //	golang:1.24  the alpine stand-in and GOROOT at /usr/local/go
 //	debian       a minimal set of Debian packages, fetched by apt-get download
+//	services     debian with PostgreSQL, Redis and nginx
 //
 // The same inputs give the same bytes, so that image identities can be compared.
 package main
@@ -36,7 +37,7 @@ func run(args []string) error {
 	out := flags.String("o", "dist/baseimages", "`directory` for the archives and for downloaded packages")
 	load := flags.String("load", "", "`program` to load the archives with (PROGRAM load -i FILE)")
 	push := flags.String("push", "", "`registry` (HOST:PORT) to push to, over plain http")
-	only := flags.String("only", "busybox,alpine,golang", "comma-separated `images` to make; debian is the fourth")
+	only := flags.String("only", "busybox,alpine,golang", "comma-separated `images` to make; there are debian and services too")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -47,7 +48,7 @@ func run(args []string) error {
 	for _, name := range strings.Split(*only, ",") {
 		i := slices.IndexFunc(makers, func(m maker) bool { return m.name == name })
 		if i < 0 {
-			return fmt.Errorf("no stand-in for %q: want busybox, alpine, golang or debian", name)
+			return fmt.Errorf("no stand-in for %q: want busybox, alpine, golang, debian or services", name)
 		}
 		archive, err := ensure(makers[i], *out)
 		if err != nil {

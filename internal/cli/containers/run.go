@@ -256,6 +256,6 @@ func (w *waitFlag) wait(ctx context.Context, cs *lifecycle.Containers, c *lifecy
 	ctx, cancel := context.WithTimeoutCause(ctx, w.timeout, errdef.WithHint(
 		errdef.New(errdef.ErrUnavailable, "container %s is not ready after %s", c.Name, w.timeout), "dhow health %s, dhow logs %s", c.Name, c.Name))
 	defer cancel()
-	_, err := cs.Wait(ctx, c.ID, lifecycle.ConditionReady)
+	_, err := cs.Wait(ctx, c.ID, supervise.WaitReady)
 	return err
 }
