@@ -26,6 +26,7 @@ func (ns *Networks) Adopt(ctx context.Context, r Request, netns *os.File) (*Atta
 		return nil, errors.Join(describe(err, "adopt the network of container %s", r.Name), netns.Close())
 	}
 	var lost []error
+	a.cables = map[string]plugged{}
 	for _, p := range ports {
 		socket, _, err := bind(p.Published)
 		if err != nil {
@@ -33,16 +34,12 @@ func (ns *Networks) Adopt(ctx context.Context, r Request, netns *os.File) (*Atta
 		}
 		a.ports = append(a.ports, &heldPort{published: p, socket: socket})
 	}
-	a.proxy = serve(a.ports, dialHost)
 	for i := range a.endpoints {
-		n, err := ns.Inspect(ctx, a.endpoints[i].Network)
-		if err == nil {
-			_, err = ns.ensureBridge(ctx, n) // the packet filter may have been flushed
-		}
-		if err != nil && !errors.Is(err, errdef.ErrNotFound) {
+		if err := a.readopt(ctx, &a.endpoints[i]); err != nil && !errors.Is(err, errdef.ErrNotFound) {
 			lost = append(lost, err)
 		}
 	}
+	a.proxy = serve(a.ports, a.dial())
 	lost = append(lost, a.settle())
 	return a, describe(errors.Join(lost...), "adopt the network of container %s", r.Name)
 }
@@ -72,4 +69,20 @@ func (ns *Networks) belongings(ctx context.Context, container string) (endpoints
 		return err
 	})
 	return endpoints, ports, err
+}
+
+// readopt makes one network work again. A rootless container's device went with
+// its process, a bridge is still there.
+func (a *Attachment) readopt(ctx context.Context, e *Endpoint) error {
+	n, err := a.ns.Inspect(ctx, e.Network)
+	switch {
+	case err != nil:
+		return err
+	case a.ns.rootless:
+		return a.plug(ctx, n, e)
+	case n.Driver != DriverBridge:
+		return nil
+	}
+	_, err = a.ns.ensureBridge(ctx, n) // the packet filter may have been flushed
+	return err
 }

@@ -71,10 +71,12 @@ type Attachment struct {
 	endpoints []Endpoint
 	ports     []*heldPort
 	proxy     *proxy
-	names     *nameServer // nil where no network has names
+	cables    map[string]plugged // by network: what serves a rootless container's devices
+	names     *nameServer        // nil where no network has names
 	closed    bool
 
-	known atomic.Pointer[[]Endpoint] // copy of endpoints, for the name server
+	// known is a copy of endpoints, for the name server
+	known atomic.Pointer[[]Endpoint]
 }
 
 // Up makes a network namespace and connects it as the request says. It returns
@@ -120,16 +122,26 @@ func (a *Attachment) up(ctx context.Context) (err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.ports = held
-	a.proxy = serve(held, dialHost)
+	a.cables = map[string]plugged{}
 	for i := range a.endpoints {
 		if err := a.plug(ctx, networks[i], &a.endpoints[i]); err != nil {
 			return err
 		}
 	}
+	a.proxy = serve(held, a.dial())
 	if err := a.settle(); err != nil {
 		return err
 	}
 	return a.publish(ctx)
+}
+
+// dial is how the container is reached: root's from the host's namespace,
+// another user's only from inside.
+func (a *Attachment) dial() dialFunc {
+	if a.ns.rootless {
+		return a.dialInside
+	}
+	return dialHost
 }
 
 // settle sets what follows from all endpoints together. It needs mu.
@@ -159,7 +171,7 @@ func prepareNamespace(networks []*Network) error {
 	// Devices take no part in IPv6 unless one of their networks has it, as with
 	// docker: programs would prefer addresses that lead nowhere.
 	if slices.ContainsFunc(networks, func(n *Network) bool { return n.IPv6 }) {
-		return setSysctl("ipv6/conf/default/accept_ra", "0")
+		return nil
 	}
 	err := setSysctl("ipv6/conf/default/disable_ipv6", "1")
 	if errors.Is(err, os.ErrNotExist) { // a kernel without IPv6
@@ -378,13 +390,28 @@ func (n *Network) assign(e *Endpoint, want EndpointRequest, taken map[netip.Addr
 // plug connects the namespace to one network.
 func (a *Attachment) plug(ctx context.Context, n *Network, e *Endpoint) error {
 	var err error
-	if n.Driver == DriverBridge {
+	switch {
+	case a.ns.rootless:
+		err = a.plugRootless(ctx, n, e)
+	case n.Driver == DriverBridge:
 		err = a.plugBridge(ctx, n, e)
-	} else {
+	default:
 		err = n.addDirect(a.file, e)
 	}
 	if err != nil {
 		return describe(err, "connect to network %s", n.Name)
+	}
+	if _, ok := a.cables[n.ID].(*pasta); ok {
+		return nil // it has configured the device
+	}
+	if e.IP6.IsValid() {
+		// The container's first networks may have had no IPv6.
+		err := within(a.file, func() error {
+			return errors.Join(setSysctl("ipv6/conf/"+e.Interface+"/disable_ipv6", "0"), setSysctl("ipv6/conf/"+e.Interface+"/accept_ra", "0"))
+		})
+		if err != nil {
+			return err
+		}
 	}
 	return a.inside(func(h *netlink.Handle) error { return configure(h, e) })
 }
@@ -422,7 +449,7 @@ func (a *Attachment) inside(f func(*netlink.Handle) error) error {
 // publish tells the packet filter of the ports.
 func (a *Attachment) publish(ctx context.Context) error {
 	forwards := a.forwards()
-	if len(forwards) == 0 {
+	if len(forwards) == 0 || a.ns.rootless {
 		return nil
 	}
 	r, err := a.ns.rules(ctx)
@@ -481,11 +508,19 @@ func (a *Attachment) Close() error {
 	}
 	a.closed = true
 	var errs []error
+	if a.proxy == nil {
+		closePorts(a.ports)
+	}
 	a.proxy.close()
 	a.names.close()
 	// Out of traffic first, then others may have the address.
+	for _, c := range a.cables {
+		c.close()
+	}
 	for _, e := range a.endpoints {
-		errs = append(errs, linkDown(e.HostLink))
+		if !a.ns.rootless {
+			errs = append(errs, linkDown(e.HostLink))
+		}
 	}
 	ctx := context.Background() // what is begun to be undone is undone
 	if len(a.endpoints) > 0 {
@@ -500,7 +535,7 @@ func (a *Attachment) Close() error {
 // withdraw takes ports out of the packet filter, and then removes what the
 // container has from the records.
 func (ns *Networks) withdraw(ctx context.Context, container string, forwards []forward) error {
-	if len(forwards) > 0 {
+	if len(forwards) > 0 && !ns.rootless {
 		r, err := ns.rules(ctx)
 		if err != nil {
 			return err
@@ -539,7 +574,9 @@ func (ns *Networks) Reclaim(ctx context.Context, container string) error {
 	}
 	var errs []error
 	for _, e := range endpoints {
-		errs = append(errs, removeLink(e.HostLink))
+		if !ns.rootless { // else the devices were a process's, which is dead
+			errs = append(errs, removeLink(e.HostLink))
+		}
 	}
 	errs = append(errs, ns.withdraw(ctx, container, forwards))
 	return describe(errors.Join(errs...), "reclaim the network of container %s", container)

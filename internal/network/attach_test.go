@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -45,6 +46,9 @@ func TestBridge(t *testing.T) {
 func snapshotHost(t testing.TB, ns *Networks) string {
 	t.Helper()
 	links, err := netlink.LinkList()
+	for errors.Is(err, netlink.ErrDumpInterrupted) {
+		links, err = netlink.LinkList()
+	}
 	must(t, err)
 	s := ""
 	for _, l := range links {

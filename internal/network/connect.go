@@ -66,6 +66,7 @@ func (a *Attachment) disconnect(ctx context.Context, id string) error {
 	}
 	e := a.endpoints[i]
 	// The device goes before its address becomes somebody else's.
+	lost := a.unplug(id)
 	err := a.inside(func(h *netlink.Handle) error {
 		l, err := h.LinkByName(e.Interface)
 		if err != nil {
@@ -77,7 +78,7 @@ func (a *Attachment) disconnect(ctx context.Context, id string) error {
 		return err
 	}
 	a.endpoints = slices.Delete(a.endpoints, i, i+1)
-	return errors.Join(a.settle(), a.retarget(ctx),
+	return errors.Join(lost, a.settle(), a.retarget(ctx),
 		a.ns.store.UpdateNetworks(ctx, func(tx *store.NetworkTx) error { return tx.RemoveEndpoint(id, a.request.Container) }))
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -318,8 +319,11 @@ func (ns *Networks) remove(ctx context.Context, n *Network) error {
 		}
 		return tx.RemoveNetwork(n.ID)
 	})
-	if err != nil || ns.rootless || n.Driver != DriverBridge {
+	if err != nil || n.Driver != DriverBridge {
 		return err
+	}
+	if ns.rootless {
+		return os.RemoveAll(ns.meshDir(n.ID)) // sockets that nobody listens on
 	}
 	return ns.removeBridge(ctx, n)
 }

@@ -26,8 +26,8 @@ import (
 const insideVar = "DHOW_TEST_NETNS"
 
 // TestMain moves the tests into a network namespace of their own, so that
-// nothing of the machine's is touched. An ordinary user gets a user namespace
-// with it.
+// nothing of the machine's is touched. A user namespace comes with it, for root
+// too: what an ordinary user's dhow does, and what pasta does, depends on it.
 func TestMain(m *testing.M) {
 	if os.Getenv(insideVar) != "" {
 		if helper := os.Getenv("DHOW_TEST_HELPER"); helper != "" {
@@ -39,11 +39,11 @@ func TestMain(m *testing.M) {
 	cmd.Args[0] = os.Args[0]
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), insideVar+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	if os.Geteuid() != 0 {
-		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Geteuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getegid(), Size: 1}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWUSER,
+		UidMappings: []syscall.SysProcIDMap{{HostID: os.Geteuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getegid(), Size: 1}},
+		Pdeathsig:   syscall.SIGKILL,
 	}
 	runtime.LockOSThread() // the death signal is the thread's
 	err := cmd.Run()
@@ -121,6 +121,7 @@ func newNetworks(t testing.TB, o Options) *Networks {
 		o.ResolvConf = os.DevNull
 	}
 	ns := New(s, o)
+	ns.rootless = false // the tests' namespace is theirs, whoever runs them
 	t.Cleanup(func() { dropAll(t, ns) })
 	return ns
 }
@@ -154,10 +155,15 @@ func up(t testing.TB, ns *Networks, r Request) *Attachment {
 func answer(t testing.TB, ns *os.File, network, addr string) (stop func() error) {
 	t.Helper()
 	var l net.Listener
-	must(t, within(ns, func() (err error) {
+	listen := func() (err error) {
 		l, err = net.Listen(network, addr)
 		return err
-	}))
+	}
+	if ns == nil {
+		must(t, listen())
+	} else {
+		must(t, within(ns, listen))
+	}
 	t.Cleanup(func() { l.Close() })
 	go func() {
 		for {
@@ -230,4 +236,52 @@ func (w *world) route(t *testing.T, to string) {
 		}
 		return netlink.RouteReplace(&netlink.Route{Dst: ipNet(p), Gw: net.ParseIP(gw)})
 	}))
+}
+
+func routeVia(to netip.Prefix, gw string) error {
+	return netlink.RouteReplace(&netlink.Route{Dst: ipNet(to), Gw: net.ParseIP(gw)})
+}
+
+// echoUDP sends datagrams back.
+func echoUDP(t testing.TB, ns *os.File, addr string) {
+	t.Helper()
+	var c net.PacketConn
+	must(t, within(ns, func() (err error) {
+		c, err = net.ListenPacket("udp", addr)
+		return err
+	}))
+	t.Cleanup(func() { c.Close() })
+	go func() {
+		buf := make([]byte, 2048)
+		for {
+			n, from, err := c.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			c.WriteTo(buf[:n], from)
+		}
+	}()
+}
+
+func wantEcho(t testing.TB, addr string) {
+	t.Helper()
+	c, err := net.Dial("udp", addr)
+	must(t, err)
+	defer c.Close()
+	buf := make([]byte, 16)
+	for range 5 {
+		c.Write([]byte("hello"))
+		c.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+		if n, err := c.Read(buf); err == nil && string(buf[:n]) == "hello" {
+			return
+		}
+	}
+	t.Errorf("udp %s: no echo", addr)
+}
+
+func dupFile(t testing.TB, f *os.File) *os.File {
+	t.Helper()
+	fd, err := unix.Dup(int(f.Fd()))
+	must(t, err)
+	return os.NewFile(uintptr(fd), "netns")
 }

@@ -171,6 +171,12 @@ func (a *Attachment) hostAddrs(ctx context.Context) ([]netip.Addr, error) {
 	if a.mode == ModeHost {
 		return []netip.Addr{netip.MustParseAddr("127.0.0.1")}, nil
 	}
+	if a.ns.rootless {
+		if up := uplinkAddr(); up.IsValid() {
+			return []netip.Addr{up}, nil
+		}
+		return nil, errdef.WithHint(errdef.New(errdef.ErrUnavailable, "find the address for host-gateway: this machine has no way out"), "write the address instead")
+	}
 	n, err := a.ns.Inspect(ctx, DefaultNetwork)
 	if err != nil {
 		return nil, err

@@ -112,6 +112,9 @@ type Networks struct {
 	store    *store.Store
 	options  Options
 	rootless bool
+
+	noTun      bool // for tests: do without /dev/net/tun
+	trustPasta bool // for tests: whatever its version
 }
 
 // New returns the store's networks. Nothing is read or made yet.

@@ -16,7 +16,9 @@ type dialFunc func(ctx context.Context, network, address string) (net.Conn, erro
 // proxy serves what the packet filter does not send on: connections from the
 // host itself to loopback, and from one family of addresses to the other.
 type proxy struct {
+	ctx    context.Context // its life
 	cancel context.CancelFunc
+	dial   dialFunc
 	wg     sync.WaitGroup
 	held   []*heldPort
 }
@@ -34,27 +36,32 @@ const (
 
 // serve starts serving the ports and owns their sockets from now on.
 func serve(held []*heldPort, dial dialFunc) *proxy {
-	ctx, cancel := context.WithCancel(context.Background())
-	p := &proxy{cancel: cancel, held: held}
+	p := &proxy{dial: dial}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
 	for _, h := range held {
-		h.aim(h.To)
-		to := func(network string) (net.Conn, error) {
-			addr := *h.to.Load()
-			if !addr.IsValid() {
-				return nil, errNowhere
-			}
-			ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-			defer cancel()
-			return dial(ctx, network, netip.AddrPortFrom(addr, h.Port).String())
-		}
-		switch s := h.socket.(type) {
-		case *net.TCPListener:
-			p.wg.Go(func() { p.tcp(ctx, s, to) })
-		case *net.UDPConn:
-			p.wg.Go(func() { p.udp(ctx, s, to) })
-		}
+		p.serve(h)
 	}
 	return p
+}
+
+func (p *proxy) serve(h *heldPort) {
+	h.aim(h.To)
+	p.held = append(p.held, h)
+	to := func(network string) (net.Conn, error) {
+		addr := *h.to.Load()
+		if !addr.IsValid() {
+			return nil, errNowhere
+		}
+		ctx, cancel := context.WithTimeout(p.ctx, dialTimeout)
+		defer cancel()
+		return p.dial(ctx, network, netip.AddrPortFrom(addr, h.Port).String())
+	}
+	switch s := h.socket.(type) {
+	case *net.TCPListener:
+		p.wg.Go(func() { p.tcp(p.ctx, s, to) })
+	case *net.UDPConn:
+		p.wg.Go(func() { p.udp(p.ctx, s, to) })
+	}
 }
 
 // close ends it, with all connections.

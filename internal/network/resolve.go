@@ -8,9 +8,10 @@ import (
 )
 
 // serveNames starts the name server where one of the container's networks has
-// names. It needs mu.
+// names, and for an ordinary user's container, which could not ask servers on
+// the host's loopback otherwise. It needs mu.
 func (a *Attachment) serveNames() error {
-	if a.names != nil || !slices.ContainsFunc(a.endpoints, func(e Endpoint) bool { return e.NetworkName != DefaultNetwork }) {
+	if a.names != nil || !a.ns.rootless && !slices.ContainsFunc(a.endpoints, func(e Endpoint) bool { return e.NetworkName != DefaultNetwork }) {
 		return nil
 	}
 	s := &nameServer{lookup: a.lookupName, reverse: a.lookupAddr, forward: a.forwardQuery}
