@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"dhow/internal/errdef"
+	"dhow/internal/network/nameserver"
 	"dhow/internal/store"
 
 	"github.com/vishvananda/netlink"
@@ -72,7 +73,7 @@ type Attachment struct {
 	ports     []*heldPort
 	proxy     *proxy
 	cables    map[string]plugged // by network: what serves a rootless container's devices
-	names     *nameServer        // nil where no network has names
+	names     *nameserver.Server // nil where no network has names
 	closed    bool
 
 	// known is a copy of endpoints, for the name server
@@ -512,7 +513,9 @@ func (a *Attachment) Close() error {
 		closePorts(a.ports)
 	}
 	a.proxy.close()
-	a.names.close()
+	if a.names != nil {
+		errs = append(errs, a.names.Close())
+	}
 	// Out of traffic first, then others may have the address.
 	for _, c := range a.cables {
 		c.close()

@@ -111,7 +111,9 @@ func BenchmarkUpClose(b *testing.B) {
 // namespace are closed, and nothing is undone.
 func kill(a *Attachment) {
 	a.proxy.close()
-	a.names.close()
+	if a.names != nil {
+		a.names.Close()
+	}
 	a.file.Close()
 	a.closed = true
 }

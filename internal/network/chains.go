@@ -1,6 +1,8 @@
 package network
 
 import (
+	"dhow/internal/network/nameserver"
+
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
@@ -182,7 +184,7 @@ func redirectNames(udp, tcp uint16, again bool) error {
 			load(expr.MetaKeyL4PROTO), equals([]byte{proto}), addr(4, false, reg), equals(server),
 			rule{
 				&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-				&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: binaryutil.BigEndian.PutUint16(forwardPort)},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: binaryutil.BigEndian.PutUint16(nameserver.Port)},
 				&expr.Immediate{Register: reg, Data: server},
 				&expr.Immediate{Register: reg + 1, Data: binaryutil.BigEndian.PutUint16(port)},
 				&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg, RegProtoMin: reg + 1, Specified: true},

@@ -20,3 +20,18 @@ func Dial(ctx context.Context, ns *os.File, network string, addr netip.AddrPort)
 	})
 	return c, err
 }
+
+// dialInside connects from the container's namespace.
+func (a *Attachment) dialInside(ctx context.Context, network, address string) (c net.Conn, err error) {
+	to, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return nil, err
+	}
+	return Dial(ctx, a.file, network, to)
+}
+
+// dialHost connects from the host's namespace.
+func dialHost(ctx context.Context, network, address string) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, network, address)
+}

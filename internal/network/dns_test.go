@@ -13,8 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"dhow/internal/network/nameserver"
+
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/net/dns/dnsmessage"
 )
 
 // resolverIn is Go's resolver as a program in the namespace has it.
@@ -52,52 +53,17 @@ func wantNames(t testing.TB, ns *os.File, name string, want ...string) {
 	}
 }
 
-// fakeServer answers every question for an address with a number, or as answer
-// says; on loopback port 53 of the test's namespace.
-func fakeServer(t testing.TB, addr string, answer func(q *dnsQuery, tcp bool) []byte) {
+// fakeServer knows every name as 192.0.2.53.
+func fakeServer(t testing.TB, addr string) {
 	t.Helper()
-	if answer == nil {
-		answer = func(q *dnsQuery, _ bool) []byte {
-			if q.question.Type != dnsmessage.TypeA {
-				return q.reply(dnsmessage.RCodeSuccess, nil)
-			}
-			return q.reply(dnsmessage.RCodeSuccess, []dnsmessage.ResourceBody{&dnsmessage.AResource{A: [4]byte{192, 0, 2, 53}}})
-		}
-	}
-	pc, err := net.ListenPacket("udp", addr)
+	udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(addr)))
 	must(t, err)
-	t.Cleanup(func() { pc.Close() })
-	l, err := net.Listen("tcp", addr)
+	tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.MustParseAddrPort(addr)))
 	must(t, err)
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		buf := make([]byte, 4096)
-		for {
-			n, from, err := pc.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			if q, err := parseQuery(buf[:n]); err == nil {
-				if msg := answer(q, false); msg != nil {
-					pc.WriteTo(msg, from)
-				}
-			}
-		}
-	}()
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			if msg, err := readTCP(c); err == nil {
-				if q, err := parseQuery(msg); err == nil {
-					writeTCP(c, answer(q, true))
-				}
-			}
-			c.Close()
-		}
-	}()
+	s := nameserver.Serve(udp, tcp, nameserver.Config{Lookup: func(context.Context, string) ([]netip.Addr, bool) {
+		return []netip.Addr{netip.MustParseAddr("192.0.2.53")}, true
+	}})
+	t.Cleanup(func() { s.Close() })
 }
 
 func resolvConfFile(t testing.TB, text string) string {
@@ -111,7 +77,7 @@ func TestNames(t *testing.T) {
 	newWorld(t)
 	ns := newNetworks(t, Options{ResolvConf: resolvConfFile(t, "nameserver 127.0.0.1\nsearch corp.example\noptions edns0\n")})
 	ctx := context.Background()
-	fakeServer(t, "127.0.0.1:53", nil)
+	fakeServer(t, "127.0.0.1:53")
 	for _, o := range []CreateOptions{{Name: "Net", Pools: []Pool{pool("10.9.0.0/24")}}, {Name: "inner", Internal: true, Pools: []Pool{pool("10.10.0.0/24")}}} {
 		_, err := ns.Create(ctx, o)
 		must(t, err)
@@ -183,57 +149,16 @@ func TestOwnServer(t *testing.T) {
 	}))
 }
 
-func TestForward(t *testing.T) {
+// TestOwnUpstream asks servers that the container was given, from inside.
+func TestOwnUpstream(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()
-	tests := []struct {
-		name   string
-		answer map[string]func(q *dnsQuery, tcp bool) []byte // by server
-		want   string
-		atMost time.Duration
-	}{
-		{"the first is silent", map[string]func(*dnsQuery, bool) []byte{
-			"127.0.0.1": func(*dnsQuery, bool) []byte { return nil }, "127.0.0.2": nil}, "192.0.2.53", 2 * time.Second},
-		{"the first cannot", map[string]func(*dnsQuery, bool) []byte{
-			"127.0.0.1": func(q *dnsQuery, _ bool) []byte { return q.reply(dnsmessage.RCodeServerFailure, nil) }, "127.0.0.2": nil}, "192.0.2.53", time.Second},
-		{"the name is not there", map[string]func(*dnsQuery, bool) []byte{
-			"127.0.0.1": func(q *dnsQuery, _ bool) []byte { return q.reply(dnsmessage.RCodeNameError, nil) }, "127.0.0.2": nil}, "", time.Second},
-		{"too long for a datagram", map[string]func(*dnsQuery, bool) []byte{
-			"127.0.0.1": func(q *dnsQuery, tcp bool) []byte {
-				if !tcp {
-					return q.truncated()
-				}
-				return q.reply(dnsmessage.RCodeSuccess, []dnsmessage.ResourceBody{&dnsmessage.AResource{A: [4]byte{192, 0, 2, 99}}})
-			}, "127.0.0.2": nil}, "192.0.2.99", time.Second},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			for addr, answer := range tt.answer {
-				fakeServer(t, addr+":53", answer)
-			}
-			ns := newNetworks(t, Options{ResolvConf: resolvConfFile(t, "nameserver 127.0.0.1\nnameserver 127.0.0.2\n")})
-			_, err := ns.Create(ctx, CreateOptions{Name: "n"})
-			must(t, err)
-			a := up(t, ns, Request{Name: "a", Networks: []EndpointRequest{{Network: "n"}}})
-			start := time.Now()
-			list, err := resolverIn(a.Namespace()).LookupNetIP(ctx, "ip4", "www.example.com.")
-			got := ""
-			if err == nil {
-				got = list[0].String()
-			}
-			if got != tt.want || time.Since(start) > tt.atMost {
-				t.Errorf("got %q, %v, after %v, want %q within %v", got, err, time.Since(start), tt.want, tt.atMost)
-			}
-		})
-	}
-	t.Run("servers of its own are asked from inside", func(t *testing.T) {
-		must(t, within(w.outside, func() error { fakeServer(t, outsideAddr+":53", nil); return nil }))
-		ns := newNetworks(t, Options{ResolvConf: resolvConfFile(t, "nameserver 127.0.0.1\n")})
-		_, err := ns.Create(ctx, CreateOptions{Name: "n"})
-		must(t, err)
-		a := up(t, ns, Request{Name: "a", Networks: []EndpointRequest{{Network: "n"}}, DNS: []netip.Addr{netip.MustParseAddr(outsideAddr)}})
-		wantNames(t, a.Namespace(), "www.example.com", "192.0.2.53")
-	})
+	must(t, within(w.outside, func() error { fakeServer(t, outsideAddr+":53"); return nil }))
+	ns := newNetworks(t, Options{ResolvConf: resolvConfFile(t, "nameserver 127.0.0.1\n")})
+	_, err := ns.Create(ctx, CreateOptions{Name: "n"})
+	must(t, err)
+	a := up(t, ns, Request{Name: "a", Networks: []EndpointRequest{{Network: "n"}}, DNS: []netip.Addr{netip.MustParseAddr(outsideAddr)}})
+	wantNames(t, a.Namespace(), "www.example.com", "192.0.2.53")
 }
 
 func TestResolvConf(t *testing.T) {
@@ -283,84 +208,6 @@ func TestHosts(t *testing.T) {
 	if _, _, err := b.Hosts(ctx); err == nil || !strings.Contains(err.Error(), "cannot link to a non running container: nobody") {
 		t.Errorf("got %v", err)
 	}
-}
-
-func TestReverseNames(t *testing.T) {
-	for name, want := range map[string]string{
-		"4.3.2.1.in-addr.arpa":   "1.2.3.4",
-		"3.2.1.in-addr.arpa":     "",
-		"444.3.2.1.in-addr.arpa": "",
-		"1.2.3.4":                "",
-		"1" + strings.Repeat(".0", 23) + ".8.b.d.0.1.0.0.2.ip6.arpa": "2001:db8::1",
-		"x" + strings.Repeat(".0", 31) + ".ip6.arpa":                 "",
-		strings.Repeat("00", 31) + "0.ip6.arpa":                      "",
-	} {
-		got, ok := parseReverse(name)
-		if ok != (want != "") || ok && got.String() != want {
-			t.Errorf("%s: got %v, %t, want %q", name, got, ok, want)
-		}
-	}
-}
-
-// FuzzAnswer: whatever a container sends, the answer is none or one to it.
-func FuzzAnswer(f *testing.F) {
-	for _, typ := range []dnsmessage.Type{dnsmessage.TypeA, dnsmessage.TypeAAAA, dnsmessage.TypePTR, dnsmessage.TypeMX} {
-		for _, name := range []string{"web.", "2.0.9.10.in-addr.arpa.", "nobody.", "."} {
-			m := dnsmessage.Message{Header: dnsmessage.Header{ID: 7, RecursionDesired: true},
-				Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName(name), Type: typ, Class: dnsmessage.ClassINET}}}
-			msg, err := m.Pack()
-			must(f, err)
-			f.Add(msg, true)
-			f.Add(msg[:len(msg)-3], false)
-		}
-	}
-	s := &nameServer{
-		lookup: func(_ context.Context, name string) (ips []netip.Addr, known bool) {
-			for i := range 60 {
-				ips = append(ips, netip.AddrFrom4([4]byte{10, 9, 0, byte(i)}))
-			}
-			return ips, name == "web"
-		},
-		reverse: func(_ context.Context, ip netip.Addr) (string, bool) { return "web.net", ip.Is4() },
-		forward: func(context.Context, []byte, bool) ([]byte, error) { return nil, errors.New("no") },
-	}
-	f.Fuzz(func(t *testing.T, query []byte, tcp bool) {
-		answer := s.answer(context.Background(), query, tcp)
-		if answer == nil {
-			return
-		}
-		q, err := parseQuery(query)
-		if err != nil {
-			t.Fatal("an answer to what is no question")
-		}
-		if !tcp && len(answer) > q.udpSize {
-			t.Errorf("an answer of %d bytes, want at most %d", len(answer), q.udpSize)
-		}
-		var m dnsmessage.Message
-		if err := m.Unpack(answer); err != nil || !m.Response || m.ID != q.header.ID || len(m.Questions) != 1 {
-			t.Errorf("got %+v, %v", m, err)
-		}
-	})
-}
-
-// FuzzUpstream: whatever a name server sends is taken only if it answers.
-func FuzzUpstream(f *testing.F) {
-	m := dnsmessage.Message{Header: dnsmessage.Header{ID: 7},
-		Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName("web."), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}}}
-	query, err := m.Pack()
-	must(f, err)
-	m.Response = true
-	msg, err := m.Pack()
-	must(f, err)
-	f.Add(msg)
-	f.Add(query)
-	f.Add(msg[:12])
-	f.Fuzz(func(t *testing.T, msg []byte) {
-		if isAnswer(query, msg) && (len(msg) < 12 || msg[1] != 7 || msg[2]&0x80 == 0) {
-			t.Errorf("% x passes for an answer", msg)
-		}
-		useful(msg)
-	})
 }
 
 func BenchmarkUpNames(b *testing.B) {

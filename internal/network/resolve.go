@@ -2,9 +2,14 @@ package network
 
 import (
 	"context"
+	"errors"
+	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
+
+	"dhow/internal/network/nameserver"
 )
 
 // serveNames starts the name server where one of the container's networks has
@@ -14,12 +19,36 @@ func (a *Attachment) serveNames() error {
 	if a.names != nil || !a.ns.rootless && !slices.ContainsFunc(a.endpoints, func(e Endpoint) bool { return e.NetworkName != DefaultNetwork }) {
 		return nil
 	}
-	s := &nameServer{lookup: a.lookupName, reverse: a.lookupAddr, forward: a.forwardQuery}
-	if err := s.start(a.file, a.adopted); err != nil {
-		return err
+	udp, tcp, err := openNames(a.file, a.adopted)
+	if err != nil {
+		return describe(err, "serve names")
 	}
-	a.names = s
+	a.names = nameserver.Serve(udp, tcp, nameserver.Config{Lookup: a.lookupName, Reverse: a.lookupAddr, Forward: a.forwardQuery})
 	return nil
+}
+
+// nameServerAddr is docker's, which programs know.
+func nameServerAddr() netip.Addr { return netip.AddrFrom4([4]byte{127, 0, 0, 11}) }
+
+// openNames opens the name server's sockets in a container's namespace: any
+// free ports of its address, to which the packet filter there sends port 53. So
+// the container may have a server of its own on port 53 of all addresses.
+func openNames(ns *os.File, again bool) (udp *net.UDPConn, tcp *net.TCPListener, err error) {
+	err = within(ns, func() (err error) {
+		at := netip.AddrPortFrom(nameServerAddr(), 0)
+		if udp, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at)); err != nil {
+			return err
+		}
+		if tcp, err = net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(at)); err != nil {
+			return errors.Join(err, udp.Close())
+		}
+		err = redirectNames(uint16(udp.LocalAddr().(*net.UDPAddr).Port), uint16(tcp.Addr().(*net.TCPAddr).Port), again)
+		if err != nil {
+			err = errors.Join(err, udp.Close(), tcp.Close())
+		}
+		return err
+	})
+	return udp, tcp, err
 }
 
 // named are the container's endpoints in networks that have names. The name
@@ -90,9 +119,9 @@ func (a *Attachment) lookupAddr(ctx context.Context, ip netip.Addr) (string, boo
 // where it is, or the host's, from where the host is. A container with no way
 // out has none of the host's either: questions would be a way.
 func (a *Attachment) forwardQuery(ctx context.Context, query []byte, tcp bool) ([]byte, error) {
-	var servers []upstream
+	var servers []nameserver.Upstream
 	for _, addr := range a.request.DNS {
-		servers = append(servers, upstream{addr, a.dialInside, forwardPort})
+		servers = append(servers, nameserver.Upstream{Addr: addr, Dial: a.dialInside})
 	}
 	out := slices.ContainsFunc(*a.known.Load(), func(e Endpoint) bool { return e.Gateway4.IsValid() || e.Gateway6.IsValid() })
 	if len(servers) == 0 && out {
@@ -104,8 +133,8 @@ func (a *Attachment) forwardQuery(ctx context.Context, query []byte, tcp bool) (
 			host.servers = host.reachable()
 		}
 		for _, addr := range host.servers {
-			servers = append(servers, upstream{addr, dialHost, forwardPort})
+			servers = append(servers, nameserver.Upstream{Addr: addr, Dial: dialHost})
 		}
 	}
-	return askServers(ctx, servers, query, tcp)
+	return nameserver.Ask(ctx, servers, query, tcp)
 }

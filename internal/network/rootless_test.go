@@ -44,7 +44,7 @@ func testRootless(t *testing.T, program string) {
 	w := newWorld(t)
 	defaultRoute(t)
 	ns := newRootless(t, Options{Pasta: program, ResolvConf: resolvConfFile(t, "nameserver 127.0.0.1\n")})
-	fakeServer(t, "127.0.0.1:53", nil)
+	fakeServer(t, "127.0.0.1:53")
 	before := snapshotHost(t, ns)
 	answer(t, w.outside, "tcp4", outsideAddr+":80")
 	answer(t, nil, "tcp4", ":81")

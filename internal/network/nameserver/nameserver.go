@@ -1,4 +1,12 @@
-package network
+// Package nameserver answers a container's questions for names (RFC 1035, over
+// UDP and TCP): names that its owner knows from what the owner says, all others
+// by asking name servers outside.
+//
+// It knows no networks and no containers, and opens no socket to serve: it is
+// given those.
+//
+// Invariant: every answer belongs to a question, and fits what the client takes.
+package nameserver
 
 import (
 	"context"
@@ -9,16 +17,12 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
 )
-
-// nameServerAddr is docker's, which programs know.
-func nameServerAddr() netip.Addr { return netip.AddrFrom4([4]byte{127, 0, 0, 11}) }
 
 const (
 	// Names come and go with containers; docker says 600 and lets clients ask
@@ -28,19 +32,25 @@ const (
 	maxUDP     = 512  // RFC 1035, 4.2.1, without EDNS
 	// A client of TCP that says nothing is left.
 	tcpIdle = 10 * time.Second
+	// After a failed accept: out of descriptors, likely, and some will be closed.
+	acceptPause = 50 * time.Millisecond
 )
 
-// nameServer answers a container's questions: names of the containers that it
-// shares a network with from the records, others from name servers outside.
-//
-// It has any free port of 127.0.0.11 in the container's namespace, and the
-// packet filter there sends port 53 of that address to it, so that the container
-// may have a server of its own on port 53 of all addresses.
-type nameServer struct {
-	lookup  lookupFunc
-	reverse func(ctx context.Context, ip netip.Addr) (name string, ok bool)
-	forward func(ctx context.Context, query []byte, tcp bool) ([]byte, error)
+// Config is where answers come from.
+type Config struct {
+	// Lookup finds the addresses of a name, which is in lower case and without a
+	// dot at its end. known says whether there is such a name, with or without an
+	// address of one family.
+	Lookup func(ctx context.Context, name string) (ips []netip.Addr, known bool)
+	// Reverse finds the name of an address.
+	Reverse func(ctx context.Context, ip netip.Addr) (name string, known bool)
+	// Forward asks outside; see Ask.
+	Forward func(ctx context.Context, query []byte, tcp bool) ([]byte, error)
+}
 
+// Server serves one container.
+type Server struct {
+	config Config
 	udp    *net.UDPConn
 	tcp    *net.TCPListener
 	cancel context.CancelFunc
@@ -48,51 +58,25 @@ type nameServer struct {
 	wg     sync.WaitGroup
 }
 
-// lookupFunc finds the addresses of a name, which is in lower case and without
-// a dot at its end. known says whether there is such a container, with or
-// without an address of one family.
-type lookupFunc func(ctx context.Context, name string) (ips []netip.Addr, known bool)
-
-// start opens the sockets in the namespace and serves them.
-func (s *nameServer) start(ns *os.File, again bool) error {
-	err := within(ns, func() (err error) {
-		at := netip.AddrPortFrom(nameServerAddr(), 0)
-		if s.udp, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at)); err != nil {
-			return err
-		}
-		if s.tcp, err = net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(at)); err != nil {
-			s.udp.Close()
-			return err
-		}
-		err = redirectNames(uint16(s.udp.LocalAddr().(*net.UDPAddr).Port), uint16(s.tcp.Addr().(*net.TCPAddr).Port), again)
-		if err != nil {
-			s.udp.Close()
-			s.tcp.Close()
-		}
-		return err
-	})
-	if err != nil {
-		return describe(err, "serve names")
-	}
+// Serve answers what comes to the sockets, which it owns from now on, until
+// Close.
+func Serve(udp *net.UDPConn, tcp *net.TCPListener, c Config) *Server {
 	ctx, cancel := context.WithCancel(context.Background())
-	s.cancel, s.slots = cancel, make(chan struct{}, maxQueries)
+	s := &Server{config: c, udp: udp, tcp: tcp, cancel: cancel, slots: make(chan struct{}, maxQueries)}
 	s.wg.Go(func() { s.serveUDP(ctx) })
 	s.wg.Go(func() { s.serveTCP(ctx) })
-	return nil
+	return s
 }
 
-// close stops it and waits for the questions that are being answered.
-func (s *nameServer) close() {
-	if s == nil {
-		return
-	}
+// Close stops it and waits for the questions that are being answered.
+func (s *Server) Close() error {
 	s.cancel()
-	s.udp.Close()
-	s.tcp.Close()
+	err := errors.Join(s.udp.Close(), s.tcp.Close())
 	s.wg.Wait()
+	return err
 }
 
-func (s *nameServer) serveUDP(ctx context.Context) {
+func (s *Server) serveUDP(ctx context.Context) {
 	buf := make([]byte, 4096) // a question is far smaller
 	for {
 		n, from, err := s.udp.ReadFromUDPAddrPort(buf)
@@ -117,7 +101,7 @@ func (s *nameServer) serveUDP(ctx context.Context) {
 	}
 }
 
-func (s *nameServer) serveTCP(ctx context.Context) {
+func (s *Server) serveTCP(ctx context.Context) {
 	for {
 		c, err := s.tcp.AcceptTCP()
 		if err != nil {
@@ -143,7 +127,7 @@ func (s *nameServer) serveTCP(ctx context.Context) {
 }
 
 // serveConn answers questions on one connection, one after the other.
-func (s *nameServer) serveConn(ctx context.Context, c net.Conn) {
+func (s *Server) serveConn(ctx context.Context, c net.Conn) {
 	for {
 		_ = c.SetDeadline(time.Now().Add(tcpIdle))
 		query, err := readTCP(c)
@@ -177,7 +161,7 @@ func writeTCP(c io.Writer, msg []byte) error {
 }
 
 // answer answers one question; nil is no answer at all, for what is no question.
-func (s *nameServer) answer(ctx context.Context, query []byte, tcp bool) []byte {
+func (s *Server) answer(ctx context.Context, query []byte, tcp bool) []byte {
 	q, err := parseQuery(query)
 	if err != nil || q.header.Response {
 		return nil
@@ -191,7 +175,7 @@ func (s *nameServer) answer(ctx context.Context, query []byte, tcp bool) []byte 
 		}
 		return answer
 	}
-	answer, err := s.forward(ctx, query, tcp)
+	answer, err := s.config.Forward(ctx, query, tcp)
 	if err != nil {
 		return q.reply(dnsmessage.RCodeServerFailure, nil)
 	}
@@ -199,14 +183,14 @@ func (s *nameServer) answer(ctx context.Context, query []byte, tcp bool) []byte 
 }
 
 // local answers from the records, nil when they know nothing of the name.
-func (s *nameServer) local(ctx context.Context, q *dnsQuery) []byte {
+func (s *Server) local(ctx context.Context, q *dnsQuery) []byte {
 	name := strings.ToLower(strings.TrimSuffix(q.question.Name.String(), "."))
 	if q.question.Type == dnsmessage.TypePTR {
 		ip, ok := parseReverse(name)
 		if !ok {
 			return nil
 		}
-		target, ok := s.reverse(ctx, ip)
+		target, ok := s.config.Reverse(ctx, ip)
 		if !ok {
 			return nil
 		}
@@ -216,7 +200,7 @@ func (s *nameServer) local(ctx context.Context, q *dnsQuery) []byte {
 		}
 		return q.reply(dnsmessage.RCodeSuccess, []dnsmessage.ResourceBody{&dnsmessage.PTRResource{PTR: to}})
 	}
-	ips, known := s.lookup(ctx, name)
+	ips, known := s.config.Lookup(ctx, name)
 	if !known {
 		return nil
 	}

@@ -1,4 +1,4 @@
-package network
+package nameserver
 
 import (
 	"context"
@@ -10,27 +10,28 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
+// Port is where name servers are.
+const Port = 53
+
 const (
 	// The C library waits 5 s for an answer: whatever comes later is not heard.
 	forwardTimeout = 4500 * time.Millisecond
 	// The next server is asked as well when one is silent for so long.
 	forwardPatience = 1 * time.Second
-	forwardPort     = 53
 	maxAnswer       = 64 << 10
 )
 
-// upstream is a name server outside and the way to it.
-type upstream struct {
-	addr netip.Addr
-	dial dialFunc
-	port uint16
+// Upstream is a name server outside and the way to it.
+type Upstream struct {
+	Addr netip.Addr
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// askServers sends the question to the servers, one after the other, each as soon as
+// Ask sends the question to the servers, one after the other, each as soon as
 // the one before fails or is silent for a while. The first answer that says
 // something counts; a server's "I cannot" (SERVFAIL, REFUSED) only when nobody
 // has a better one.
-func askServers(ctx context.Context, servers []upstream, query []byte, tcp bool) ([]byte, error) {
+func Ask(ctx context.Context, servers []Upstream, query []byte, tcp bool) ([]byte, error) {
 	if len(servers) == 0 {
 		return nil, errors.New("there are no name servers")
 	}
@@ -88,12 +89,12 @@ func useful(msg []byte) bool {
 }
 
 // exchange asks one server.
-func (s upstream) exchange(ctx context.Context, query []byte, tcp bool) ([]byte, error) {
+func (s Upstream) exchange(ctx context.Context, query []byte, tcp bool) ([]byte, error) {
 	network := "udp"
 	if tcp {
 		network = "tcp"
 	}
-	c, err := s.dial(ctx, network, netip.AddrPortFrom(s.addr, s.port).String())
+	c, err := s.Dial(ctx, network, netip.AddrPortFrom(s.Addr, Port).String())
 	if err != nil {
 		return nil, err
 	}
@@ -141,13 +142,4 @@ func isAnswer(query, msg []byte) bool {
 		return hq.RCode != dnsmessage.RCodeSuccess
 	}
 	return err == nil && answered.Type == asked.Type && answered.Class == asked.Class
-}
-
-// dialInside connects from the container's namespace.
-func (a *Attachment) dialInside(ctx context.Context, network, address string) (c net.Conn, err error) {
-	err = within(a.file, func() error {
-		c, err = dialHost(ctx, network, address)
-		return err
-	})
-	return c, err
 }
