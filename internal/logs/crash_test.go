@@ -157,7 +157,7 @@ func checkRounds(t *testing.T, stored []byte, acked []uint64) {
 // what is before is there, and the log goes on.
 func TestCutAnywhere(t *testing.T) {
 	for _, name := range []string{"json-file", "local"} {
-		for range 50 {
+		for range 20 {
 			dir := t.TempDir()
 			c := testConfig(name, map[string]string{"max-size": "100k"})
 			s := mustOpen(t, dir, c)

@@ -7,7 +7,16 @@ import (
 	"strings"
 
 	"dhow/internal/errdef"
+	"dhow/internal/logs/awslogs"
 	"dhow/internal/logs/driver"
+	"dhow/internal/logs/fluentd"
+	"dhow/internal/logs/gcplogs"
+	"dhow/internal/logs/gelf"
+	"dhow/internal/logs/journald"
+	"dhow/internal/logs/loki"
+	"dhow/internal/logs/otlp"
+	"dhow/internal/logs/splunk"
+	"dhow/internal/logs/syslog"
 )
 
 // Drivers that are the local store itself.
@@ -19,7 +28,17 @@ const (
 
 // kinds has the drivers that ship lines elsewhere.
 func kinds() map[string]func() driver.Kind {
-	return map[string]func() driver.Kind{}
+	return map[string]func() driver.Kind{
+		"awslogs":  awslogs.Kind,
+		"fluentd":  fluentd.Kind,
+		"gcplogs":  gcplogs.Kind,
+		"gelf":     gelf.Kind,
+		"journald": journald.Kind,
+		"loki":     loki.Kind,
+		"otlp":     otlp.Kind,
+		"splunk":   splunk.Kind,
+		"syslog":   syslog.Kind,
+	}
 }
 
 // Names returns the names of all drivers, sorted.

@@ -25,7 +25,7 @@ func (sh *shipper) reject(cause error) error {
 	err := park(shipPath(sh.store.dir, sh.name)+parkedSuffix, parkedLine{r.Time, r.Stream.String(), r.Line, cause.Error()})
 	sh.mu.Lock()
 	sh.p.Rejected.add(1, len(r.Line))
-	sh.p.Error, sh.p.ErrorAt = "rejected: "+cause.Error(), sh.store.now().UTC()
+	sh.p.LastReject = cause.Error()
 	sh.forward(1)
 	sh.mu.Unlock()
 	sh.store.moved()

@@ -30,6 +30,8 @@ type progress struct {
 	ErrorAt time.Time // when it failed
 	Next    time.Time // when it will be tried again
 	Parked  bool      // the destination does not want us; tried again seldom
+
+	LastReject string // why the last line that it does not want was rejected
 }
 
 // count is lines and their bytes.
@@ -108,15 +110,17 @@ func readProgress(file *os.File) (p progress, seq uint64, err error) {
 }
 
 func (f *progressFile) write(p progress) error {
-	if len(p.Error) > longestError {
-		p.Error = p.Error[:longestError] + "…"
+	for _, text := range []*string{&p.Error, &p.LastReject} {
+		if len(*text) > longestError {
+			*text = (*text)[:longestError] + "…"
+		}
 	}
 	data, err := json.Marshal(p)
 	if err != nil {
 		return err
 	}
 	if len(data) > progressSlot-progressHead {
-		p.Error = "too long to be kept"
+		p.Error, p.LastReject = "too long to be kept", ""
 		if data, err = json.Marshal(p); err != nil {
 			return err
 		}
@@ -137,15 +141,16 @@ type Destination struct {
 	Shipped  count // lines and bytes that the destination has
 	Waiting  count // that it does not have yet
 	Dropped  count // that were rotated away before they could be shipped
-	Rejected count // that the destination does not want; the last ones are in Parked
+	Rejected count // that the destination does not want
 	// Lag is the age of the oldest line that waits.
 	Lag   time.Duration
 	State string // "ok", "retrying" or "parked"
 	Error string // of the last try; "" when it succeeded
 	// ErrorAt is when that failed, Next when it will be tried again.
 	ErrorAt, Next time.Time
-	// Parked is the path of a file with rejected lines, "" if there is none.
-	Parked string
+	// LastReject is why the last line in Rejected was rejected, and Parked the path
+	// of a file with such lines; "" if there are none.
+	LastReject, Parked string
 }
 
 // Statistics is how a log stands.
@@ -212,6 +217,7 @@ func destination(dir, driver string, end place, now time.Time) (Destination, err
 			d.Lag = max(now.Sub(since), 0)
 		}
 	}
+	d.LastReject = p.LastReject
 	d.Error, d.ErrorAt, d.Next = p.Error, p.ErrorAt, p.Next
 	switch {
 	case p.Parked:

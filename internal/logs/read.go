@@ -209,6 +209,10 @@ func (r *reader) next(rec *Record) (bool, error) {
 			r.skip--
 			continue
 		}
+		rec.Seq = r.cur.count.lines
+		if rec.Partial {
+			rec.Seq++ // its newline is not counted yet
+		}
 		rec.Lost, r.gone, r.lost = r.lost.lines, r.lost, totals{}
 		return true, nil
 	}

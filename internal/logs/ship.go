@@ -13,13 +13,14 @@ import (
 
 // How delivery behaves, unless a driver's Limits say otherwise.
 const (
-	batchRecords = 1000
-	batchBytes   = 512 << 10
-	sendTimeout  = 30 * time.Second // a destination that accepts and never reads is given up then
-	firstPause   = 100 * time.Millisecond
-	longestPause = 30 * time.Second
-	refusedPause = 30 * time.Second // first pause of a destination that refuses us
-	longestTold  = 5 * time.Minute  // of what a destination may ask for, and of a refused one
+	batchRecords  = 1000
+	batchBytes    = 512 << 10
+	verifyTimeout = 10 * time.Second
+	sendTimeout   = 30 * time.Second // a destination that accepts and never reads is given up then
+	firstPause    = 100 * time.Millisecond
+	longestPause  = 30 * time.Second
+	refusedPause  = 30 * time.Second // first pause of a destination that refuses us
+	longestTold   = 5 * time.Minute  // of what a destination may ask for, and of a refused one
 	// A batch sent to a destination that does not acknowledge counts as delivered
 	// only when the connection has outlived it by this.
 	unsure = 2 * time.Second
@@ -35,12 +36,10 @@ const (
 type shipper struct {
 	store    *Store
 	name     string
-	kind     driver.Kind
 	options  driver.Options
 	sender   driver.Sender
-	limits   driver.Limits
-	bound    uint64 // bytes that may wait (max-buffer-size); 0: as the store is
-	blocking bool   // the container waits rather than that lines are dropped
+	d        driver.Delivery
+	blocking bool // the container waits rather than that lines are dropped
 
 	wake  chan struct{} // there are lines
 	drain chan struct{} // closed: end when there are none
@@ -69,20 +68,8 @@ func newShipper(s *Store, d Driver, info Info, end place) (*shipper, error) {
 		return nil, err
 	}
 	o := driver.Options(d.Options)
-	sh := &shipper{store: s, name: d.Name, kind: k, options: o, limits: k.Limits,
-		blocking: o["mode"] == "blocking",
-		wake:     make(chan struct{}, 1), drain: make(chan struct{}), done: make(chan struct{})}
-	if o["max-buffer-size"] != "" {
-		sh.bound = uint64(o.Size("max-buffer-size", 0))
-	}
-	for limit, otherwise := range map[*int]int{&sh.limits.Records: batchRecords, &sh.limits.Bytes: batchBytes, &sh.limits.Line: maxLine} {
-		if *limit == 0 {
-			*limit = otherwise
-		}
-	}
-	if sh.limits.Send == 0 {
-		sh.limits.Send = sendTimeout
-	}
+	sh := &shipper{store: s, name: d.Name, options: o, d: delivery(k, o), blocking: o["mode"] == "blocking",
+		wake: make(chan struct{}, 1), drain: make(chan struct{}), done: make(chan struct{})}
 	var fresh bool
 	if sh.file, sh.p, fresh, err = openProgress(s.dir, d.Name); err != nil {
 		return nil, err
@@ -93,10 +80,49 @@ func newShipper(s *Store, d Driver, info Info, end place) (*shipper, error) {
 			return nil, errors.Join(err, sh.file.f.Close())
 		}
 	}
-	if sh.sender, err = k.Open(info, o); err != nil {
+	if sh.sender, err = openSender(k, info, o); err != nil {
 		return nil, errors.Join(fmt.Errorf("log driver %s: %w", d.Name, err), sh.file.f.Close())
 	}
 	return sh, nil
+}
+
+// delivery fills in the defaults.
+func delivery(k driver.Kind, o driver.Options) driver.Delivery {
+	var d driver.Delivery
+	if k.Delivery != nil {
+		d = k.Delivery(o)
+	}
+	for value, otherwise := range map[*int]int{&d.Records: batchRecords, &d.Bytes: batchBytes, &d.Line: maxLine} {
+		if *value == 0 {
+			*value = otherwise
+		}
+	}
+	if d.Timeout == 0 {
+		d.Timeout = sendTimeout
+	}
+	if o["max-buffer-size"] != "" {
+		d.Bound = o.Size("max-buffer-size", 0)
+	}
+	return d
+}
+
+// openSender opens a destination, and asks it whether it works if the options say
+// so.
+func openSender(k driver.Kind, info Info, o driver.Options) (driver.Sender, error) {
+	sender, err := k.Open(info, o)
+	if err != nil {
+		return nil, err
+	}
+	v, ok := sender.(driver.Verifier)
+	if !ok {
+		return sender, nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), verifyTimeout)
+	defer cancel()
+	if err := v.Verify(ctx); err != nil {
+		return nil, errors.Join(err, sender.Close())
+	}
+	return sender, nil
 }
 
 func (sh *shipper) start() {
@@ -149,6 +175,10 @@ func (sh *shipper) run(ctx context.Context) {
 			sh.linger(ctx)
 			err = sh.send(ctx)
 		}
+		if driver.IsHeld(err) {
+			sh.await(ctx, driver.After(err))
+			err = nil
+		}
 		if err == nil {
 			failures = 0
 			continue
@@ -157,7 +187,10 @@ func (sh *shipper) run(ctx context.Context) {
 			return
 		}
 		failures++
-		pause := pauseAfter(err, failures, rand.Float64())
+		if sh.d.Tries > 0 && failures > sh.d.Tries {
+			err = driver.Refuse(err)
+		}
+		pause := pauseAfter(err, failures, sh.d.Retry, rand.Float64())
 		sh.failed(err, pause)
 		if pause >= time.Second {
 			sh.release()
@@ -175,12 +208,24 @@ func (sh *shipper) idle(ctx context.Context) {
 	}
 }
 
+// await waits for more lines, but not longer than d.
+func (sh *shipper) await(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-sh.wake:
+	case <-sh.drain:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
 // linger waits until the batch is full or old enough.
 func (sh *shipper) linger(ctx context.Context) {
-	if sh.limits.Wait == 0 {
+	if sh.d.Fill == 0 {
 		return
 	}
-	timer := time.NewTimer(sh.limits.Wait)
+	timer := time.NewTimer(sh.d.Fill)
 	defer timer.Stop()
 	for !sh.full() && !sh.draining() {
 		select {
@@ -206,15 +251,18 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// pauseAfter decides how long to wait after so many failures in a row; jitter
-// is from 0 to 1.
-func pauseAfter(err error, failures int, jitter float64) time.Duration {
+// pauseAfter decides how long to wait after so many failures in a row. fixed is
+// the pause that the user chose, or 0; jitter is from 0 to 1.
+func pauseAfter(err error, failures int, fixed time.Duration, jitter float64) time.Duration {
 	if told := driver.After(err); told > 0 {
 		return min(told, longestTold)
 	}
 	first, longest := firstPause, longestPause
-	if driver.IsRefused(err) {
+	switch {
+	case driver.IsRefused(err):
 		first, longest = refusedPause, longestTold
+	case fixed > 0:
+		return fixed
 	}
 	pause := min(first<<min(failures-1, 16), longest)
 	return time.Duration(float64(pause) * (0.8 + 0.4*jitter))
@@ -231,7 +279,7 @@ func (sh *shipper) release() {
 }
 
 func (sh *shipper) full() bool {
-	return len(sh.batch) >= sh.limits.Records || len(sh.arena) >= sh.limits.Bytes
+	return len(sh.batch) >= sh.d.Records || len(sh.arena) >= sh.d.Bytes
 }
 
 // fill adds what there is to the batch. With rest, a line that is not complete
@@ -285,15 +333,15 @@ func (sh *shipper) last() place {
 // so much is behind it that it has to be dropped.
 func (sh *shipper) add(rec Record) {
 	after := sh.r.after()
-	if sh.bound > 0 && sh.store.written() > after.bytes+sh.bound {
+	if sh.d.Bound > 0 && sh.store.written() > after.bytes+uint64(sh.d.Bound) {
 		sh.drop(rec, after)
 		return
 	}
 	line, last := rec.Line, rec.Partial
-	for len(line) > sh.limits.Line {
-		rec.Line, rec.Partial = line[:sh.limits.Line], true
+	for len(line) > sh.d.Line {
+		rec.Line, rec.Partial = line[:sh.d.Line], true
 		sh.push(rec, sh.last())
-		line = line[sh.limits.Line:]
+		line = line[sh.d.Line:]
 	}
 	rec.Line, rec.Partial = line, last
 	sh.push(rec, after)
@@ -328,16 +376,23 @@ func (sh *shipper) send(ctx context.Context) error {
 		sh.bite = len(sh.batch)
 	}
 	batch := sh.batch[:min(sh.bite, len(sh.batch))]
-	timed, cancel := context.WithTimeout(ctx, sh.limits.Send)
+	if f, ok := sh.sender.(driver.Finisher); ok && sh.draining() {
+		f.Finish()
+	}
+	timed, cancel := context.WithTimeout(ctx, sh.d.Timeout)
 	n, err := sh.sender.Send(timed, batch)
 	cancel()
-	if err == nil {
+	some := driver.Some(err)
+	if err == nil || some > 0 {
 		n = len(batch)
 	}
 	if n > 0 {
 		sh.delivered(n)
 	}
 	switch {
+	case some > 0:
+		sh.rejectedSome(err, some)
+		return nil
 	case err == nil:
 		if sh.bite *= 2; sh.bite >= len(sh.batch) {
 			sh.bite = 0
@@ -349,7 +404,7 @@ func (sh *shipper) send(ctx context.Context) error {
 	case driver.IsRejected(err) && n < len(batch):
 		return sh.reject(err)
 	}
-	if sh.kind.Unacknowledged {
+	if sh.d.Unacknowledged {
 		sh.rewind()
 	}
 	return err
@@ -369,6 +424,17 @@ func (sh *shipper) delivered(n int) {
 	sh.forward(n)
 	sh.mu.Unlock()
 	sh.store.moved()
+}
+
+// rejectedSome counts records of a batch that the destination did not want, without
+// saying which.
+func (sh *shipper) rejectedSome(err error, some int) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	sh.p.Shipped.Lines -= min(uint64(some), sh.p.Shipped.Lines)
+	sh.p.Rejected.Lines += uint64(some)
+	sh.p.LastReject = err.Error()
+	sh.keep()
 }
 
 // forward takes the first n records from the batch and keeps where we are. The

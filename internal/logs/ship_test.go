@@ -26,9 +26,9 @@ type fake struct {
 	sessions int
 }
 
-func (f *fake) kind(limits driver.Limits) func(string) (driver.Kind, error) {
+func (f *fake) kind(d driver.Delivery) func(string) (driver.Kind, error) {
 	return func(string) (driver.Kind, error) {
-		return driver.Kind{Limits: limits, Open: func(driver.Info, driver.Options) (driver.Sender, error) {
+		return driver.Kind{Delivery: func(driver.Options) driver.Delivery { return d }, Open: func(driver.Info, driver.Options) (driver.Sender, error) {
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			f.sessions++
@@ -78,10 +78,10 @@ func (f *fake) lines() []string {
 	return append([]string(nil), f.got...)
 }
 
-func openFake(t *testing.T, dir string, f *fake, options map[string]string, limits driver.Limits) *Store {
+func openFake(t *testing.T, dir string, f *fake, options map[string]string, d driver.Delivery) *Store {
 	t.Helper()
 	c := testConfig("fake", options)
-	c.Now, c.kind = time.Now, f.kind(limits)
+	c.Now, c.kind = time.Now, f.kind(d)
 	s, err := Open(dir, c)
 	if err != nil {
 		t.Fatal(err)
@@ -134,7 +134,7 @@ func onlyDestination(t *testing.T, dir string) Destination {
 
 func TestDelivery(t *testing.T) {
 	dir, f := t.TempDir(), &fake{}
-	s := openFake(t, dir, f, nil, driver.Limits{})
+	s := openFake(t, dir, f, nil, driver.Delivery{})
 	all := numbered(0, 5000)
 	writeLines(t, s, all[:100])
 	await(t, "the first lines", func() bool { return len(f.lines()) == 100 })
@@ -155,7 +155,7 @@ func TestDelivery(t *testing.T) {
 // the writer. It neither slows the container down nor loses a line.
 func TestDestinationDown(t *testing.T) {
 	dir, f := t.TempDir(), &fake{down: errors.New("connection refused")}
-	s := openFake(t, dir, f, map[string]string{"cache-max-size": "100k"}, driver.Limits{})
+	s := openFake(t, dir, f, map[string]string{"cache-max-size": "100k"}, driver.Delivery{})
 	all := numbered(0, 6000)
 	writeLines(t, s, all[:3000])
 	await(t, "an error", func() bool { return onlyDestination(t, dir).State == "retrying" })
@@ -166,7 +166,7 @@ func TestDestinationDown(t *testing.T) {
 	if err := s.Close(); err != nil || time.Since(before) > time.Second {
 		t.Errorf("closing took %v (%v)", time.Since(before), err)
 	}
-	s = openFake(t, dir, f, map[string]string{"cache-max-size": "100k"}, driver.Limits{})
+	s = openFake(t, dir, f, map[string]string{"cache-max-size": "100k"}, driver.Delivery{})
 	writeLines(t, s, all[3000:])
 	f.set(func(f *fake) { f.down = nil })
 	linger(t, s)
@@ -175,7 +175,7 @@ func TestDestinationDown(t *testing.T) {
 
 func TestHungDestination(t *testing.T) {
 	dir, f := t.TempDir(), &fake{hang: true}
-	s := openFake(t, dir, f, nil, driver.Limits{Send: 50 * time.Millisecond})
+	s := openFake(t, dir, f, nil, driver.Delivery{Timeout: 50 * time.Millisecond})
 	all := numbered(0, 100)
 	writeLines(t, s, all)
 	await(t, "an error", func() bool { return strings.Contains(onlyDestination(t, dir).Error, "deadline") })
@@ -188,7 +188,7 @@ func TestHungDestination(t *testing.T) {
 // again.
 func TestHalfABatch(t *testing.T) {
 	dir, f := t.TempDir(), &fake{break_: 2}
-	s := openFake(t, dir, f, nil, driver.Limits{Records: 100})
+	s := openFake(t, dir, f, nil, driver.Delivery{Records: 100})
 	all := numbered(0, 1000)
 	writeLines(t, s, all)
 	linger(t, s)
@@ -199,7 +199,7 @@ func TestHalfABatch(t *testing.T) {
 // found, counted and kept, and the others arrive.
 func TestRejected(t *testing.T) {
 	dir, f := t.TempDir(), &fake{poison: "arsenic"}
-	s := openFake(t, dir, f, nil, driver.Limits{})
+	s := openFake(t, dir, f, nil, driver.Delivery{})
 	all := numbered(0, 1000)
 	bad := append([]string{}, all...)
 	bad[300] += " arsenic"
@@ -217,7 +217,7 @@ func TestRejected(t *testing.T) {
 // opened again.
 func TestRefused(t *testing.T) {
 	dir, f := t.TempDir(), &fake{down: driver.Refuse(errors.New("401 who are you"))}
-	s := openFake(t, dir, f, nil, driver.Limits{})
+	s := openFake(t, dir, f, nil, driver.Delivery{})
 	writeLines(t, s, numbered(0, 10))
 	await(t, "parking", func() bool { return onlyDestination(t, dir).State == "parked" })
 	if d := onlyDestination(t, dir); d.Next.Sub(d.ErrorAt) < 20*time.Second {
@@ -239,7 +239,7 @@ func TestBound(t *testing.T) {
 		{"mode": "non-blocking", "max-buffer-size": "40k"},
 	} {
 		dir, f := t.TempDir(), &fake{down: errors.New("down")}
-		s := openFake(t, dir, f, options, driver.Limits{Records: 10})
+		s := openFake(t, dir, f, options, driver.Delivery{Records: 10})
 		all := numbered(0, 10_000)
 		for i := 0; i < len(all); i += 100 {
 			writeLines(t, s, all[i:i+100])
@@ -268,7 +268,7 @@ func TestBound(t *testing.T) {
 // said so.
 func TestBlocking(t *testing.T) {
 	dir, f := t.TempDir(), &fake{down: errors.New("down")}
-	s := openFake(t, dir, f, map[string]string{"mode": "blocking", "cache-max-size": "20k", "cache-max-file": "2"}, driver.Limits{})
+	s := openFake(t, dir, f, map[string]string{"mode": "blocking", "cache-max-size": "20k", "cache-max-file": "2"}, driver.Delivery{})
 	all := numbered(0, 5000)
 	done := make(chan struct{})
 	go func() {
@@ -292,7 +292,7 @@ func TestBlocking(t *testing.T) {
 func TestUpdate(t *testing.T) {
 	dir, f := t.TempDir(), &fake{}
 	c := testConfig("json-file", nil)
-	c.Now, c.kind = time.Now, f.kind(driver.Limits{})
+	c.Now, c.kind = time.Now, f.kind(driver.Delivery{})
 	s, err := Open(dir, c)
 	if err != nil {
 		t.Fatal(err)
@@ -323,7 +323,7 @@ func TestUpdate(t *testing.T) {
 // TestHidden keeps lines only until they are shipped.
 func TestHidden(t *testing.T) {
 	dir, f := t.TempDir(), &fake{}
-	s := openFake(t, dir, f, map[string]string{"cache-disabled": "true", "cache-max-size": "20k", "cache-max-file": "50"}, driver.Limits{})
+	s := openFake(t, dir, f, map[string]string{"cache-disabled": "true", "cache-max-size": "20k", "cache-max-file": "50"}, driver.Delivery{})
 	all := numbered(0, 10_000)
 	for i := 0; i < len(all); i += 100 {
 		writeLines(t, s, all[i:i+100])
@@ -341,14 +341,16 @@ func TestPauses(t *testing.T) {
 	for _, c := range []struct {
 		err      error
 		failures int
+		fixed    time.Duration
 		want     time.Duration
 	}{
-		{down, 1, 100 * time.Millisecond}, {down, 4, 800 * time.Millisecond}, {down, 1000, 30 * time.Second},
-		{refused, 1, 30 * time.Second}, {refused, 9, 5 * time.Minute},
-		{driver.RetryAfter(down, 7*time.Second), 3, 7 * time.Second},
-		{driver.RetryAfter(down, 24*time.Hour), 3, 5 * time.Minute},
+		{down, 1, 0, 100 * time.Millisecond}, {down, 4, 0, 800 * time.Millisecond}, {down, 1000, 0, 30 * time.Second},
+		{down, 5, time.Second, time.Second},
+		{refused, 1, time.Second, 30 * time.Second}, {refused, 9, 0, 5 * time.Minute},
+		{driver.RetryAfter(down, 7*time.Second), 3, 0, 7 * time.Second},
+		{driver.RetryAfter(down, 24*time.Hour), 3, 0, 5 * time.Minute},
 	} {
-		if got := pauseAfter(c.err, c.failures, 0.5); got != c.want {
+		if got := pauseAfter(c.err, c.failures, c.fixed, 0.5); got != c.want {
 			t.Errorf("%v, %d failures: got %v, want %v", c.err, c.failures, got, c.want)
 		}
 	}

