@@ -146,6 +146,13 @@ func (b *builder) buildProcess() error {
 		b.plan.Umask = int64(*p.User.Umask)
 	}
 	b.plan.NoNewPrivs = p.NoNewPrivileges
+	b.plan.OOMScore = stage.NoOOMScore
+	if p.OOMScoreAdj != nil {
+		b.plan.OOMScore = int64(*p.OOMScoreAdj)
+		if b.plan.OOMScore < -1000 || b.plan.OOMScore > 1000 {
+			return errdef.New(errdef.ErrInvalid, "set the OOM score to %d: it is between -1000 and 1000", b.plan.OOMScore)
+		}
+	}
 	if p.ConsoleSize != nil {
 		b.plan.Rows, b.plan.Cols = uint64(p.ConsoleSize.Height), uint64(p.ConsoleSize.Width)
 	}

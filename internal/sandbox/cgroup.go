@@ -19,7 +19,6 @@ import (
 	"github.com/opencontainers/cgroups"
 	cgroup1fs "github.com/opencontainers/cgroups/fs"
 	cgroup2fs "github.com/opencontainers/cgroups/fs2"
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -51,7 +50,8 @@ func cgroup2() bool {
 // buildCgroup makes the cgroup, if the spec wants one. Without a limit nothing
 // is lost where none can be made: an ordinary user often may not.
 func (b *builder) buildCgroup() error {
-	res, limits, err := cgroupResources(b.spec.Linux.Resources)
+	b.plan.WaitReady = b.cfg.BeforeExec != nil
+	l, err := cgroupLimits(b.spec.Linux.Resources)
 	if err != nil {
 		return err
 	}
@@ -59,111 +59,62 @@ func (b *builder) buildCgroup() error {
 	if strings.Contains(name, ".slice:") {
 		return errdef.New(errdef.ErrUnsupported, "make the cgroup %s: systemd names are not supported, give a path", name)
 	}
-	b.plan.WaitReady = b.cfg.BeforeExec != nil
-	if name == "/" && len(limits) == 0 {
+	if name == "/" && len(l.need) == 0 {
 		return nil
 	}
 	if name == "/" {
 		name = fmt.Sprintf("/dhow/pid%d-%d", os.Getpid(), time.Now().UnixNano())
 	}
-	asked := len(limits) > 0 || b.spec.Linux.CgroupsPath != ""
-	if b.cfg.Survive { // for Stats
-		limits = append(limits, "memory", "cpuacct", "blkio")
-	}
-	if err := b.guardDevices(name, res, limits); err != nil {
-		return err
-	}
-	if b.cg == nil {
-		b.cg, err = newCgroup(name, res, limits, b.inUserNS)
-	}
-	if err != nil && !asked {
-		b.cg = nil
+	limited := len(l.need) > 0
+	if err := b.makeCgroup(name, l); err != nil {
+		err = fmt.Errorf("make the cgroup %s: %w", name, err)
+		switch {
+		case errors.Is(err, errdef.ErrInvalid), b.spec.Linux.CgroupsPath != "", limited && !b.inUserNS:
+			return err
+		case limited:
+			b.warn("no limits are enforced: an ordinary user needs a cgroup of their own for that, as \"systemd-run --user --scope -p Delegate=yes\" gives (%v)", err)
+		}
 		return nil
 	}
-	if err != nil {
-		err = fmt.Errorf("make the cgroup %s: %w", name, err)
-		if b.inUserNS {
-			err = errdef.WithHint(errdef.As(errdef.ErrDenied, err),
-				"limits need a cgroup that is yours: run dhow under \"systemd-run --user --scope -p Delegate=yes\", or as root")
-		}
-		return err
-	}
+	b.warnings = append(b.warnings, l.warnings...)
 	b.plan.WaitCgroup = b.cg.dir == nil
 	b.plan.WaitReady = b.plan.WaitReady || b.cg.maxPids != nil
 	return nil
 }
 
-// guardDevices makes the cgroup with the device rules, where that can be done.
-func (b *builder) guardDevices(name string, res *cgroups.Resources, limits []string) error {
-	if !b.canGuardDevices() {
-		return nil
-	}
-	rules, err := deviceRules(b.spec)
-	if err != nil {
-		return err
-	}
-	guarded := *res
-	guarded.SkipDevices, guarded.Devices = false, rules
-	if b.cg, err = newCgroup(name, &guarded, append(slices.Clone(limits), "devices"), false); err != nil {
-		b.cg = nil // without the rules it may well be had
-		return nil
-	}
-	b.guarded = true
-	return nil
-}
-
-// cgroupResources translates the limits of a runtime spec, and lists the
-// controllers that they need. Devices are not among them: see devices.go.
-func cgroupResources(r *specs.LinuxResources) (*cgroups.Resources, []string, error) {
-	out := &cgroups.Resources{SkipDevices: true}
-	var need []string
-	if r == nil {
-		return out, nil, nil
-	}
-	if r.BlockIO != nil || len(r.HugepageLimits) > 0 || r.Network != nil || len(r.Rdma) > 0 || len(r.Unified) > 0 {
-		return nil, nil, errdef.New(errdef.ErrUnsupported, "start the sandbox: limits on block devices, huge pages and networks")
-	}
-	if m := r.Memory; m != nil {
-		need = append(need, "memory")
-		set(&out.Memory, m.Limit)
-		set(&out.MemoryReservation, m.Reservation)
-		set(&out.MemorySwap, m.Swap)
-		set(&out.OomKillDisable, m.DisableOOMKiller)
-		out.MemorySwappiness = m.Swappiness
-	}
-	if c := r.CPU; c != nil {
-		if c.Cpus != "" || c.Mems != "" {
-			need = append(need, "cpuset")
+// makeCgroup makes it with device rules where that can be done.
+func (b *builder) makeCgroup(name string, l *limits) error {
+	if b.cfg.Survive {
+		for _, c := range []string{"memory", "cpuacct", "blkio"} { // for Stats
+			if cgroup2() || exists(path.Join(cgroupRoot, c)) {
+				l.need = append(l.need, c)
+			}
 		}
-		if c.Shares != nil || c.Quota != nil || c.Period != nil {
-			need = append(need, "cpu")
+	}
+	if b.canGuardDevices() {
+		rules, err := deviceRules(b.spec)
+		if err != nil {
+			return err
 		}
-		set(&out.CpuShares, c.Shares)
-		set(&out.CpuQuota, c.Quota)
-		set(&out.CpuPeriod, c.Period)
-		out.CpusetCpus, out.CpusetMems = c.Cpus, c.Mems
-		out.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(out.CpuShares)
+		res := *l.Resources
+		res.SkipDevices, res.Devices = false, rules
+		guarded := &limits{Resources: &res, need: append(slices.Clone(l.need), "devices")}
+		if b.cg, err = newCgroup(name, guarded, false); err == nil {
+			b.guarded, l.warnings = true, append(l.warnings, guarded.warnings...)
+			return nil
+		}
+		// Without the rules it may well be had.
 	}
-	if r.Pids != nil && r.Pids.Limit != nil {
-		need = append(need, "pids")
-		out.PidsLimit = r.Pids.Limit
+	var err error
+	if b.cg, err = newCgroup(name, l, b.inUserNS); err != nil {
+		b.cg = nil
 	}
-	return out, need, nil
+	return err
 }
 
-// set copies a value that may be missing.
-func set[T any](to *T, from *T) {
-	if from != nil {
-		*to = *from
-	}
-}
-
-// newCgroup makes the cgroup with its limits.
-func newCgroup(name string, res *cgroups.Resources, need []string, inUserNS bool) (*cgroup, error) {
+// newCgroup makes the cgroup with its limits, and adds to l's warnings.
+func newCgroup(name string, l *limits, inUserNS bool) (*cgroup, error) {
 	c := &cgroup{name: name}
-	if res.PidsLimit != nil && *res.PidsLimit < stageThreads {
-		c.maxPids, res.PidsLimit = res.PidsLimit, nil
-	}
 	var err error
 	if cgroup2() {
 		if inUserNS {
@@ -171,9 +122,20 @@ func newCgroup(name string, res *cgroups.Resources, need []string, inUserNS bool
 				return nil, err
 			}
 		}
-		c.paths = map[string]string{"": path.Join(cgroupRoot, c.name)}
-	} else if c.paths, err = cgroup1Paths(name, need); err != nil {
-		return nil, err
+		dir := path.Join(cgroupRoot, c.name)
+		l.fit(func(controller string) bool { return offersController(path.Dir(dir), controller) })
+		c.paths = map[string]string{"": dir}
+	} else {
+		l.fit(func(controller string) bool {
+			return controller == "devices" || exists(path.Join(cgroupRoot, controller))
+		})
+		if c.paths, err = cgroup1Paths(name, l.need); err != nil {
+			return nil, err
+		}
+	}
+	res := l.Resources
+	if res.PidsLimit != nil && *res.PidsLimit < stageThreads {
+		c.maxPids, res.PidsLimit = res.PidsLimit, nil
 	}
 	if err := c.manage(res); err != nil {
 		return nil, err
@@ -182,14 +144,28 @@ func newCgroup(name string, res *cgroups.Resources, need []string, inUserNS bool
 		return nil, errors.Join(err, c.remove())
 	}
 	if dir, ok := c.paths[""]; ok {
-		if err := c.open2(dir, need); err != nil {
+		l.fitWeights(dir)
+		if err := c.open2(dir, l.need); err != nil {
 			return nil, errors.Join(err, c.remove())
 		}
+	} else if dir, ok := c.paths["blkio"]; ok {
+		l.fitWeights(dir)
 	}
 	if err := c.manager.Set(res); err != nil {
 		return nil, errors.Join(err, c.remove())
 	}
 	return c, nil
+}
+
+// offersController tells whether a cgroup of version 2, or the closest one
+// above that is there, has a controller to give to a child.
+func offersController(dir, controller string) bool {
+	for ; dir != "/" && dir != "."; dir = path.Dir(dir) {
+		if exists(dir) {
+			return hasControllers(dir, []string{controller}) == nil
+		}
+	}
+	return false
 }
 
 // manage makes the manager for the directories in paths.
@@ -198,9 +174,6 @@ func (c *cgroup) manage(res *cgroups.Resources) (err error) {
 	if dir, ok := c.paths[""]; ok {
 		c.manager, err = cgroup2fs.NewManager(config, dir)
 		return err
-	}
-	if res.MemorySwap > 0 && !exists(path.Join(cgroupRoot, "memory/memory.memsw.limit_in_bytes")) {
-		res.MemorySwap = 0 // swap is not accounted for: the limit is on memory alone, as with docker
 	}
 	c.manager, err = cgroup1fs.NewManager(config, c.paths)
 	return err
@@ -418,16 +391,16 @@ func (c *cgroup) freeze(state cgroups.FreezerState) error {
 }
 
 // update changes limits.
-func (c *cgroup) update(res *cgroups.Resources, need []string) error {
-	if err := c.require(need); err != nil {
+func (c *cgroup) update(l *limits) error {
+	if err := c.require(l.need); err != nil {
 		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.manage(res); err != nil {
+	if err := c.manage(l.Resources); err != nil {
 		return err
 	}
-	return c.manager.Set(res)
+	return c.manager.Set(l.Resources)
 }
 
 // stats measures.

@@ -3,14 +3,17 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"dhow/internal/errdef"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -20,9 +23,10 @@ import (
 func needCgroups(t *testing.T, controllers ...string) {
 	t.Helper()
 	needNamespaces(t)
-	cg, err := newCgroup("/dhow/probe-"+t.Name(), &cgroups.Resources{SkipDevices: true}, controllers, false)
-	if err != nil {
-		t.Skipf("no cgroups to be had: %v", err)
+	l := &limits{Resources: &cgroups.Resources{SkipDevices: true}, need: controllers}
+	cg, err := newCgroup("/dhow/probe-"+t.Name(), l, false)
+	if err != nil || len(l.warnings) > 0 {
+		t.Skipf("no cgroups to be had: %v, %q", err, l.warnings)
 	}
 	if err := cg.remove(); err != nil {
 		t.Fatal(err)
@@ -153,8 +157,90 @@ func TestReclaimCgroups(t *testing.T) {
 }
 
 func TestUnsupportedLimits(t *testing.T) {
-	_, _, err := cgroupResources(&specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{}})
-	if !errors.Is(err, errdef.ErrUnsupported) {
-		t.Errorf("got %v, want unsupported", err)
+	for _, r := range []*specs.LinuxResources{{Network: &specs.LinuxNetwork{}}, {Rdma: map[string]specs.LinuxRdma{"a": {}}}} {
+		if _, err := cgroupLimits(r); !errors.Is(err, errdef.ErrUnsupported) {
+			t.Errorf("%+v: got %v, want unsupported", r, err)
+		}
+	}
+}
+
+// Every limit there is arrives in the kernel, or is left out with a warning.
+func TestAllLimits(t *testing.T) {
+	needCgroups(t, "memory", "cpu", "cpuset", "pids", "blkio", "hugetlb")
+	num, big, weight, swappiness, shares, period := int64(64<<20), uint64(2<<20), uint16(300), uint64(7), uint64(512), uint64(50000)
+	quota, swap, yes := int64(25000), int64(96<<20), true
+	loop := specs.LinuxThrottleDevice{LinuxBlockIODevice: rootDisk(t), Rate: 1 << 20}
+	spec := testSpec("sleep", "60")
+	spec.Linux.Resources = &specs.LinuxResources{
+		Memory: &specs.LinuxMemory{Limit: &num, Swap: &swap, Reservation: &num, Swappiness: &swappiness, DisableOOMKiller: &yes, Kernel: &num},
+		CPU:    &specs.LinuxCPU{Shares: &shares, Period: &period, Quota: &quota, Cpus: "0", Mems: "0"},
+		Pids:   &specs.LinuxPids{Limit: &num},
+		BlockIO: &specs.LinuxBlockIO{Weight: &weight, ThrottleReadBpsDevice: []specs.LinuxThrottleDevice{loop},
+			ThrottleWriteIOPSDevice: []specs.LinuxThrottleDevice{loop}},
+		HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: big}},
+	}
+	p, err := Start(context.Background(), Config{Spec: spec, Root: openDir(t, busyboxRoot(t)), CgroupName: "dhow/test-limits"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Wait()
+	defer p.Signal(unix.SIGKILL)
+	disk := fmt.Sprintf("%d:%d", loop.Major, loop.Minor)
+	want := map[string]string{ // version 1
+		"memory/memory.limit_in_bytes": "67108864", "memory/memory.swappiness": "7", "memory/memory.soft_limit_in_bytes": "67108864",
+		"memory/memory.oom_control": "oom_kill_disable 1", "cpu/cpu.shares": "512", "cpu/cpu.cfs_quota_us": "25000",
+		"cpu/cpu.cfs_period_us": "50000", "cpuset/cpuset.cpus": "0", "pids/pids.max": "67108864",
+		"blkio/blkio.throttle.read_bps_device": disk + " 1048576", "blkio/blkio.throttle.write_iops_device": disk + " 1048576",
+		"hugetlb/hugetlb.2MB.limit_in_bytes": "2097152",
+	}
+	if cgroup2() {
+		want = map[string]string{
+			"memory.max": "67108864", "memory.low": "67108864", "memory.swap.max": "33554432", "cpu.max": "25000 50000",
+			"cpuset.cpus": "0", "pids.max": "67108864", "io.max": "rbps=1048576 wbps=max riops=max wiops=1048576", "hugetlb.2MB.max": "2097152",
+		}
+	}
+	for file, value := range want {
+		controller, name, ok := strings.Cut(file, "/")
+		if !ok {
+			controller, name = "", file
+		}
+		data, err := os.ReadFile(filepath.Join(cgroupRoot, controller, p.CgroupName(), name))
+		if err != nil || !strings.Contains(string(data), value) {
+			t.Errorf("%s: got %q, %v, want %s", file, data, err, value)
+		}
+	}
+	if w := strings.Join(p.Warnings(), "\n"); !strings.Contains(w, "kernel memory") {
+		t.Errorf("got warnings %q, want one of kernel memory", w)
+	}
+}
+
+// rootDisk is a block device that can be throttled.
+func rootDisk(t *testing.T) specs.LinuxBlockIODevice {
+	t.Helper()
+	names, err := filepath.Glob("/sys/block/*/dev")
+	for _, name := range names {
+		data, err := os.ReadFile(name)
+		var d specs.LinuxBlockIODevice
+		if _, scanErr := fmt.Sscanf(string(data), "%d:%d", &d.Major, &d.Minor); err == nil && scanErr == nil {
+			return d
+		}
+	}
+	t.Skipf("needs a block device: %v", err)
+	return specs.LinuxBlockIODevice{}
+}
+
+// What this machine has no controller for is left out, and said.
+func TestMissingControllers(t *testing.T) {
+	num, weight := int64(64<<20), uint16(300)
+	l, err := cgroupLimits(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &num}, Pids: &specs.LinuxPids{Limit: &num},
+		CPU: &specs.LinuxCPU{Quota: &num, Cpus: "0"}, BlockIO: &specs.LinuxBlockIO{Weight: &weight},
+		HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.fit(func(controller string) bool { return controller == "pids" })
+	want := &limits{Resources: &cgroups.Resources{SkipDevices: true, PidsLimit: &num}, need: []string{"pids"}}
+	if diff := cmp.Diff(want.Resources, l.Resources); diff != "" || !slices.Equal(l.need, want.need) || len(l.warnings) != 5 {
+		t.Errorf("need %q, warnings %q (-want +got):\n%s", l.need, l.warnings, diff)
 	}
 }

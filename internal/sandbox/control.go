@@ -47,9 +47,9 @@ func (p *Process) Update(r *specs.LinuxResources) error {
 	if cg == nil {
 		return noCgroup("update process %d", p.proc.Pid)
 	}
-	res, need, err := cgroupResources(r)
+	l, err := cgroupLimits(r)
 	if err == nil {
-		err = cg.update(res, need)
+		err = cg.update(l)
 	}
 	if err != nil {
 		return fmt.Errorf("update process %d: %w", p.proc.Pid, err)

@@ -131,6 +131,24 @@ func TestStubs(t *testing.T) {
 	}
 }
 
+func TestOOMScore(t *testing.T) {
+	low, high, wrong := -900, 700, 1001
+	res := shell(t, "cat /proc/self/oom_score_adj", func(c *Config) { c.Spec.Process.OOMScoreAdj = &high })
+	if res.out != "700\n" || len(res.warnings) > 0 {
+		t.Errorf("got %q, warnings %q", res.out, res.warnings)
+	}
+	res = shell(t, "cat /proc/self/oom_score_adj", func(c *Config) { c.Spec.Process.OOMScoreAdj = &low })
+	if have, err := ownCaps(); err != nil || res.out == "-900\n" != (len(res.warnings) == 0) ||
+		initialUserNS(t) && (have>>unix.CAP_SYS_RESOURCE&1 != 0) != (res.out == "-900\n") {
+		t.Errorf("got %q, warnings %q", res.out, res.warnings)
+	}
+	spec := testSpec("true")
+	spec.Process.OOMScoreAdj = &wrong
+	if _, err := run(t, Config{Spec: spec, Root: openDir(t, busyboxRoot(t))}); !errors.Is(err, errdef.ErrInvalid) {
+		t.Errorf("got %v, want invalid", err)
+	}
+}
+
 func TestRlimits(t *testing.T) {
 	res := shell(t, "ulimit -n; ulimit -H -n; ulimit -u", func(c *Config) {
 		c.Spec.Process.Rlimits = []specs.POSIXRlimit{

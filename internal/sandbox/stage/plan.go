@@ -15,6 +15,7 @@ type Plan struct {
 	// Capability sets, bit n for capability n of capability.h.
 	Bounding, Effective, Permitted, Inheritable, Ambient uint64
 
+	OOMScore     int64 // NoOOMScore leaves it
 	Rlimits      []Rlimit
 	Filter       []byte // struct sock_filter array in native order; empty is none
 	FilterFlags  uint64 // SECCOMP_FILTER_FLAG_*
@@ -46,6 +47,9 @@ type Plan struct {
 	Init       bool
 	InitExe    int // the init process's program, for Init
 }
+
+// NoOOMScore as Plan.OOMScore leaves the score as it is.
+const NoOOMScore = -10000
 
 // Join is a namespace to enter, or, where FD is a pidfd, those of a process.
 type Join struct {
@@ -115,6 +119,7 @@ func (p *Plan) code(c *coder) {
 	code32(c, &p.GID)
 	list(c, &p.Groups, code32)
 	code64(c, &p.Umask)
+	code64(c, &p.OOMScore)
 	c.flags(&p.NoNewPrivs, &p.InUserNS, &p.NewCgroupNS, &p.WaitCgroup, &p.WaitReady, &p.NewUTS, &p.LoopbackUp,
 		&p.RootReadOnly, &p.TTY, &p.OwnStdio, &p.Init, &p.Inside, &p.NullStdio[0], &p.NullStdio[1], &p.NullStdio[2])
 	for _, v := range []*uint64{&p.Bounding, &p.Effective, &p.Permitted, &p.Inheritable, &p.Ambient,

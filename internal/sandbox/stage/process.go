@@ -19,6 +19,37 @@ func leaveKeyring(*Plan) *failure {
 	return fail("make a session keyring", e)
 }
 
+// setOOMScore sets how readily the kernel kills the program for memory, through
+// the host's /proc, of which nobody inside has a say.
+func setOOMScore(p *Plan) *failure {
+	if p.OOMScore == NoOOMScore {
+		return nil
+	}
+	value := itoa(uint64(max(p.OOMScore, -p.OOMScore)))
+	if p.OOMScore < 0 {
+		value = "-" + value
+	}
+	const file = "/proc/self/oom_score_adj"
+	fd, e := openat(atFdcwd, file, syscall.O_WRONLY, 0)
+	if e == syscall.EACCES && !p.Inside {
+		// In a user namespace the files of who is not dumpable are not ours. There
+		// is nobody yet who could look into us.
+		prctl(prSetDumpable, 1, 0)
+		fd, e = openat(atFdcwd, file, syscall.O_WRONLY, 0)
+		prctl(prSetDumpable, 0, 0)
+	}
+	if e == 0 {
+		_, err := syscall.Write(fd, []byte(value))
+		e = errnoOf(err)
+		syscall.Close(fd)
+	}
+	if e == syscall.EACCES || e == syscall.EPERM {
+		warn("the OOM score of " + value + " is not set: lowering it needs CAP_SYS_RESOURCE")
+		return nil
+	}
+	return fail("set the OOM score to "+value, e)
+}
+
 // joinNamespaces enters the namespaces that the plan names. A mount namespace
 // can be entered only by a thread that shares its root with no other
 // (setns(2)); exec ends the others.
