@@ -139,6 +139,23 @@ func (d *db) close() (err error) {
 	return err
 }
 
+// idle closes the connections that nobody uses now, for a process that waits;
+// the next use opens one again. It returns whether it closed any.
+func (d *db) idle() (closed bool, err error) {
+	for range maxConns {
+		select {
+		case c := <-d.conns:
+			if c != nil {
+				closed = true
+				err = errors.Join(err, c.Close())
+			}
+			d.conns <- nil
+		default:
+		}
+	}
+	return closed, err
+}
+
 // read runs f with a connection. What f sees with several statements may stem
 // from several moments.
 func (d *db) read(ctx context.Context, f func(*sqlite.Conn) error) (err error) {

@@ -36,6 +36,7 @@ func (s *supervisor) live(ctx context.Context, starter *conn, args startArgs) er
 	}
 	s.handleSignals(ctx)
 	go s.serve(ctx, listener)
+	go s.rest(ctx)
 	first := s.meet(starter, args)
 	plan := container.RestartPlan{Policy: s.rec.Host.RestartPolicy, Options: s.rec.Restart}
 	for {

@@ -116,6 +116,33 @@ func tuneMemory() {
 	debug.SetMemoryLimit(soft)
 }
 
+// rest gives memory back when the supervisor has had nothing to do for a while:
+// what a start needs is most of what it ever has.
+func (s *supervisor) rest(ctx context.Context) {
+	const quiet = time.Second
+	for {
+		s.mu.Lock()
+		changed := s.changed
+		s.mu.Unlock()
+		select {
+		case <-changed:
+			continue
+		case <-ctx.Done():
+			return
+		case <-time.After(quiet):
+		}
+		if used, err := s.store.Idle(); used {
+			s.complain(err)
+			debug.FreeOSMemory()
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // accept reads what the starter wants.
 func accept(starter *conn) (startArgs, error) {
 	var args startArgs
