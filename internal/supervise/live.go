@@ -41,6 +41,9 @@ func (s *supervisor) live(ctx context.Context, starter *conn, args startArgs) er
 	plan := container.RestartPlan{Policy: s.rec.Host.RestartPolicy, Options: s.rec.Restart}
 	for {
 		r, err := s.begin(ctx, args.Adopt)
+		if err == nil && r.proc != nil {
+			s.watchHealth(ctx, r, args.Adopt) // who hears that it runs may ask for its health
+		}
 		first.started(r, err)
 		if err != nil && args.Adopt {
 			return errors.Join(err, s.lock.Unlock()) // the container is as it was
@@ -48,9 +51,6 @@ func (s *supervisor) live(ctx context.Context, starter *conn, args startArgs) er
 		if err != nil {
 			s.failed(ctx, err)
 			break
-		}
-		if r.proc != nil {
-			s.watchHealth(ctx, r, args.Adopt)
 		}
 		args.Adopt = false
 		if !s.again(ctx, r, &plan) {
