@@ -71,7 +71,7 @@ func busyboxRoot(t testing.TB) string {
 	}
 	write(t, filepath.Join(dir, "bin/busybox"), string(data), 0o755)
 	for _, name := range []string{"sh", "cat", "true", "false", "ls", "id", "sleep", "mknod", "dd", "chmod", "kill", "stat",
-		"hostname", "stty", "mount", "umount", "grep", "ps", "echo", "mkdir", "ln", "readlink", "test", "touch", "tty", "ip", "env", "pwd", "head", "tr", "tail", "chown", "su", "ping", "printf", "trap", "wc", "unshare", "rm", "chroot", "cp", "mkfifo"} {
+		"hostname", "stty", "mount", "umount", "grep", "ps", "echo", "mkdir", "ln", "readlink", "test", "touch", "tty", "ip", "env", "pwd", "head", "tr", "tail", "chown", "su", "ping", "printf", "trap", "wc", "unshare", "rm", "chroot", "cp", "mkfifo", "mv"} {
 		if err := os.Symlink("busybox", filepath.Join(dir, "bin", name)); err != nil {
 			t.Fatal(err)
 		}
