@@ -239,7 +239,7 @@ func TestRefuses(t *testing.T) {
 	for want, o := range map[string]client.SolveOpt{
 		"dhow keeps no cache in gha":                                       {CacheExports: []client.CacheOptionsEntry{{Type: "gha"}}},
 		"granting entitlement network.host is not allowed by build daemon": {AllowedEntitlements: []string{"network.host"}},
-		"attestation sbom is not supported":                                {FrontendAttrs: map[string]string{"attest:sbom": ""}},
+		`unknown attestation type "poem"`:                                  {FrontendAttrs: map[string]string{"attest:poem": ""}},
 		`type "imgae" is not known`:                                        {Exports: []client.ExportEntry{{Type: "imgae"}}},
 	} {
 		if _, err := c.Solve(t.Context(), def, o, nil); err == nil || !strings.Contains(err.Error(), want) {

@@ -7,6 +7,7 @@ import (
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	apitypes "github.com/moby/buildkit/api/types"
+	dockerfile "github.com/moby/buildkit/frontend/dockerfile/version"
 	"github.com/moby/buildkit/solver/pb"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -15,7 +16,7 @@ import (
 const pkg = "dhow"
 
 func (s *Server) version() *apitypes.BuildkitVersion {
-	return &apitypes.BuildkitVersion{Package: pkg, Version: s.options.Version}
+	return &apitypes.BuildkitVersion{Package: pkg, Version: s.options.Version, DockerfileVersion: dockerfile.Version()}
 }
 
 // workers describes this machine.

@@ -25,9 +25,10 @@ import (
 
 // Media types of what a record refers to, BuildKit's.
 const (
-	mediaStatus = "application/vnd.buildkit.status.v0"
-	mediaTrace  = "application/vnd.buildkit.otlp.json.v0"
-	mediaError  = "application/vnd.googeapis.google.rpc.status+proto" // their spelling
+	mediaStatus    = "application/vnd.buildkit.status.v0"
+	mediaStatement = "application/vnd.in-toto+json"
+	mediaTrace     = "application/vnd.buildkit.otlp.json.v0"
+	mediaError     = "application/vnd.googeapis.google.rpc.status+proto" // their spelling
 )
 
 // newRecord is a build's record when it begins.
@@ -60,13 +61,26 @@ func (b *build) keep(res *engine.BuildResult, failure error) *engine.Keepsake {
 	r.NumWarnings = int32(warnings)
 	r.Logs = k.add(mediaStatus, raw)
 	r.Trace = k.add(mediaTrace, trace(b.ref, res))
+	r.Result = &controlapi.BuildResultInfo{}
+	for platform, raw := range res.Provenance {
+		d := k.add(mediaStatement, raw)
+		d.Annotations = map[string]string{"in-toto.io/predicate-type": "https://slsa.dev/provenance/v1"}
+		if !res.Multi {
+			r.Result.Attestations = append(r.Result.Attestations, d)
+			continue
+		}
+		if r.Results == nil {
+			r.Results = map[string]*controlapi.BuildResultInfo{}
+		}
+		r.Results[platform] = &controlapi.BuildResultInfo{Attestations: []*controlapi.Descriptor{d}}
+	}
 	for i, x := range res.Exports {
 		if x.Descriptor == nil {
 			continue
 		}
 		d := &controlapi.Descriptor{MediaType: x.Descriptor.MediaType, Digest: x.Descriptor.Digest.String(), Size: x.Descriptor.Size, Annotations: x.Descriptor.Annotations}
-		if r.Result == nil {
-			r.Result = &controlapi.BuildResultInfo{ResultDeprecated: d, Results: map[int64]*controlapi.Descriptor{}}
+		if r.Result.Results == nil {
+			r.Result.ResultDeprecated, r.Result.Results = d, map[int64]*controlapi.Descriptor{}
 		}
 		r.Result.Results[int64(i)] = d
 	}

@@ -46,6 +46,8 @@ type Options struct {
 	// Registry is how registries are reached. Its credentials are those of the
 	// client, never those of who runs the server.
 	Registry registry.Options
+	// ProvenanceEnv is added to the provenance of what is built.
+	ProvenanceEnv map[string]any
 }
 
 // Server is BuildKit's API on an engine. Safe for concurrent use.
@@ -56,6 +58,7 @@ type Server struct {
 	options  Options
 	sessions *session.Manager
 	worker   string // id of the one worker
+	made     *frontend.Producers
 
 	gate sync.RWMutex // held for reading by each build, for writing to prune
 
@@ -74,7 +77,7 @@ func New(e *engine.Engine, o Options) (*Server, error) {
 		return nil, err
 	}
 	return &Server{
-		engine: e, options: o, sessions: m, worker: "dhow",
+		engine: e, options: o, sessions: m, worker: "dhow", made: frontend.NewProducers(),
 		builds: map[string]*build{}, met: make(chan struct{}), listeners: map[chan *controlapi.BuildHistoryEvent]bool{},
 	}, nil
 }

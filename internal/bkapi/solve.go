@@ -26,6 +26,7 @@ type build struct {
 	ref     string
 	journal *journal
 	cancel  context.CancelCauseFunc
+	client  gateway.Client   // nil until the build has begun
 	bridge  *frontend.Bridge // nil unless the client drives the build through the gateway
 	ready   chan struct{}
 
@@ -94,6 +95,9 @@ func (s *Server) enter(ref string, cancel context.CancelCauseFunc) (*build, erro
 func (s *Server) leave(b *build) {
 	b.journal.close()
 	b.cancel(nil)
+	if b.client != nil {
+		frontend.Forget(b.client)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.active--; s.active == 0 {
@@ -141,6 +145,10 @@ func (s *Server) job(ctx context.Context, req *controlapi.SolveRequest, sess *re
 		return nil, err
 	}
 	j.CacheBlobs = sess.cacheBlobs
+	if j.Attests, err = engine.ParseAttests(req.FrontendAttrs); err != nil {
+		return nil, err
+	}
+	j.ProvenanceEnv = s.options.ProvenanceEnv
 	j.KeepFailed = req.Frontend == "" && req.Definition == nil
 	j.Target = "bkapi " + j.Name + " " + req.FrontendAttrs["target"] + " " + req.FrontendAttrs["platform"]
 	if plainRef.MatchString(req.Ref) {
@@ -198,7 +206,9 @@ func buildName(req *controlapi.SolveRequest) string {
 func (s *Server) ask(ctx context.Context, b *build, e frontend.Engine, req *controlapi.SolveRequest) (*frontend.Result, error) {
 	c := frontend.NewClient(e, frontend.Options{
 		Attrs: maps.Clone(req.FrontendAttrs), Inputs: req.FrontendInputs, Platforms: []ocispecs.Platform{oci.HostPlatform()}, SessionID: req.Session,
+		Frontend: req.Frontend, Producers: s.made,
 	})
+	b.client = c
 	var res *gateway.Result
 	var err error
 	switch {
@@ -219,19 +229,6 @@ func (s *Server) ask(ctx context.Context, b *build, e frontend.Engine, req *cont
 
 // refuse names what is not supported rather than leave it out silently.
 func refuse(req *controlapi.SolveRequest) error {
-	for key, value := range req.FrontendAttrs {
-		kind, ok := strings.CutPrefix(key, "attest:")
-		if !ok {
-			continue
-		}
-		// What clients add on their own accord goes without; they ask for it
-		// "inline-only", which means: where it costs nothing.
-		if kind == "provenance" && strings.Contains(value, "inline-only=true") || strings.Contains(value, "disabled=true") {
-			delete(req.FrontendAttrs, key)
-			continue
-		}
-		return errdef.New(errdef.ErrUnsupported, "attestation %s is not supported", kind)
-	}
 	switch {
 	case req.SourcePolicy != nil || req.SourcePolicySession != "":
 		return errdef.New(errdef.ErrUnsupported, "source policies are not supported")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"dhow/internal/cli/console"
@@ -28,6 +29,8 @@ type buildFlags struct {
 	tags, buildArgs, labels, addHosts, contexts []string
 	platforms, noCacheFilter, allow, outputs    []string
 	secrets, ssh, annotations, ulimits          []string
+	attests                                     []string
+	provenance, sbom                            string
 	cacheFrom, cacheTo                          []string
 	noCache, pull, push, load, quiet, check     bool
 	explain, printContext, locked, offline      bool
@@ -56,11 +59,8 @@ func (a *app) buildCommand() *cobra.Command {
 	f.register(fl)
 	f.registerLimits(fl)
 	console.RefuseFlags(fl, map[string]string{
-		"attest":         "attestations are not made",
 		"builder":        "there is one builder: this program",
 		"isolation":      "it is for Windows",
-		"provenance":     "attestations are not made",
-		"sbom":           "attestations are not made",
 		"security-opt":   "use --allow security.insecure with RUN --security=insecure",
 		"squash":         "use a last stage with COPY --from",
 		"compress":       "the context is read in place, nothing is sent",
@@ -77,6 +77,9 @@ func (a *app) buildCommand() *cobra.Command {
 func (f *buildFlags) register(fl *pflag.FlagSet) {
 	fl.StringArrayVar(&f.addHosts, "add-host", nil, `Add a custom host-to-IP mapping (format: "host:ip")`)
 	fl.StringArrayVar(&f.allow, "allow", nil, `Allow extra privileged entitlement ("network.host", "security.insecure", "secret-in-layer=ID")`)
+	fl.StringArrayVar(&f.attests, "attest", nil, `Attestation parameters (format: "type=sbom,generator=image")`)
+	fl.StringVar(&f.provenance, "provenance", "", `Shorthand for "--attest=type=provenance"`)
+	fl.StringVar(&f.sbom, "sbom", "", `Shorthand for "--attest=type=sbom"`)
 	fl.StringArrayVar(&f.annotations, "annotation", nil, "Add annotation to the image")
 	fl.StringArrayVar(&f.buildArgs, "build-arg", nil, "Set build-time variables")
 	fl.StringArrayVar(&f.contexts, "build-context", nil, "Additional build contexts (e.g., name=path)")
@@ -229,7 +232,43 @@ func (f *buildFlags) requestLists(r *engine.BuildRequest) error {
 	if err := f.requestCaches(r); err != nil {
 		return err
 	}
+	if err := f.requestAttests(r); err != nil {
+		return err
+	}
 	return f.requestOutputs(r)
+}
+
+// requestAttests reads --attest and its short forms, of which true and false
+// stand for the default and for none.
+func (f *buildFlags) requestAttests(r *engine.BuildRequest) error {
+	r.Attests = map[string]string{}
+	for _, a := range f.attests {
+		var kind string
+		var rest []string
+		for field := range strings.SplitSeq(a, ",") {
+			if k, ok := strings.CutPrefix(field, "type="); ok {
+				kind = k
+				continue
+			}
+			rest = append(rest, field)
+		}
+		if kind == "" {
+			return errdef.WithHint(errdef.New(errdef.ErrInvalid, "attestation %q has no type", a), "write --attest type=provenance or type=sbom")
+		}
+		r.Attests[kind] = strings.Join(rest, ",")
+	}
+	for kind, value := range map[string]string{"provenance": f.provenance, "sbom": f.sbom} {
+		if value == "" {
+			continue
+		}
+		if on, err := strconv.ParseBool(value); err == nil {
+			if value = ""; !on {
+				value = "disabled=true"
+			}
+		}
+		r.Attests[kind] = value
+	}
+	return nil
 }
 
 func (f *buildFlags) requestCaches(r *engine.BuildRequest) error {

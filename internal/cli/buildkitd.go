@@ -1,7 +1,11 @@
 package cli
 
 import (
+	"cmp"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -31,6 +35,16 @@ type buildkitdFlags struct {
 	labels       []string
 	ociWorker    string
 	noise        bool
+	cdi          []string
+	tls          tlsFiles
+	openTCP      bool
+}
+
+// tlsFiles are the PEM files of a server that proves who it is.
+type tlsFiles struct {
+	Cert string `toml:"cert"`
+	Key  string `toml:"key"`
+	CA   string `toml:"ca"` // signs its clients; "" asks none for a certificate
 }
 
 // buildkitdConfig is the part of buildkitd.toml that means something here.
@@ -39,15 +53,18 @@ type buildkitdConfig struct {
 	Root         string   `toml:"root"`
 	Debug        bool     `toml:"debug"`
 	Entitlements []string `toml:"insecure-entitlements"`
-	GRPC         struct {
+	// ProvenanceEnvDir holds *.json files that are added to provenance.
+	ProvenanceEnvDir string `toml:"provenanceEnvDir"`
+	GRPC             struct {
 		Address []string `toml:"address"`
+		TLS     tlsFiles `toml:"tls"`
 	} `toml:"grpc"`
 	Registry map[string]struct {
 		Mirrors   []string `toml:"mirrors"`
 		PlainHTTP bool     `toml:"http"`
 	} `toml:"registry"`
-	// A step that asks for a device is refused, wherever it is described.
 	CDI struct {
+		Disabled *bool    `toml:"disabled"`
 		SpecDirs []string `toml:"specDirs"`
 	} `toml:"cdi"`
 	// No traces are made, so none are lost.
@@ -73,9 +90,15 @@ func (a *app) buildkitdCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.buildkitd(cmd.Context(), f) },
 	}
 	fl := cmd.Flags()
-	fl.StringArrayVar(&f.addrs, "addr", nil, "Listening address (unix://PATH, tcp://HOST:PORT for loopback addresses only)")
+	fl.StringArrayVar(&f.addrs, "addr", nil, "Listening address (unix://PATH, tcp://HOST:PORT with TLS)")
 	fl.StringVar(&f.config, "config", "", "Path to a buildkitd.toml")
 	fl.StringSliceVar(&f.entitlements, "allow-insecure-entitlement", nil, `Let clients ask for "network.host" or "security.insecure"`)
+	fl.StringSliceVar(&f.entitlements, "allow-entitlement", nil, "The same as --allow-insecure-entitlement")
+	fl.StringSliceVar(&f.cdi, "cdi-spec-dir", nil, "Directory with descriptions of CDI devices")
+	fl.StringVar(&f.tls.Cert, "tlscert", "", "Certificate to use on tcp addresses")
+	fl.StringVar(&f.tls.Key, "tlskey", "", "Key of the certificate")
+	fl.StringVar(&f.tls.CA, "tlscacert", "", "Certificate of who signs the certificates that clients must have")
+	fl.BoolVar(&f.openTCP, "allow-tcp-without-tls", false, "Serve tcp addresses to anybody who can reach them")
 	fl.StringArrayVar(&f.mirrors, "registry-mirror", nil, "Mirror of a registry (DOMAIN=HOST)")
 	fl.StringSliceVar(&f.labels, "oci-worker-labels", nil, "Labels shown to clients (KEY=VALUE)")
 	// There is one worker, and it never collects garbage on its own accord.
@@ -84,9 +107,6 @@ func (a *app) buildkitdCommand() *cobra.Command {
 	console.RefuseFlags(fl, map[string]string{
 		"containerd-worker": "it needs no containerd",
 		"oci-worker-gc":     "garbage is collected by dhow builder prune",
-		"tlscert":           "it serves unix sockets and loopback addresses only",
-		"tlskey":            "it serves unix sockets and loopback addresses only",
-		"tlscacert":         "it serves unix sockets and loopback addresses only",
 	})
 	return cmd
 }
@@ -116,6 +136,10 @@ func (a *app) buildkitd(ctx context.Context, f *buildkitdFlags) error {
 	if err := a.ownRoot(); err != nil {
 		return err
 	}
+	secure, err := f.serverTLS(c)
+	if err != nil {
+		return err
+	}
 	return a.WithEngine(ctx, func(e *engine.Engine) error {
 		s, err := bkapi.New(e, o)
 		if err != nil {
@@ -123,7 +147,7 @@ func (a *app) buildkitd(ctx context.Context, f *buildkitdFlags) error {
 		}
 		g, ctx := errgroup.WithContext(ctx)
 		for _, addr := range addrs {
-			l, err := listen(ctx, addr)
+			l, err := listen(ctx, addr, secure, f.openTCP)
 			if err != nil {
 				return err
 			}
@@ -178,6 +202,10 @@ func readBuildkitdConfig(name string) (*buildkitdConfig, error) {
 // buildkitdOptions joins flags and configuration.
 func (a *app) buildkitdOptions(f *buildkitdFlags, c *buildkitdConfig) (bkapi.Options, error) {
 	o := bkapi.Options{Version: a.Version.Version, Labels: c.Worker.OCI.Labels, Registry: a.RegistryOptions()}
+	var err error
+	if o.ProvenanceEnv, err = readProvenanceEnv(c.ProvenanceEnvDir); err != nil {
+		return o, err
+	}
 	mirrors := map[string][]string{}
 	plain := map[string]bool{}
 	mirror := func(domain, host string) {
@@ -238,9 +266,59 @@ func mirrored(o registry.Options, mirrors map[string][]string, plain map[string]
 	return o
 }
 
-// listen opens an address. Only its owner may connect to a socket; other
-// machines may not connect at all, since nothing proves who they are.
-func listen(ctx context.Context, addr string) (net.Listener, error) {
+// readProvenanceEnv joins the JSON objects in a directory; "" is none.
+func readProvenanceEnv(dir string) (map[string]any, error) {
+	if dir == "" {
+		return nil, nil
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
+	if err != nil {
+		return nil, err
+	}
+	env := map[string]any{}
+	for _, name := range files {
+		raw, err := os.ReadFile(name)
+		if err == nil {
+			err = json.Unmarshal(raw, &env)
+		}
+		if err != nil {
+			return nil, errdef.New(errdef.ErrInvalid, "read %s for provenance: %w", name, err)
+		}
+	}
+	return env, nil
+}
+
+// serverTLS reads the files that flags and configuration name; nil when none is.
+func (f *buildkitdFlags) serverTLS(c *buildkitdConfig) (*tls.Config, error) {
+	files := tlsFiles{cmp.Or(f.tls.Cert, c.GRPC.TLS.Cert), cmp.Or(f.tls.Key, c.GRPC.TLS.Key), cmp.Or(f.tls.CA, c.GRPC.TLS.CA)}
+	if files == (tlsFiles{}) {
+		return nil, nil
+	}
+	if files.Cert == "" || files.Key == "" {
+		return nil, errdef.New(errdef.ErrInvalid, "TLS needs a certificate and a key: --tlscert and --tlskey")
+	}
+	pair, err := tls.LoadX509KeyPair(files.Cert, files.Key)
+	if err != nil {
+		return nil, errdef.New(errdef.ErrInvalid, "read the certificate %s: %w", files.Cert, err)
+	}
+	o := &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"}}
+	if files.CA == "" {
+		return o, nil
+	}
+	pem, err := os.ReadFile(files.CA)
+	if err != nil {
+		return nil, fmt.Errorf("read the certificate %s: %w", files.CA, err)
+	}
+	o.ClientCAs, o.ClientAuth = x509.NewCertPool(), tls.RequireAndVerifyClientCert
+	if !o.ClientCAs.AppendCertsFromPEM(pem) {
+		return nil, errdef.New(errdef.ErrInvalid, "read the certificate %s: it holds none", files.CA)
+	}
+	return o, nil
+}
+
+// listen opens an address. Only its owner may connect to a socket; elsewhere TLS
+// proves who is who, unless anybody may come.
+func listen(ctx context.Context, addr string, secure *tls.Config, open bool) (net.Listener, error) {
 	scheme, rest, ok := strings.Cut(addr, "://")
 	var lc net.ListenConfig
 	switch {
@@ -262,11 +340,15 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 		}
 		return l, os.Chmod(rest, 0o660)
 	case ok && scheme == "tcp":
-		host, _, err := net.SplitHostPort(rest)
-		if ip := net.ParseIP(host); err != nil || host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-			return nil, errdef.New(errdef.ErrUnsupported, "listen at %s: only loopback addresses are served without TLS, and TLS is not supported", addr)
+		if secure == nil && !open {
+			err := errdef.New(errdef.ErrDenied, "listen at %s: without TLS, whoever reaches it can build as this user", addr)
+			return nil, errdef.WithHint(err, "name --tlscert, --tlskey and --tlscacert, or --allow-tcp-without-tls")
 		}
-		return lc.Listen(ctx, "tcp", rest)
+		l, err := lc.Listen(ctx, "tcp", rest)
+		if err != nil || secure == nil {
+			return l, err
+		}
+		return tls.NewListener(l, secure), nil
 	}
 	return nil, errdef.New(errdef.ErrInvalid, "listen at %q: want unix://PATH or tcp://HOST:PORT", addr)
 }

@@ -30,7 +30,6 @@ func TestMistakesGetAdvice(t *testing.T) {
 		{"image lss", []string{`"lss" is not a dhow command`, "hint:"}, 1},
 		{"build", []string{"requires 1 argument, got 0", "hint: usage: dhow build"}, 1},
 		{"build --tga x .", []string{"unknown flag: --tga", "hint: did you mean --tag?"}, 125},
-		{"build --sbom=true .", []string{"dhow has no --sbom: attestations are not made"}, 125},
 		{"build --cache-from type=gha .", []string{"dhow keeps no cache in gha", "type=dhow"}, 1},
 		{"build --progress fancy .", []string{`"fancy" is not known`, "hint: use auto"}, 1},
 		{"build --add-host nonsense .", []string{"is no mapping", "hint: write --add-host HOST:IP"}, 1},

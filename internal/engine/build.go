@@ -38,16 +38,20 @@ import (
 // BuildResult is what a build made and how it went. A failed build has one too,
 // with what is known.
 type BuildResult struct {
-	ID       string
-	Exports  []export.Result
-	Answer   map[string][]byte // of the frontend, when BuildRequest.Call asked for one
-	Steps    []StepRecord
-	Context  *buildcontext.Totals // of the build context; nil when it is no directory or was not needed
-	Warnings []string
-	Cache    *ocispecs.Descriptor // of the last cache in BuildKit's format that was exported; nil: none
-	Took     time.Duration
-	IO       IO
-	LogDir   string // holds each step's whole output
+	ID      string
+	Exports []export.Result
+	// Provenance is the SLSA predicate (v1, mode=max) of each target by its
+	// platform, for who keeps it; Multi says that there may be several.
+	Provenance map[string][]byte
+	Multi      bool
+	Answer     map[string][]byte // of the frontend, when BuildRequest.Call asked for one
+	Steps      []StepRecord
+	Context    *buildcontext.Totals // of the build context; nil when it is no directory or was not needed
+	Warnings   []string
+	Cache      *ocispecs.Descriptor // of the last cache in BuildKit's format that was exported; nil: none
+	Took       time.Duration
+	IO         IO
+	LogDir     string // holds each step's whole output
 }
 
 // StepError is a failed step, with what its author needs to see.
@@ -99,6 +103,10 @@ type Job struct {
 	// Keep, when not nil, makes what is kept with the record of the build, whose
 	// failure is nil when it succeeded. It is not asked for an unrecorded build.
 	Keep func(res *BuildResult, failure error) *Keepsake
+	// Attests are the attestations asked for, see ParseAttests.
+	Attests map[string]map[string]string
+	// ProvenanceEnv is what who runs the builder adds to provenance.
+	ProvenanceEnv map[string]any
 	// KeepFailed keeps what failed steps left until the next prune, for a client
 	// who may look into it.
 	KeepFailed bool
@@ -152,12 +160,16 @@ func (r *BuildRequest) job(p *prepared) (*Job, error) {
 	if err != nil {
 		return nil, err
 	}
+	attests, err := ParseAttests(p.attrs)
+	if err != nil {
+		return nil, err
+	}
 	lock, err := readLock(r.LockFile)
 	if err != nil {
 		return nil, err
 	}
 	return &Job{
-		Lock: lock, Offline: r.Offline, CacheTo: r.CacheTo,
+		Lock: lock, Offline: r.Offline, CacheTo: r.CacheTo, Attests: attests,
 		Name: displayName(p.name), Target: p.target, Tags: r.Tags, Session: sess, Allow: r.Allow, Epoch: r.epoch(),
 		Outputs: outs, Stdout: r.Stdout, Parallel: r.Parallel, Progress: r.Progress,
 		Solve: func(ctx context.Context, e frontend.Engine, id string) (*frontend.Result, error) {
@@ -295,7 +307,14 @@ func (b *building) run(ctx context.Context) (*BuildResult, error) {
 	if err := g.Wait(); err != nil {
 		return out, err
 	}
-	if out.Exports, err = b.export(ctx, res, chains); err != nil {
+	attests, err := b.attest(ctx, br, res)
+	if err != nil {
+		return out, err
+	}
+	if b.job.Keep != nil {
+		out.Provenance, out.Multi = b.recordOrigins(ctx, res), res.Multi
+	}
+	if out.Exports, err = b.export(ctx, res, chains, attests); err != nil {
 		return out, err
 	}
 	return out, b.exportCaches(ctx, chains, out)

@@ -79,14 +79,14 @@ func (b *building) checkPush(ctx context.Context) error {
 }
 
 // export writes every output, one after the other: they share what they make.
-func (b *building) export(ctx context.Context, res *frontend.Result, chains []snapshot.Chain) ([]export.Result, error) {
+func (b *building) export(ctx context.Context, res *frontend.Result, chains []snapshot.Chain, attests [][]export.Attestation) ([]export.Result, error) {
 	caches, err := b.inlineCaches(ctx, chains)
 	if err != nil {
 		return nil, err
 	}
 	src := export.Source{Multi: res.Multi}
 	for i, t := range res.Targets {
-		src.Platforms = append(src.Platforms, export.Platform{Platform: t.Platform, Config: t.Config, Chain: chains[i], Base: t.BaseConfig, Cache: caches[i]})
+		src.Platforms = append(src.Platforms, export.Platform{Platform: t.Platform, Config: t.Config, Chain: chains[i], Base: t.BaseConfig, Cache: caches[i], Attestations: attests[i]})
 		if t.Epoch != nil {
 			src.Epoch = t.Epoch
 		}

@@ -69,8 +69,10 @@ type BuildRequest struct {
 	Outputs     []export.Output
 	Push        bool
 	Annotations []string
-	Epoch       string    // SOURCE_DATE_EPOCH, seconds; "" none
-	Stdout      io.Writer // takes outputs with the destination "-"; nil is os.Stdout
+	// Attests are values of --attest by their type: "provenance", "sbom".
+	Attests map[string]string
+	Epoch   string    // SOURCE_DATE_EPOCH, seconds; "" none
+	Stdout  io.Writer // takes outputs with the destination "-"; nil is os.Stdout
 
 	Call     string // "", "check", "outline", "targets": ask the frontend, build nothing
 	Parallel int    // steps at a time; 0 decides by the cores
@@ -130,6 +132,9 @@ func prepareOptions(r *BuildRequest, attrs map[string]string) error {
 		if n != 0 {
 			attrs[key] = strconv.FormatInt(n, 10)
 		}
+	}
+	for kind, values := range r.Attests {
+		attrs["attest:"+kind] = values
 	}
 	set("target", r.Target)
 	set("cgroup-parent", r.CgroupParent)

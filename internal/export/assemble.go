@@ -22,6 +22,8 @@ type assembled struct {
 	digest   digest.Digest // of config
 	chain    snapshot.Chain
 	clamped  map[int]string // layers whose times were clamped, to which second
+
+	attestations []Attestation // none for an output that carries none
 }
 
 // assemble makes the images' configurations, and where asked for their layers'
@@ -48,7 +50,14 @@ func (x *Exporter) assemble(ctx context.Context, src Source, o *Output) ([]*asse
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", oci.FormatPlatform(p.Platform), err)
 		}
-		out = append(out, &assembled{platform: p.Platform, config: config, digest: digest.FromBytes(config), chain: chain, clamped: clamped})
+		img := &assembled{platform: p.Platform, config: config, digest: digest.FromBytes(config), chain: chain, clamped: clamped}
+		if o.attests(p.Attestations) && o.Type != TypeDocker {
+			if o.DockerTypes {
+				return nil, errdef.New(errdef.ErrInvalid, `cannot export attestations with "oci-mediatypes=false"`)
+			}
+			img.attestations = p.Attestations
+		}
+		out = append(out, img)
 	}
 	return out, nil
 }

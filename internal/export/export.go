@@ -46,6 +46,9 @@ type Platform struct {
 	// Cache is what the image's configuration keeps of the build, so that others can
 	// take its layers for steps of theirs; nil: nothing.
 	Cache []byte
+	// Attestations are the statements that go with it where the output has room
+	// for them: an index, or a directory.
+	Attestations []Attestation
 }
 
 // Exporter exports from one store. Safe for concurrent use.

@@ -56,8 +56,17 @@ type Output struct {
 	// nothing. Otherwise that is an error.
 	EpochOptional bool
 	// NoSplit writes all platforms of a local output into one directory.
-	NoSplit     bool
+	NoSplit bool
+	// ForceSplit gives a single platform a directory of its own, too.
+	ForceSplit  bool
 	Annotations []Annotation
+	// AttestationsApart keeps inline-only attestations out of images.
+	AttestationsApart bool
+	// NoArtifact lists attestations in a manifest that looks like an image's, as
+	// docker did before it made OCI artifacts.
+	NoArtifact bool
+	// AttestationPrefix begins the names of their files in directories.
+	AttestationPrefix string
 	// OwnEpoch says that Epoch is used instead of the source's; nil is none.
 	OwnEpoch bool
 	Epoch    *time.Time

@@ -79,7 +79,7 @@ var types = []string{"image", "registry", "docker", "oci", "tar", "local", "cach
 // keys are the keys that dhow knows, for suggestions.
 var keys = []string{
 	"type", "dest", "name", "push", "push-by-digest", "store", "unpack", "tar", "compression", "compression-level", "force-compression",
-	"oci-mediatypes", "rewrite-timestamp", "platform-split", "annotation.KEY", "annotation-manifest.KEY",
+	"oci-mediatypes", "rewrite-timestamp", "platform-split", "attestation-inline", "attestation-prefix", "oci-artifact", "annotation.KEY", "annotation-manifest.KEY",
 	"annotation-manifest-descriptor.KEY", "annotation-index.KEY", "annotation-index-descriptor.KEY",
 }
 
@@ -89,9 +89,6 @@ var refused = map[string]string{
 	"dangling-name-prefix":    "images without a name have their id",
 	"danging-name-empty-only": "images without a name have their id",
 	"name-canonical":          "an image is found by its digest once it was pushed",
-	"attestation-inline":      "no attestations are made",
-	"attestation-prefix":      "no attestations are made",
-	"oci-artifact":            "no attestations are made",
 	"prefer-nondist-layers":   "layers keep the kind that they came with",
 	"context":                 "no docker daemon is involved",
 	"mode":                    "a directory is merged into, nothing is deleted",
@@ -140,7 +137,16 @@ func (o *Output) set(key, value string) error {
 	case "rewrite-timestamp":
 		return yes(&o.RewriteTimestamps)
 	case "platform-split":
-		return no(&o.NoSplit)
+		if err := no(&o.NoSplit); err != nil {
+			return err
+		}
+		o.ForceSplit = !o.NoSplit
+	case "attestation-inline":
+		return no(&o.AttestationsApart)
+	case "attestation-prefix":
+		o.AttestationPrefix = value
+	case "oci-artifact":
+		return no(&o.NoArtifact)
 	default:
 		return o.setOther(key, value)
 	}

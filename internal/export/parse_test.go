@@ -85,7 +85,7 @@ func TestParseOutputRefuses(t *testing.T) {
 		{"type=image,annotation.a=b,oci-mediatypes=false", errdef.ErrInvalid, "exclude each other"},
 		{"type=image,annotation-index[linux/amd64].a=b", errdef.ErrInvalid, "has no platform"},
 		{"type=image,registry.insecure=true", errdef.ErrUnsupported, "without TLS"},
-		{"type=image,oci-artifact=true", errdef.ErrUnsupported, "no attestations"},
+		{"type=image,oci-artifact=perhaps", errdef.ErrInvalid, "true or false"},
 	} {
 		_, err := ParseOutput(tt.in)
 		if !errors.Is(err, tt.want) || !strings.Contains(err.Error()+" "+errdef.Hint(err), tt.text) {

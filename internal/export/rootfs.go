@@ -12,6 +12,7 @@ import (
 	"dhow/internal/errdef"
 	"dhow/internal/layer"
 	"dhow/internal/oci"
+	"dhow/internal/sys"
 )
 
 // mounted is the trees of a source, one below each platform's name when there
@@ -19,6 +20,8 @@ import (
 type mounted struct {
 	trees []layer.Tree
 	files []*os.File
+	// temporary are directories of attestations.
+	temporary []string
 }
 
 func (m *mounted) close() error {
@@ -26,11 +29,17 @@ func (m *mounted) close() error {
 	for _, f := range m.files {
 		errs = append(errs, f.Close())
 	}
+	for _, dir := range m.temporary {
+		errs = append(errs, sys.RemoveAll(dir))
+	}
 	return errors.Join(errs...)
 }
 
+// split says whether each platform has a directory of its own.
+func (o *Output) split(src Source) bool { return src.Multi && !o.NoSplit || o.ForceSplit }
+
 // mount mounts the source's trees. The caller closes them.
-func (x *Exporter) mount(ctx context.Context, src Source, split bool) (*mounted, error) {
+func (x *Exporter) mount(ctx context.Context, src Source, split bool, o *Output) (*mounted, error) {
 	m := &mounted{}
 	for _, p := range src.Platforms {
 		f, err := x.Snapshots.View(ctx, p.Chain)
@@ -43,13 +52,25 @@ func (x *Exporter) mount(ctx context.Context, src Source, split bool) (*mounted,
 			t.Prefix = strings.ReplaceAll(oci.FormatPlatform(p.Platform), "/", "_")
 		}
 		m.trees = append(m.trees, t)
+		platform := ""
+		if src.Multi && !split {
+			platform = oci.FormatPlatform(p.Platform)
+		}
+		dir, err := x.attestationTree(ctx, p, t.Dir, platform, o)
+		if dir != "" {
+			m.temporary = append(m.temporary, dir)
+			m.trees = append(m.trees, layer.Tree{Dir: dir, Prefix: t.Prefix})
+		}
+		if err != nil {
+			return nil, errors.Join(err, m.close())
+		}
 	}
 	return m, nil
 }
 
 // tar writes the root file system as a tar.
 func (x *Exporter) tar(ctx context.Context, src Source, o *Output) error {
-	m, err := x.mount(ctx, src, src.Multi)
+	m, err := x.mount(ctx, src, o.split(src), o)
 	if err != nil {
 		return err
 	}
@@ -66,7 +87,7 @@ func (x *Exporter) tar(ctx context.Context, src Source, o *Output) error {
 // links in the directory lead nowhere outside it.
 func (x *Exporter) local(ctx context.Context, src Source, o *Output) error {
 	if len(src.Platforms) > 1 && o.NoSplit {
-		if err := x.distinct(ctx, src); err != nil {
+		if err := x.distinct(ctx, src, o); err != nil {
 			return err
 		}
 	}
@@ -80,7 +101,7 @@ func (x *Exporter) local(ctx context.Context, src Source, o *Output) error {
 	if err != nil {
 		return err
 	}
-	m, err := x.mount(ctx, src, src.Multi && !o.NoSplit)
+	m, err := x.mount(ctx, src, o.split(src), o)
 	if err != nil {
 		return err
 	}
@@ -101,7 +122,7 @@ func (x *Exporter) local(ctx context.Context, src Source, o *Output) error {
 
 // trees hands the root file systems to somebody else.
 func (x *Exporter) trees(ctx context.Context, src Source, o *Output) error {
-	m, err := x.mount(ctx, src, src.Multi && !o.NoSplit)
+	m, err := x.mount(ctx, src, o.split(src), o)
 	if err != nil {
 		return err
 	}
@@ -114,10 +135,10 @@ func (x *Exporter) trees(ctx context.Context, src Source, o *Output) error {
 }
 
 // distinct refuses platforms that would overwrite each other's files.
-func (x *Exporter) distinct(ctx context.Context, src Source) error {
+func (x *Exporter) distinct(ctx context.Context, src Source, o *Output) error {
 	owners := map[string]string{}
 	for _, p := range src.Platforms {
-		m, err := x.mount(ctx, Source{Platforms: []Platform{p}}, false)
+		m, err := x.mount(ctx, Source{Platforms: []Platform{{Platform: p.Platform, Chain: p.Chain}}}, false, o)
 		if err != nil {
 			return err
 		}

@@ -38,6 +38,9 @@ type written struct {
 // It returns what a tag is to point at: the index, or the manifest. The sink has
 // not been given that one yet.
 func (x *Exporter) write(ctx context.Context, images []*assembled, multi bool, o *Output, to sink) (top document, out []written, err error) {
+	for _, img := range images {
+		multi = multi || len(img.attestations) > 0
+	}
 	if err := checkAnnotations(o, images, multi); err != nil {
 		return document{}, nil, err
 	}
@@ -48,6 +51,16 @@ func (x *Exporter) write(ctx context.Context, images []*assembled, multi bool, o
 			return document{}, nil, fmt.Errorf("%s: %w", oci.FormatPlatform(img.platform), err)
 		}
 		out, manifests = append(out, w), append(manifests, w.manifest)
+	}
+	for _, w := range out {
+		if len(w.img.attestations) == 0 {
+			continue
+		}
+		doc, err := x.attest(ctx, w, o, to)
+		if err != nil {
+			return document{}, nil, fmt.Errorf("%s: %w", oci.FormatPlatform(w.img.platform), err)
+		}
+		manifests = append(manifests, doc)
 	}
 	if !multi && len(images) == 1 {
 		return manifests[0], out, nil

@@ -68,6 +68,9 @@ type Options struct {
 	Inputs    map[string]*pb.Definition
 	Platforms []ocispecs.Platform // what this machine can run, its own first
 	SessionID string
+	Frontend  string // that the client asked for by name, "" is none
+	// Producers is shared with other builds; nil: with none.
+	Producers *Producers
 }
 
 // Result is what a build asks to be made.
@@ -79,18 +82,30 @@ type Result struct {
 
 // Target is one platform's tree and image config.
 type Target struct {
+	ID         string // what the frontend calls the platform
 	Platform   ocispecs.Platform
 	Edge       *llb.Edge // nil: the empty tree
 	Config     []byte    // image config JSON (Docker's superset of OCI's), rootfs not filled
 	BaseConfig []byte    // config of the base image, or nil
 	Epoch      *time.Time
+	// Def is the definition that Edge is of, and Call who made it; nil for the
+	// empty tree.
+	Def  *pb.Definition
+	Call *Call
+	// Attestations are those that the frontend made.
+	Attestations []Attestation
+}
+
+// Attestation is what a frontend says about a target.
+type Attestation struct {
+	gateway.Attestation
+	Edge *llb.Edge // holds the statements; nil: the empty tree
 }
 
 // Build runs the Dockerfile frontend. Errors about the Dockerfile carry source
 // positions (moby/buildkit solver/errdefs).
 func Build(ctx context.Context, engine Engine, o Options) (*Result, error) {
-	gw := newGateway(engine, o)
-	res, err := builder.Build(ctx, gw)
+	res, err := NewClient(engine, o).Solve(ctx, gateway.SolveRequest{Frontend: dockerfileV0, FrontendOpt: o.Attrs, FrontendInputs: o.Inputs})
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +114,20 @@ func Build(ctx context.Context, engine Engine, o Options) (*Result, error) {
 
 // NewClient returns the engine as the frontends of BuildKit see it: a client of
 // the gateway. Solve with the frontend "dockerfile.v0" runs the one built in.
-func NewClient(engine Engine, o Options) gateway.Client { return newGateway(engine, o) }
+func NewClient(engine Engine, o Options) gateway.Client {
+	return newGateway(engine, o, newCall(&Request{Frontend: o.Frontend, Attrs: o.Attrs, Inputs: o.Inputs}, o.Producers))
+}
+
+// Forget is for a client of NewClient's whose build has ended: what it made is
+// nobody's input any more.
+func Forget(c gateway.Client) {
+	if g, ok := c.(*gw); ok {
+		g.call.made.forget(g.call.build)
+	}
+}
+
+// dockerfileV0 is BuildKit's name of the frontend built in.
+const dockerfileV0 = "dockerfile.v0"
 
 // Definition is the graph that a reference of NewClient's stands for, nil for
 // none: what is sent to those who go on building from it.
@@ -151,12 +179,22 @@ func target(res *gateway.Result, p exptypes.Platform, multi bool) (Target, error
 		}
 	}
 	t := Target{
+		ID:         p.ID,
 		Platform:   p.Platform,
 		Config:     res.Metadata[exptypes.ExporterImageConfigKey+suffix],
 		BaseConfig: res.Metadata[exptypes.ExporterImageBaseConfigKey+suffix],
 	}
 	if r, ok := r.(*ref); ok && r != nil {
-		t.Edge = r.edge
+		t.Edge, t.Def, t.Call = r.edge, r.def, r.call
+		r.used.Store(true)
+	}
+	for _, a := range res.Attestations[p.ID] {
+		att := Attestation{Attestation: a}
+		if r, ok := a.Ref.(*ref); ok && r != nil {
+			att.Edge = r.edge
+			r.used.Store(true)
+		}
+		t.Attestations = append(t.Attestations, att)
 	}
 	if raw := res.Metadata["source.date.epoch"+suffix]; raw != nil {
 		sec, err := strconv.ParseInt(string(raw), 10, 64)
@@ -177,7 +215,7 @@ func builtin(source string) bool {
 	}
 	name = strings.TrimPrefix(strings.TrimPrefix(name, "docker.io/"), "index.docker.io/")
 	switch name {
-	case "docker/dockerfile", "docker/dockerfile-upstream", "dockerfile.v0":
+	case "docker/dockerfile", "docker/dockerfile-upstream", dockerfileV0:
 		return true
 	}
 	return false
@@ -190,11 +228,16 @@ func (g *gw) nested(ctx context.Context, req gateway.SolveRequest) (*gateway.Res
 		attrs = map[string]string{}
 	}
 	o := g.opts
+	asked := &Request{Frontend: req.Frontend, Attrs: maps.Clone(attrs), Inputs: req.FrontendInputs}
+	if req.Frontend == "gateway.v0" && attrs["source"] == dockerfileV0 {
+		asked.Frontend = dockerfileV0
+		delete(asked.Attrs, "source")
+	}
 	switch source := attrs["source"]; {
-	case req.Frontend == "dockerfile.v0", req.Frontend == "gateway.v0" && builtin(source):
+	case req.Frontend == dockerfileV0, req.Frontend == "gateway.v0" && builtin(source):
 	case req.Frontend == "gateway.v0":
 		o.Attrs, o.Inputs = attrs, req.FrontendInputs
-		res, err := newGateway(g.engine, o).external(ctx, source)
+		res, err := newGateway(g.engine, o, g.call.sub(asked)).external(ctx, source)
 		if err != nil {
 			return nil, (&bkerrdefs.Frontend{Name: req.Frontend, Source: source}).WrapError(err)
 		}
@@ -210,5 +253,5 @@ func (g *gw) nested(ctx context.Context, req gateway.SolveRequest) (*gateway.Res
 	if req.FrontendInputs != nil {
 		o.Inputs = req.FrontendInputs
 	}
-	return builder.Build(ctx, newGateway(g.engine, o))
+	return builder.Build(ctx, newGateway(g.engine, o, g.call.sub(asked)))
 }

@@ -7,6 +7,8 @@ import (
 	"maps"
 	"os"
 	"path"
+	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"dhow/internal/errdef"
@@ -26,16 +28,17 @@ type gw struct {
 	engine Engine
 	opts   Options
 	build  gateway.BuildOpts
+	call   *Call
 }
 
 var _ gateway.Client = (*gw)(nil)
 
-func newGateway(engine Engine, o Options) *gw {
+func newGateway(engine Engine, o Options, call *Call) *gw {
 	attrs := maps.Clone(o.Attrs) // the frontend writes to it
 	if attrs == nil {
 		attrs = map[string]string{}
 	}
-	return &gw{engine: engine, opts: o, build: gateway.BuildOpts{
+	return &gw{engine: engine, opts: o, call: call, build: gateway.BuildOpts{
 		Opts:      attrs,
 		SessionID: o.SessionID,
 		Workers:   []gateway.WorkerInfo{{ID: "dhow", Platforms: o.Platforms}},
@@ -50,7 +53,10 @@ func (g *gw) BuildOpts() gateway.BuildOpts { return g.build }
 // Solve decodes a definition into a reference that nobody has made yet.
 func (g *gw) Solve(ctx context.Context, req gateway.SolveRequest) (*gateway.Result, error) {
 	if req.Frontend != "" {
-		return g.nested(ctx, req)
+		if req.Definition != nil && len(req.Definition.Def) > 0 {
+			return nil, errdef.New(errdef.ErrInvalid, "cannot solve with both Definition and Frontend specified")
+		}
+		return g.solveFrontend(ctx, req)
 	}
 	if err := g.engine.ImportCache(req.CacheImports); err != nil {
 		return nil, err
@@ -63,14 +69,32 @@ func (g *gw) Solve(ctx context.Context, req gateway.SolveRequest) (*gateway.Resu
 	if graph.Root == nil {
 		return res, nil
 	}
-	r := &ref{engine: g.engine, edge: graph.Root, def: req.Definition}
+	r := &ref{engine: g.engine, edge: graph.Root, def: req.Definition, call: g.call}
+	g.call.note(r)
 	if req.Evaluate {
 		if err := r.Evaluate(ctx); err != nil {
 			return nil, err
 		}
 	}
 	res.SetRef(r)
+	g.call.register(res)
 	return res, nil
+}
+
+// solveFrontend runs a frontend, and what it gives if that is asked for.
+func (g *gw) solveFrontend(ctx context.Context, req gateway.SolveRequest) (*gateway.Result, error) {
+	if err := g.engine.ImportCache(req.CacheImports); err != nil {
+		return nil, err
+	}
+	res, err := g.nested(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	g.call.register(res)
+	if !req.Evaluate {
+		return res, nil
+	}
+	return res, res.EachRef(func(r gateway.Reference) error { return r.Evaluate(ctx) })
 }
 
 func (g *gw) ResolveImageConfig(ctx context.Context, name string, opt sourceresolver.Opt) (string, digest.Digest, []byte, error) {
@@ -78,7 +102,21 @@ func (g *gw) ResolveImageConfig(ctx context.Context, name string, opt sourcereso
 }
 
 func (g *gw) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
-	return g.engine.ResolveMetadata(ctx, op, opt)
+	res, err := g.engine.ResolveMetadata(ctx, op, opt)
+	if err != nil || res.Image == nil {
+		return res, err
+	}
+	img := Image{Digest: res.Image.Digest}
+	if img.Ref, img.Local = strings.CutPrefix(res.Op.Identifier, "oci-layout://"); !img.Local {
+		img.Ref = strings.TrimPrefix(res.Op.Identifier, "docker-image://")
+	}
+	if opt.ImageOpt != nil && opt.ImageOpt.Platform != nil {
+		img.Platform = opt.ImageOpt.Platform
+	} else if opt.OCILayoutOpt != nil {
+		img.Platform = opt.OCILayoutOpt.Platform
+	}
+	g.call.noteImage(img)
+	return res, nil
 }
 
 func (g *gw) Inputs(context.Context) (map[string]bkllb.State, error) {
@@ -113,6 +151,8 @@ type ref struct {
 	engine Engine
 	edge   *llb.Edge
 	def    *pb.Definition
+	call   *Call
+	used   atomic.Bool
 }
 
 func (r *ref) ToState() (bkllb.State, error) {
@@ -123,7 +163,10 @@ func (r *ref) ToState() (bkllb.State, error) {
 	return bkllb.NewState(op), nil
 }
 
-func (r *ref) Evaluate(ctx context.Context) error { return r.engine.Evaluate(ctx, *r.edge) }
+func (r *ref) Evaluate(ctx context.Context) error {
+	r.used.Store(true)
+	return r.engine.Evaluate(ctx, *r.edge)
+}
 
 func (r *ref) ReadFile(ctx context.Context, req gateway.ReadRequest) ([]byte, error) {
 	offset, length := 0, 0

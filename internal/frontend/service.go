@@ -95,19 +95,52 @@ func (s *Service) Ping(ctx context.Context, _ *gwpb.PingRequest) (*gwpb.PongResp
 	return &gwpb.PongResponse{FrontendAPICaps: gwpb.Caps.All(), LLBCaps: pb.Caps.All(), Workers: g.workers}, nil
 }
 
+// attested reads the attestations of the result that a client returns.
+func (g *Bridge) attested(in *gwpb.Result, out *gateway.Result) error {
+	for platform, list := range in.Attestations {
+		for _, a := range list.GetAttestation() {
+			made, err := gateway.AttestationFromPB[gateway.Reference](a)
+			if err != nil {
+				return errdef.As(errdef.ErrInvalid, err)
+			}
+			if made.Ref, err = g.ref(a.Ref.GetId()); err != nil {
+				return err
+			}
+			out.AddAttestation(platform, *made)
+		}
+	}
+	return nil
+}
+
 // answer gives references ids for the client.
-func (g *Bridge) answer(res *gateway.Result) *gwpb.Result {
+func (g *Bridge) answer(res *gateway.Result) (*gwpb.Result, error) {
 	out := &gwpb.Result{Metadata: res.Metadata}
+	for platform, list := range res.Attestations {
+		for i := range list {
+			a, err := gateway.AttestationToPB(&list[i])
+			if err != nil {
+				return nil, err
+			}
+			a.Ref = g.name(list[i].Ref)
+			if out.Attestations == nil {
+				out.Attestations = map[string]*gwpb.Attestations{}
+			}
+			if out.Attestations[platform] == nil {
+				out.Attestations[platform] = &gwpb.Attestations{}
+			}
+			out.Attestations[platform].Attestation = append(out.Attestations[platform].Attestation, a)
+		}
+	}
 	if len(res.Refs) > 0 {
 		refs := map[string]*gwpb.Ref{}
 		for k, r := range res.Refs {
 			refs[k] = g.name(r)
 		}
 		out.Result = &gwpb.Result_Refs{Refs: &gwpb.RefMap{Refs: refs}}
-		return out
+		return out, nil
 	}
 	out.Result = &gwpb.Result_Ref{Ref: g.name(res.Ref)}
-	return out
+	return out, nil
 }
 
 // maxRefs bounds the results that one client may hold on to.
@@ -166,7 +199,10 @@ func (s *Service) Return(ctx context.Context, req *gwpb.ReturnRequest) (*gwpb.Re
 	case req.Result == nil:
 		return nil, errdef.New(errdef.ErrInvalid, "return: got neither a result nor an error")
 	default:
-		if res, err = g.returned(req.Result); err != nil {
+		if res, err = g.returned(req.Result); err == nil {
+			err = g.attested(req.Result, res)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -208,11 +244,6 @@ func (g *Bridge) returned(in *gwpb.Result) (*gateway.Result, error) {
 			return nil, err
 		}
 		res.AddRef(k, ref)
-	}
-	for _, list := range in.Attestations {
-		if len(list.GetAttestation()) > 0 {
-			return nil, errdef.New(errdef.ErrUnsupported, "attestations are not supported")
-		}
 	}
 	return res, nil
 }
@@ -417,7 +448,10 @@ func (s *Service) Solve(ctx context.Context, req *gwpb.SolveRequest) (*gwpb.Solv
 	if err != nil {
 		return nil, err
 	}
-	out := g.answer(res)
+	out, err := g.answer(res)
+	if err != nil {
+		return nil, err
+	}
 	if !req.AllowResultReturn {
 		return &gwpb.SolveResponse{Ref: out.GetRef().GetId(), Result: out}, nil
 	}

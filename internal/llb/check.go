@@ -6,6 +6,9 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 )
 
+// Outputs is how many outputs a vertex has.
+func Outputs(v *Vertex) int { return outputs(v.Op) }
+
 // outputs is how many outputs an operation has.
 func outputs(op *pb.Op) int {
 	n := 0

@@ -40,3 +40,30 @@ type Graph struct {
 	Vertices []*Vertex // inputs before users
 	Root     *Edge
 }
+
+// Below are a vertex and all that it stands on, inputs before users.
+func Below(v *Vertex) []*Vertex {
+	seen := map[digest.Digest]bool{}
+	var out []*Vertex
+	type frame struct {
+		v    *Vertex
+		next int
+	}
+	stack := []frame{{v: v}}
+	seen[v.Digest] = true
+	for len(stack) > 0 {
+		f := &stack[len(stack)-1]
+		if f.next == len(f.v.Inputs) {
+			out = append(out, f.v)
+			stack = stack[:len(stack)-1]
+			continue
+		}
+		in := f.v.Inputs[f.next].Vertex
+		f.next++
+		if !seen[in.Digest] {
+			seen[in.Digest] = true
+			stack = append(stack, frame{v: in})
+		}
+	}
+	return out
+}

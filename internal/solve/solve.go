@@ -397,3 +397,21 @@ func (s *Solver) inputs(ctx context.Context, v *llb.Vertex) ([]outcome, error) {
 	}
 	return outs, g.Wait()
 }
+
+// Peek returns the record of a vertex that was looked at in this build, if it is
+// in the cache. Nothing is made for it.
+func (s *Solver) Peek(ctx context.Context, v *llb.Vertex) (Record, bool, error) {
+	s.mu.Lock()
+	st := s.states[v.Digest]
+	s.mu.Unlock()
+	if st == nil {
+		return Record{}, false, nil
+	}
+	st.mu.Lock()
+	key := st.step.DefinitionKey
+	st.mu.Unlock()
+	if key == "" {
+		return Record{}, false, nil
+	}
+	return s.opts.Cache.Lookup(ctx, key)
+}
