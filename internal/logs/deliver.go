@@ -71,6 +71,8 @@ func (s *Store) reshape(drivers []Driver) error {
 		return err
 	}
 	s.shape, s.json.attrs = now, attrs
+	s.settle()
+	s.limit = newLimiter(drivers)
 	if now.compress && s.pack == nil {
 		s.pack = startPacker(s)
 	}

@@ -15,6 +15,7 @@ import (
 	"dhow/internal/logs/journald"
 	"dhow/internal/logs/loki"
 	"dhow/internal/logs/otlp"
+	"dhow/internal/logs/plugin"
 	"dhow/internal/logs/splunk"
 	"dhow/internal/logs/syslog"
 )
@@ -73,6 +74,8 @@ func sharedOptions() map[string]func(string) error {
 	return map[string]func(string) error{
 		"mode":            driver.OneOf("blocking", "non-blocking"),
 		"max-buffer-size": driver.Bytes,
+		"rate":            checkRate,
+		"rate-policy":     driver.OneOf(policyBlock, policyOldest, policySample),
 	}
 }
 
@@ -87,16 +90,21 @@ func kind(name string) (driver.Kind, error) {
 		k.Options = storeOptions()
 	default:
 		make, ok := kinds()[name]
+		if socket := plugin.Find(name); !ok && socket != "" {
+			k = plugin.Kind(socket)
+			break
+		}
 		if !ok {
 			err := errdef.New(errdef.ErrInvalid, "no log driver named %q", name)
-			return k, errdef.WithHint(err, "there are %s", strings.Join(Names(), ", "))
+			return k, errdef.WithHint(err, "there are %s, and docker's plugins whose socket is in /run/docker/plugins", strings.Join(Names(), ", "))
 		}
 		k = make()
-		k.Options = maps.Clone(k.Options)
-		maps.Copy(k.Options, cacheOptions())
 	}
-	if k.Options == nil {
+	if k.Options = maps.Clone(k.Options); k.Options == nil {
 		k.Options = map[string]func(string) error{}
+	}
+	if !isStore(name) {
+		maps.Copy(k.Options, cacheOptions())
 	}
 	maps.Copy(k.Options, sharedOptions())
 	return k, nil
@@ -119,6 +127,9 @@ func Check(name string, options map[string]string) error {
 	}
 	if o["max-buffer-size"] != "" && o["mode"] != "non-blocking" {
 		return errdef.New(errdef.ErrInvalid, "log opt max-buffer-size of %s is for mode=non-blocking", name)
+	}
+	if o["rate-policy"] != "" && o["rate"] == "" {
+		return errdef.New(errdef.ErrInvalid, "log opt rate-policy of %s needs a rate", name)
 	}
 	for _, prefix := range []string{"", "cache-"} {
 		single := o[prefix+"max-file"] == "1" || o[prefix+"max-size"] == "-1"

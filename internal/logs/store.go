@@ -34,7 +34,9 @@ type Config struct {
 type Stats struct {
 	Lines, Bytes         uint64 // stored
 	LostLines, LostBytes uint64 // not stored, because writing failed
-	Error                string // of the last write that failed; "" once one succeeds
+	// LimitedLines were not stored because of options rate and rate-policy.
+	LimitedLines, LimitedBytes uint64
+	Error                      string // of the last write that failed; "" once one succeeds
 }
 
 // Store is the writing side of a log. It is safe for concurrent use.
@@ -56,7 +58,8 @@ type Store struct {
 	mu     sync.Mutex
 	w      *writer // nil when nothing is kept
 	stats  Stats
-	lost   Stats // lines that are lost and not yet mentioned in the log
+	lost   Stats    // lines that are lost and not yet mentioned in the log
+	limit  *limiter // nil for none
 	ships  []*shipper
 	room   *sync.Cond // of mu: a destination moved on
 	ending bool       // nobody waits for room any more
@@ -234,7 +237,11 @@ func (s *Store) Stream(which Stream) io.WriteCloser {
 func (s *Store) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.stats
+	st := s.stats
+	if s.limit != nil {
+		st.LimitedLines, st.LimitedBytes = s.limit.total.Lines, s.limit.total.Bytes
+	}
+	return st
 }
 
 // Close ends both streams and lets go of the log. A second call does nothing.
@@ -275,11 +282,27 @@ func (s *Store) end() {
 	s.mu.Unlock()
 	s.out.Close()
 	s.err.Close()
+	s.mu.Lock()
+	s.settle()
+	s.mu.Unlock()
 }
 
-// put stores one entry. The caller holds mu and flushes when it has no more.
+// put stores one entry, unless a limit keeps it from it. The caller holds mu and
+// flushes when it has no more.
 func (s *Store) put(stream Stream, nanos int64, line []byte, whole bool) {
+	if s.limit != nil {
+		s.limited(stream, nanos, line, whole)
+		return
+	}
+	s.store(stream, nanos, line, whole)
+}
+
+// store stores one entry. The caller holds mu.
+func (s *Store) store(stream Stream, nanos int64, line []byte, whole bool) {
 	w := s.w
+	if w == nil {
+		return // closed while the line waited
+	}
 	if w.size+int64(len(w.buf)) >= s.shape.maxSize {
 		s.flush()
 		s.awaitRoom()

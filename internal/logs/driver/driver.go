@@ -77,6 +77,9 @@ type Kind struct {
 	// nil takes any value. The options that all drivers share (mode,
 	// max-buffer-size, rate, cache-…) are not listed.
 	Options map[string]func(value string) error
+	// Any says that options which are not listed are taken, too: the driver is
+	// someone else's program.
+	Any bool
 	// Check refuses options that do not go together; nil refuses none.
 	Check func(Options) error
 	// Open makes the sender. It is called when the container starts; the options

@@ -27,6 +27,9 @@ type Options map[string]string
 func (k Kind) CheckOptions(name string, o Options) error {
 	for _, key := range slices.Sorted(maps.Keys(o)) {
 		check, known := k.Options[key]
+		if !known && k.Any {
+			continue
+		}
 		if !known {
 			err := errdef.New(errdef.ErrInvalid, "unknown log opt %q for %s log driver", key, name)
 			return errdef.WithHint(err, "it takes %s", strings.Join(slices.Sorted(maps.Keys(k.Options)), ", "))
