@@ -72,3 +72,29 @@ func TestHealthStops(t *testing.T) {
 		t.Errorf("got %+v, want exit code 5 and the reason", c.State)
 	}
 }
+
+// The events are docker's: an exec for each probe, and the status where it
+// changes.
+func TestHealthEvents(t *testing.T) {
+	h := newHouse(t)
+	c := h.start(record("h4", "sleep 60", checked))
+	h.until("h4", "healthy", is(dockertypes.Healthy))
+	time.Sleep(200 * time.Millisecond)
+	h.must(h.Remove(h.ctx, "h4", supervise.RemoveOptions{Force: true}))
+	events, err := h.store.Events(h.ctx, 0, time.Time{})
+	h.must(err)
+	count := map[string]int{}
+	for _, e := range events {
+		if e.Actor != c.ID {
+			continue
+		}
+		action, _, _ := strings.Cut(e.Action, ": /bin/sh -c ! test")
+		count[action]++
+		if strings.HasPrefix(action, "exec_") && len(e.Attrs["execID"]) != 64 || action == "exec_die" && e.Attrs["exitCode"] != "0" {
+			t.Errorf("got %+v", e)
+		}
+	}
+	if n := count["exec_die"]; n < 2 || count["exec_create"] != n || count["exec_start"] != n || count["health_status: healthy"] != 1 {
+		t.Errorf("got the events %v", count)
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"dhow/internal/errdef"
@@ -40,6 +41,9 @@ type Process struct {
 	joined     *Process // whose namespaces it is in; nil: its own
 	scope      *scope   // around a joined process and what it starts; or nil
 	scopes     scopes   // of those that joined this one
+	// lastFilter is that of the last process that joined: health probes come with
+	// the same profile, again and again.
+	lastFilter atomic.Pointer[filter]
 
 	done   chan struct{} // closed when the three below are set
 	status Status

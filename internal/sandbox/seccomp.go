@@ -58,6 +58,28 @@ const (
 
 // buildFilter compiles the spec's seccomp profile into the plan.
 func (b *builder) buildFilter() error {
+	if j := b.cfg.Join; j != nil {
+		if f := j.lastFilter.Load(); f != nil && f.profile == b.spec.Linux.Seccomp {
+			b.plan.Filter, b.plan.FilterFlags = f.code, f.flags
+			return nil
+		}
+	}
+	err := b.compileFilter()
+	if j := b.cfg.Join; j != nil && err == nil {
+		j.lastFilter.Store(&filter{b.spec.Linux.Seccomp, b.plan.Filter, b.plan.FilterFlags})
+	}
+	return err
+}
+
+// filter is a profile as the kernel takes it. Nobody changes a profile that was
+// given to Start.
+type filter struct {
+	profile *specs.LinuxSeccomp
+	code    []byte
+	flags   uint64
+}
+
+func (b *builder) compileFilter() error {
 	raw, err := compileFilter(b.spec.Linux.Seccomp)
 	if err != nil || raw == nil {
 		return err
