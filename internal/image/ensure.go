@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 
+	"dhow/internal/errdef"
 	"dhow/internal/oci"
 	"dhow/internal/snapshot"
 	"dhow/internal/store"
@@ -42,6 +43,10 @@ func (im *Images) Ensure(ctx context.Context, r *Resolved, progress ProgressFunc
 // a push to the same registry need not send them.
 func (im *Images) fromRegistry(repo oci.Ref) fetcher {
 	return func(ctx context.Context, desc ocispecs.Descriptor, offset int64) (io.ReadCloser, error) {
+		if oci.IsForeignLayer(desc.MediaType) {
+			return nil, errdef.WithHint(errdef.New(errdef.ErrUnsupported, "layer %s has the media type %q: its licence keeps it out of registries", desc.Digest, desc.MediaType),
+				"such layers are those of Windows, which run nowhere else")
+		}
 		rc, err := im.reg.FetchAt(ctx, repo, desc, offset)
 		if err != nil {
 			return nil, err

@@ -183,6 +183,14 @@ func TestPullRefuses(t *testing.T) {
 			m.m.Layers, m.blobs = append(m.m.Layers, m.m.Layers[0]), append(m.blobs, m.blobs[0])
 			m.seal(t)
 		}, errdef.ErrInvalid},
+		"foreign layer": {func(t *testing.T, m *made, _ *server) {
+			m.m.Layers[0].MediaType = oci.DockerForeignLayer
+			m.seal(t)
+		}, errdef.ErrUnsupported},
+		"unknown type of layer": {func(t *testing.T, m *made, _ *server) {
+			m.m.Layers[0].MediaType = "application/vnd.example.layer"
+			m.seal(t)
+		}, errdef.ErrUnsupported},
 		"layer bytes": {func(_ *testing.T, m *made, srv *server) {
 			srv.spoil(answerBlob(m.m.Layers[0].Digest, func(w http.ResponseWriter) {
 				b := bytes.Clone(m.blobs[0])

@@ -11,7 +11,6 @@ import (
 	"dhow/internal/errdef"
 	"dhow/internal/oci"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
 )
@@ -80,7 +79,7 @@ func Decompress(r io.Reader) (io.ReadCloser, oci.Compression, error) {
 func unpacker(in *bufio.Reader, c oci.Compression) (io.ReadCloser, error) {
 	switch c {
 	case oci.Gzip:
-		return gzip.NewReader(in)
+		return io.NopCloser(newGunzip(in)), nil
 	case oci.Zstd:
 		// The goroutine that reads ahead is ours.
 		d, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxZstdWindow))

@@ -15,6 +15,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // blobPath is where the blob is, once it is complete. Digests come from outside
@@ -117,8 +118,12 @@ type BlobWriter struct {
 	expected ocispecs.Descriptor
 	hash     hash.Hash
 	n        int64
+	flushed  int64 // up to where the disk was told to write
 	done     bool
 }
+
+// flushEvery is how many bytes are written before the disk is told to start.
+const flushEvery = 8 << 20
 
 // NewBlob begins a blob. With an expected descriptor (digest and size), bytes
 // of an earlier attempt that was cut are kept: begin writing at Offset. It
@@ -172,6 +177,7 @@ func (w *BlobWriter) openPartial(ctx context.Context) (err error) {
 		return err
 	}
 	w.n, err = io.Copy(w.hash, w.f)
+	w.flushed = w.n
 	if err == nil && w.n > w.expected.Size {
 		err = w.Reset()
 	}
@@ -189,6 +195,11 @@ func (w *BlobWriter) Write(p []byte) (int, error) {
 	n, err := w.f.Write(p)
 	w.hash.Write(p[:n])
 	w.n += int64(n)
+	if w.n-w.flushed >= flushEvery {
+		// The disk starts early, so that Commit does not wait for all of it.
+		_ = unix.SyncFileRange(int(w.f.Fd()), w.flushed, w.n-w.flushed, unix.SYNC_FILE_RANGE_WRITE) // Commit syncs
+		w.flushed = w.n
+	}
 	if err != nil {
 		return n, fmt.Errorf("write blob: %w", diskFull(w.s.root, err))
 	}
@@ -198,7 +209,7 @@ func (w *BlobWriter) Write(p []byte) (int, error) {
 // Reset throws away what was written, so that writing starts at offset 0.
 func (w *BlobWriter) Reset() error {
 	w.hash.Reset()
-	w.n = 0
+	w.n, w.flushed = 0, 0
 	if err := w.f.Truncate(0); err != nil {
 		return err
 	}
