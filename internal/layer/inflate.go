@@ -454,7 +454,7 @@ func (f *inflater) readLengths(total int) error {
 }
 
 // codes decodes a block's symbols until it ends, the output is full or the
-// input runs short. The state is in local variables, which stay in registers.
+// input runs short.
 func (f *inflater) codes() error {
 	if f.end-f.pos < inPad && !f.eof {
 		if err := f.fill(); err != nil {
@@ -466,14 +466,29 @@ func (f *inflater) codes() error {
 	if f.eof {
 		limit = f.end + inPad - 8
 	}
-	var (
-		in, out   = f.in, f.out
-		pos, w    = f.pos, f.w
-		acc, have = f.acc & (1<<f.have - 1), f.have
-		lit, dist = f.lit.table, f.dist.table
-		err       error
-		done      bool
-	)
+	done, err := f.decode(limit)
+	// More bits were used than there were: the stream is cut.
+	if f.eof && f.pos-int(f.have>>3) > f.end {
+		f.w = f.rd
+		return io.ErrUnexpectedEOF
+	}
+	if f.eof && f.pos > f.end { // bits of the padding go back
+		over := uint(f.pos-f.end) * 8
+		f.have -= min(f.have, over)
+		f.pos = f.end
+	}
+	if done {
+		f.blockEnd()
+	}
+	return err
+}
+
+// decode is the loop over symbols, while the next byte of input is not behind
+// limit. Its state is in local variables, which stay in registers.
+func (f *inflater) decode(limit int) (done bool, err error) {
+	in, out, pos, w := f.in, f.out, f.pos, f.w
+	acc, have := f.acc&(1<<f.have-1), f.have
+	lit, dist := f.lit.table, f.dist.table
 	for pos <= limit && w < window+outSize {
 		acc |= binary.LittleEndian.Uint64(in[pos:]) << have
 		pos += int(63-have) >> 3
@@ -516,12 +531,11 @@ func (f *inflater) codes() error {
 			}
 		}
 		if e&entryEnd != 0 {
-			if n := uint(e >> 8 & 0xff); n == 0 {
+			n := uint(e >> 8 & 0xff)
+			acc >>= n
+			have -= n
+			if done = n > 0; !done {
 				err = errDeflate
-			} else {
-				acc >>= n
-				have -= n
-				done = true
 			}
 			break
 		}
@@ -549,20 +563,7 @@ func (f *inflater) codes() error {
 		w += length
 	}
 	f.pos, f.w, f.acc, f.have = pos, w, acc, have
-	// More bits were used than there were: the stream is cut.
-	if f.eof && f.pos-int(f.have>>3) > f.end {
-		f.w = f.rd
-		return io.ErrUnexpectedEOF
-	}
-	if f.eof && f.pos > f.end { // bits of the padding go back
-		over := uint(f.pos-f.end) * 8
-		f.have -= min(f.have, over)
-		f.pos = f.end
-	}
-	if done {
-		f.blockEnd()
-	}
-	return err
+	return done, err
 }
 
 // match copies length bytes from back bytes ago, which may overlap what they
