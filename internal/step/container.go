@@ -98,7 +98,10 @@ func NewContainer(ctx context.Context, d *Deps, c ContainerConfig) (*Container, 
 		err = ours.step.emulation()
 	}
 	if err == nil {
-		err = ours.step.networkFiles()
+		err = ours.step.connect(ctx)
+	}
+	if err == nil {
+		err = ours.step.networkFiles(ctx)
 	}
 	if err == nil {
 		err = ours.step.stubs.place(ours.step.root, ours.step.mounts)
@@ -239,6 +242,7 @@ func (c *Container) config(s *step, pc ProcessConfig, env []string, first bool) 
 	if err != nil {
 		return cfg, err
 	}
+	s.namespaces(cfg.Spec)
 	umask := uint32(0o022)
 	cfg.Spec.Process.User.Umask = &umask
 	cfg.Spec.Process.ConsoleSize = &specs.Box{Width: 80, Height: 24}

@@ -11,6 +11,7 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/layer"
+	"dhow/internal/network"
 	"dhow/internal/snapshot"
 	"dhow/internal/solve"
 	"dhow/internal/sys"
@@ -30,6 +31,7 @@ type step struct {
 	stubs  stubs
 	// seen are the secrets that the step could read, for the search of its layer.
 	seen []layer.Needle
+	net  *network.Attachment // nil: the machine's network, or none
 	undo []func() error
 }
 

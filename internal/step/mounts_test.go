@@ -37,6 +37,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(killRoot) != "" {
 		os.Exit(victim())
 	}
+	ownNetwork()
 	os.Exit(m.Run())
 }
 

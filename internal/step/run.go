@@ -35,7 +35,10 @@ func (s *step) start(ctx context.Context) error {
 	if err := s.emulation(); err != nil {
 		return err
 	}
-	if err := s.networkFiles(); err != nil {
+	if err := s.connect(ctx); err != nil {
+		return err
+	}
+	if err := s.networkFiles(ctx); err != nil {
 		return err
 	}
 	if err := s.makeCwd(user); err != nil {
@@ -52,6 +55,7 @@ func (s *step) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.namespaces(spec)
 	spec.Linux.Resources = s.limits.apply(spec.Linux.Resources)
 	umask := uint32(0o022) // whatever the user's is: it would be seen in the image
 	spec.Process.User.Umask = &umask
@@ -134,38 +138,6 @@ func (s *step) mountFiles(mounts []specs.Mount) (map[int]*os.File, error) {
 		files[at] = m.tree
 	}
 	return files, nil
-}
-
-// networkFiles gives the step /etc/hosts and /etc/resolv.conf, unless it mounts
-// something else there.
-func (s *step) networkFiles() error {
-	extra, err := extraHosts(s.op.Meta.ExtraHosts)
-	if err != nil {
-		return err
-	}
-	host, err := os.ReadFile("/etc/resolv.conf")
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("read the machine's name servers: %w", err)
-	}
-	network := container.NetworkHost
-	if s.op.Network == pb.NetMode_NONE {
-		network = container.NetworkNone
-	}
-	for dest, data := range map[string][]byte{
-		"/etc/hosts":       container.Hosts(s.hostname(), "", nil, extra),
-		"/etc/resolv.conf": container.ResolvConf(host, network, nil, nil, nil),
-	} {
-		taken := slices.ContainsFunc(s.mounts, func(m stepMount) bool {
-			return m.dest == dest || strings.HasPrefix(dest, m.dest+"/")
-		})
-		if taken {
-			continue
-		}
-		if err := s.give(dest, data, grant{mode: 0o644}); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // makeCwd makes the working directory where it is missing. It stays in the

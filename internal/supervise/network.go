@@ -25,6 +25,9 @@ import (
 // still holds of them is given to whoever needs it.
 func Networks(st *store.Store) *network.Networks {
 	return network.New(st, network.Options{Alive: func(id string) bool {
+		if proc, isStep := network.StepProc(id); isStep {
+			return st.ProcAlive(proc)
+		}
 		lock, ok, err := sys.TryLockFile(LockPath(Dir(st, id)), false)
 		if err == nil && ok {
 			_ = lock.Unlock()
