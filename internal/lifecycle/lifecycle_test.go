@@ -17,6 +17,7 @@ import (
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
 	"dhow/internal/image"
+	"dhow/internal/logs"
 	"dhow/internal/supervise"
 
 	dockertypes "github.com/moby/moby/api/types/container"
@@ -403,5 +404,27 @@ func TestNameConflict(t *testing.T) {
 	names, err := os.ReadDir(h.store.ContainersDir())
 	if err != nil || len(names) != 1 {
 		t.Errorf("got %d directories, %v, want one", len(names), err)
+	}
+}
+
+// A destination of the log that does not answer holds up neither the end of
+// the container nor its next start, and nothing is lost.
+func TestUnreachableLogDestination(t *testing.T) {
+	h := newHouse(t)
+	h.run(record("eleven", "echo one", func(r *container.Record) {
+		r.Logs = []container.LogDriver{{Name: "json-file"}, {Name: "syslog", Options: map[string]string{"syslog-address": "tcp://127.0.0.1:9"}}}
+	}))
+	began := time.Now()
+	_, s, err := h.Start(h.ctx, "eleven", nil)
+	h.must(err)
+	h.must(s.Started(h.ctx))
+	s.Close()
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("the next start took %v", took)
+	}
+	c := h.until("eleven", "at rest", func(c *Container) bool { return c.State.Status == dockertypes.StateExited })
+	st, err := logs.Stat(supervise.LogsDir(c.Dir), time.Now())
+	if err != nil || len(st.Destinations) != 1 || st.Destinations[0].Waiting.Lines != 2 {
+		t.Errorf("got %+v, %v, want two lines that wait", st, err)
 	}
 }

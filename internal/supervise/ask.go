@@ -347,8 +347,8 @@ func (c Client) Await(ctx context.Context, condition dockertypes.WaitCondition, 
 	return u, err
 }
 
-// await serves Await. What it returns at the time limit is an answer, too.
-func (s *supervisor) await(ctx context.Context, a awaitArgs) (*Unready, error) {
+// awaitCondition serves Await. What it returns at the time limit is an answer, too.
+func (s *supervisor) awaitCondition(ctx context.Context, a awaitArgs) (*Unready, error) {
 	if a.Timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, a.Timeout)

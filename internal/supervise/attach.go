@@ -46,14 +46,12 @@ func (f *first) started(r *run, err error) {
 		return
 	}
 	_ = f.conn.sendJSON(frameStarted, startedInfo{ID: f.s.id, Warnings: r.warnings}) // it went away
-	f.s.pending.Add(1)
-	go func() {
-		defer f.s.pending.Done()
+	f.s.answering(func() {
 		defer f.conn.Close()
 		if f.attach != nil {
 			f.s.follow(f.conn, f.client, r, f.attach.Stdin)
 		}
-	}()
+	})
 }
 
 // attach connects a client with the process that runs.
@@ -104,6 +102,9 @@ func (s *supervisor) followTo(c *conn, cl *client, r *run, stdin bool) Exit {
 	}
 	// The record says it before the client hears it.
 	_ = s.until(context.Background(), func() bool { return s.run != r })
+	if s.record().Host.AutoRemove {
+		_ = s.until(context.Background(), func() bool { return s.removed }) // else the end says why not
+	}
 	return Exit{Code: r.status.ExitCode, OOMKilled: r.status.OOMKilled, Error: r.lost}
 }
 

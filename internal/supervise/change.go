@@ -55,7 +55,7 @@ func (s *supervisor) reload(ctx context.Context) error {
 	return nil
 }
 
-// update applies the record's limits to what runs.
+// update applies the record's limits, and destinations of output, to what runs.
 func (s *supervisor) update(ctx context.Context) error {
 	if err := s.reload(ctx); err != nil {
 		return err
@@ -63,6 +63,9 @@ func (s *supervisor) update(ctx context.Context) error {
 	r, err := s.current()
 	if err != nil || r.proc == nil {
 		return nil // the next run has them
+	}
+	if err := s.log.Update(logDrivers(s.record())); err != nil {
+		return err
 	}
 	facts := r.facts
 	if err := findDevices(&facts, s.record()); err != nil {

@@ -32,23 +32,27 @@ func (s *supervisor) serve(ctx context.Context, l net.Listener) {
 			time.Sleep(10 * time.Millisecond)
 			continue
 		}
-		s.pending.Add(1)
-		go func() {
-			defer s.pending.Done()
+		s.answering(func() {
 			defer nc.Close()
 			s.answer(ctx, &conn{Conn: nc})
-		}()
+		})
 	}
+}
+
+// answering has f answer a request beside others.
+func (s *supervisor) answering(f func()) {
+	s.change(func() { s.answers++ })
+	go func() {
+		defer s.change(func() { s.answers-- })
+		f()
+	}()
 }
 
 // awaitAnswers lets those who wait for the end of the container hear of it.
 func (s *supervisor) awaitAnswers() {
-	done := make(chan struct{})
-	go func() { s.pending.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-time.After(answerPatience):
-	}
+	ctx, cancel := context.WithTimeout(context.Background(), answerPatience)
+	defer cancel()
+	_ = s.await(ctx, func() bool { return s.answers == 0 }) // who does not listen is not waited for
 }
 
 // answer serves one connection.
@@ -95,7 +99,7 @@ func (s *supervisor) do(ctx context.Context, c *conn, r request) (any, error) {
 	case opAwait:
 		ctx, cancel := untilClosed(ctx, c)
 		defer cancel()
-		return with(r, func(a awaitArgs) (any, error) { return s.await(ctx, a) })
+		return with(r, func(a awaitArgs) (any, error) { return s.awaitCondition(ctx, a) })
 	case opProbe:
 		ctx, cancel := untilClosed(ctx, c)
 		defer cancel()
@@ -125,6 +129,8 @@ func (s *supervisor) act(ctx context.Context, r request) error {
 		return on(r, s.resize)
 	case opRemove:
 		return on(r, func(o RemoveOptions) error { return s.remove(ctx, o) })
+	case opYield:
+		return s.giveLog()
 	case opReload:
 		return s.reload(ctx)
 	case opUpdate:

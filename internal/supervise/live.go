@@ -29,7 +29,7 @@ import (
 //	   │ failure                                       ▲
 //	   └───────────────────────────────────────────────┘
 func (s *supervisor) live(ctx context.Context, starter *conn, args startArgs) error {
-	listener, err := s.listen()
+	listener, err := s.listen(ctx)
 	if err != nil {
 		_ = starter.sendJSON(frameError, toWire(err))
 		return err
@@ -212,30 +212,41 @@ func (s *supervisor) event(ctx context.Context, action string, attrs map[string]
 }
 
 // finish ends the supervisor: nobody is let in any more, the container is
-// removed if that was asked for, and the lock goes. The tree is unmounted after
-// that, because the kernel may take long over writing it to the disk.
+// removed if that was asked for, and the lock goes. What may take long comes
+// after that: the kernel writes the tree to the disk when it is unmounted, and
+// the log's destinations may want more time.
 func (s *supervisor) finish(ctx context.Context, listener net.Listener) error {
 	s.mu.Lock()
 	remove := s.asked.remove
-	if remove == nil && s.rec.Host.AutoRemove && !s.state.StartedAt.IsZero() {
+	if remove == nil && s.rec.Host.AutoRemove {
 		remove = &RemoveOptions{Volumes: true}
 	}
 	s.mu.Unlock()
-	var err error
-	trash := ""
 	if remove != nil {
-		trash, err = s.removeAll(ctx, *remove)
+		return s.finishRemoved(ctx, listener, *remove)
 	}
-	s.change(func() { s.removed, s.over = remove != nil && err == nil, true })
-	listener.Close()
-	if trash == "" {
-		err = errors.Join(err, os.Remove(filepath.Join(s.dir, controlFile)))
-	}
+	s.change(func() { s.over = true })
 	s.awaitAnswers()
-	if s.log != nil {
-		err = errors.Join(err, s.log.Close())
+	err := s.lock.Unlock()
+	if s.root != nil {
+		err = errors.Join(err, s.root.Close())
 	}
-	err = errors.Join(err, s.lock.Unlock())
+	s.lingerLog(ctx)
+	return errors.Join(err, listener.Close())
+}
+
+// finishRemoved is finish for a container of which nothing is to be left.
+func (s *supervisor) finishRemoved(ctx context.Context, listener net.Listener, o RemoveOptions) error {
+	if s.log != nil {
+		patience, cancel := context.WithTimeout(ctx, lastLines)
+		s.complain(s.log.Linger(patience)) // what is not shipped by then goes with the log
+		cancel()
+		s.complain(s.log.Close())
+	}
+	trash, err := Discard(ctx, s.store, s.record(), o)
+	s.change(func() { s.removed, s.over = err == nil, true })
+	s.awaitAnswers()
+	err = errors.Join(err, listener.Close(), s.lock.Unlock())
 	if s.root != nil {
 		err = errors.Join(err, s.root.Close())
 	}
@@ -243,12 +254,6 @@ func (s *supervisor) finish(ctx context.Context, listener net.Listener) error {
 		err = errors.Join(err, sys.RemoveAll(trash))
 	}
 	return err
-}
-
-// removeAll makes the container disappear: the record, then the directory,
-// which is moved out of sight and returned, to be removed at leisure.
-func (s *supervisor) removeAll(ctx context.Context, o RemoveOptions) (trash string, err error) {
-	return Discard(ctx, s.store, s.record(), o)
 }
 
 // Discard removes a container for one who holds its lock: the record with its

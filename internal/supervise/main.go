@@ -31,10 +31,12 @@ type supervisor struct {
 	dir   string
 	lock  *sys.Lock
 	out   output
-	// pending are the connections that are being answered.
-	pending sync.WaitGroup
+	nets  *network.Networks
+	// yield asks for the log while it is only shipped, and yielded says that it is
+	// closed.
+	yield   chan struct{}
+	yielded chan struct{}
 
-	nets *network.Networks
 	root *os.File    // the mounted tree, once there is one; live's alone
 	log  *logs.Store // once there is one; live's alone
 
@@ -47,6 +49,7 @@ type supervisor struct {
 	changed chan struct{}     // guarded by mu; closed when anything above changes, and replaced
 	removed bool              // guarded by mu: nothing is left of the container
 	over    bool              // guarded by mu: nothing will change any more
+	answers int               // guarded by mu: requests whose answer is not out yet
 }
 
 // asked is what somebody wants of the container that the restart policy must
@@ -159,7 +162,7 @@ func accept(starter *conn) (startArgs, error) {
 
 // open takes the container's lock and reads its row.
 func open(ctx context.Context, st *store.Store, id string) (*supervisor, error) {
-	s := &supervisor{store: st, snaps: snapshot.New(st), nets: Networks(st), id: id, dir: Dir(st, id), changed: make(chan struct{})}
+	s := &supervisor{store: st, snaps: snapshot.New(st), nets: Networks(st), id: id, dir: Dir(st, id), changed: make(chan struct{}), yield: make(chan struct{}), yielded: make(chan struct{})}
 	patience, cancel := context.WithTimeout(ctx, lockPatience)
 	defer cancel()
 	var err error
@@ -196,8 +199,12 @@ func (s *supervisor) handleSignals(ctx context.Context) {
 	}()
 }
 
-// listen opens the control socket.
-func (s *supervisor) listen() (net.Listener, error) {
+// listen opens the control socket, once the container's last supervisor, if it
+// still lives, has let go of everything.
+func (s *supervisor) listen(ctx context.Context) (net.Listener, error) {
+	if err := s.takeLog(ctx); err != nil {
+		return nil, err
+	}
 	dir, err := os.Open(s.dir)
 	if err != nil {
 		return nil, err
@@ -224,18 +231,29 @@ func (s *supervisor) change(f func()) {
 	s.changed = make(chan struct{})
 }
 
-// until waits for a change until cond, which is called under the lock, holds.
-// ErrUnavailable when that can be no more, as the supervisor ends.
+// until waits until cond, which is called under the lock, holds. ErrUnavailable
+// when that can be no more, as the supervisor ends.
 func (s *supervisor) until(ctx context.Context, cond func() bool) error {
+	over := false
+	err := s.await(ctx, func() bool {
+		ok := cond()
+		over = !ok && s.over
+		return ok || over
+	})
+	if over {
+		return errdef.New(errdef.ErrUnavailable, "the supervisor of container %.12s ends", s.id)
+	}
+	return err
+}
+
+// await waits for changes until cond, which is called under the lock, holds.
+func (s *supervisor) await(ctx context.Context, cond func() bool) error {
 	for {
 		s.mu.Lock()
-		ok, over, changed := cond(), s.over, s.changed
+		ok, changed := cond(), s.changed
 		s.mu.Unlock()
 		if ok {
 			return nil
-		}
-		if over {
-			return errdef.New(errdef.ErrUnavailable, "the supervisor of container %.12s ends", s.id)
 		}
 		select {
 		case <-changed:

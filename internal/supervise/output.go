@@ -152,10 +152,10 @@ func (p *pipe) rest(buf []byte, to func([]byte)) {
 	}
 }
 
-// lingering is how long a terminal is read on after its program has ended: the
+// consoleLag is how long a terminal is read on after its program has ended: the
 // kernel hands over the last output a little later, and then an error, unless
 // a process in the background holds it.
-const lingering = 200 * time.Millisecond
+const consoleLag = 200 * time.Millisecond
 
 // drain ends pump once it has taken all that is there: the program has ended.
 // What processes say that it left in the background is not waited for.
@@ -163,7 +163,7 @@ func (p *pipe) drain() {
 	if p.console {
 		select {
 		case <-p.done:
-		case <-time.After(lingering):
+		case <-time.After(consoleLag):
 		}
 	}
 	_ = p.ours.SetReadDeadline(time.Unix(1, 0)) // closed: pump has ended already

@@ -1,9 +1,13 @@
 package supervise
 
 import (
+	"context"
+	"errors"
 	"path/filepath"
+	"time"
 
 	"dhow/internal/container"
+	"dhow/internal/errdef"
 	"dhow/internal/logs"
 )
 
@@ -19,11 +23,8 @@ func logDrivers(rec *container.Record) []logs.Driver {
 	return list
 }
 
-// openLog opens the container's log, once for all its runs.
-func (s *supervisor) openLog(rec *container.Record) error {
-	if s.log != nil {
-		return nil
-	}
+// LogConfig says how a container's log is kept.
+func LogConfig(rec *container.Record) logs.Config {
 	info := logs.Info{
 		ContainerID: rec.ID, ContainerName: "/" + rec.Name, ContainerImageID: rec.Image.String(), ContainerImageName: rec.Config.Image,
 		ContainerCreated: rec.Created, ContainerEnv: rec.Config.Env, ContainerLabels: rec.Config.Labels, DaemonName: "dhow",
@@ -31,7 +32,64 @@ func (s *supervisor) openLog(rec *container.Record) error {
 	if command := rec.Command(); len(command) > 0 {
 		info.ContainerEntrypoint, info.ContainerArgs = command[0], command[1:]
 	}
-	var err error
-	s.log, err = logs.Open(LogsDir(s.dir), logs.Config{Drivers: logDrivers(rec), Info: info})
+	return logs.Config{Drivers: logDrivers(rec), Info: info}
+}
+
+// openLog opens the container's log, once for all its runs.
+func (s *supervisor) openLog(rec *container.Record) (err error) {
+	if s.log == nil {
+		s.log, err = logs.Open(LogsDir(s.dir), LogConfig(rec))
+	}
+	return err
+}
+
+// How long the log is shipped on when the container has ended: what is left
+// then goes with the next run, or with the next "dhow logs ship"; and when the
+// log is to be removed with the container.
+const (
+	lingering = 30 * time.Second
+	lastLines = 2 * time.Second
+)
+
+// lingerLog ships what the log's destinations do not have yet, without the
+// container's lock: a supervisor that is to start it again asks for the log.
+func (s *supervisor) lingerLog(ctx context.Context) {
+	if s.log == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, lingering)
+	defer cancel()
+	go func() {
+		select {
+		case <-s.yield:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	if err := s.log.Linger(ctx); err != nil && ctx.Err() == nil {
+		s.complain(err)
+	}
+	s.complain(s.log.Close())
+	close(s.yielded)
+}
+
+// giveLog lets the container's next supervisor have the log.
+func (s *supervisor) giveLog() error {
+	select {
+	case s.yield <- struct{}{}:
+	case <-s.yielded:
+	}
+	<-s.yielded
+	return nil
+}
+
+// takeLog asks the container's last supervisor for the log, if it still ships.
+func (s *supervisor) takeLog(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	err := For(s.dir).call(ctx, opYield, nil, nil)
+	if errors.Is(err, errdef.ErrUnavailable) {
+		return nil // there is none
+	}
 	return err
 }

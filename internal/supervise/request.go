@@ -26,6 +26,7 @@ const (
 	opRoot    = "root"       // → a descriptor, beside the result
 	opProbe   = "probe"      // → health.Result
 	opAwait   = "await"      // awaitArgs → *Unready
+	opYield   = "yield"      // the next supervisor wants the log
 	opReload  = "reload"     // the record was changed
 	opUpdate  = "update"     // the record was changed, its limits among it
 	opConnect = "connect"    // connectArgs
