@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"dhow/internal/errdef"
 	"dhow/internal/oci"
@@ -196,7 +197,7 @@ func (c *Client) fetch(ctx context.Context, repo oci.Ref, desc ocispecs.Descript
 	if err := oci.ValidDescriptor(desc); err != nil {
 		return nil, fmt.Errorf("fetch %s: %w", repo.FamiliarName(), err)
 	}
-	b := &blob{c: c, ctx: ctx, repo: repo, desc: desc, off: offset, hash: h}
+	b := &blob{c: c, ctx: ctx, repo: repo, desc: desc, off: offset, end: desc.Size, hash: h}
 	if offset == desc.Size {
 		return b, nil
 	}
@@ -216,11 +217,17 @@ type blob struct {
 	desc ocispecs.Descriptor
 	hash hash.Hash // nil: the digest is not checked here
 	body io.ReadCloser
+	end  int64   // where reading ends: desc.Size, or that of a part
+	part bool    // an answer has to be the range that was asked for
+	one  bool    // ranges did not do
+	rest *ranges // fetches what is left over several connections; nil for one
 
-	off      int64 // bytes handed out, counted from the blob's beginning
-	since    int64 // bytes since the last failure
-	failures int   // in a row
-	err      error // final
+	read     int64         // bytes, over one connection
+	waited   time.Duration // for those
+	off      int64         // bytes handed out, counted from the blob's beginning
+	since    int64         // bytes since the last failure
+	failures int           // in a row
+	err      error         // final
 }
 
 func (b *blob) describe(err error) error {
@@ -232,7 +239,7 @@ func (b *blob) open() error {
 	return b.c.eachSource(b.ctx, b.repo, func(s *session) error {
 		r := request{method: http.MethodGet, path: "blobs/" + string(b.desc.Digest), want: []int{http.StatusOK}}
 		if b.off > 0 {
-			r.header = http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", b.off, b.desc.Size-1)}}
+			r.header = http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", b.off, b.end-1)}}
 			r.want = append(r.want, http.StatusPartialContent)
 		}
 		resp, err := b.c.do(b.ctx, s, r)
@@ -257,6 +264,9 @@ func (b *blob) align(resp *http.Response) error {
 		}
 		return nil
 	}
+	if b.part {
+		return errNoRanges
+	}
 	if n := resp.ContentLength; n >= 0 && n != b.desc.Size {
 		return errdef.New(errdef.ErrIntegrity, "got %d bytes, want %d", n, b.desc.Size)
 	}
@@ -279,14 +289,14 @@ func (b *blob) Read(p []byte) (int, error) {
 	if b.err != nil {
 		return 0, b.err
 	}
-	if b.off == b.desc.Size {
+	if b.off == b.end {
 		// Only an empty blob, or a caller who has all of it, comes here unverified.
 		return 0, b.finish()
 	}
 	if len(p) == 0 {
 		return 0, nil
 	}
-	n, err := b.fill(p[:min(int64(len(p)), b.desc.Size-b.off)])
+	n, err := b.next(p[:min(int64(len(p)), b.end-b.off)])
 	if err != nil {
 		b.err = b.describe(err)
 		return 0, b.err
@@ -295,7 +305,7 @@ func (b *blob) Read(p []byte) (int, error) {
 		b.hash.Write(p[:n])
 	}
 	b.off += int64(n)
-	if b.off == b.desc.Size {
+	if b.off == b.end {
 		if err := b.finish(); err != io.EOF {
 			return 0, err
 		}
@@ -311,8 +321,10 @@ func (b *blob) fill(p []byte) (int, error) {
 				return 0, err
 			}
 		}
+		asked := time.Now()
 		n, err := b.body.Read(p)
 		if n > 0 {
+			b.read, b.waited = b.read+int64(n), b.waited+time.Since(asked)
 			if b.since += int64(n); b.since >= progress {
 				b.failures = 0
 			}
@@ -352,6 +364,7 @@ func (b *blob) finish() error {
 
 // Close ends the transfer.
 func (b *blob) Close() error {
+	b.rest.close()
 	if b.body == nil {
 		return nil
 	}

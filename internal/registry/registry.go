@@ -56,6 +56,9 @@ type Options struct {
 	// Retries is how often in a row a request that may succeed later is repeated;
 	// 0 is 5, negative is never.
 	Retries int
+	// Slow is the speed of one connection, in bytes a second, below which the rest of
+	// a large blob is fetched in ranges over several; 0 is 64 MiB, negative is never.
+	Slow int64
 	// Backoff is the pause before repetition n (from 1) where the registry names
 	// none; nil doubles from a quarter of a second up to 8 s, with jitter.
 	Backoff func(n int) time.Duration
@@ -98,6 +101,9 @@ func New(o Options) *Client {
 	}
 	if o.Retries == 0 {
 		o.Retries = 5
+	}
+	if o.Slow == 0 {
+		o.Slow = 64 << 20
 	}
 	if o.Backoff == nil {
 		o.Backoff = backoff
