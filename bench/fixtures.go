@@ -5,11 +5,13 @@ import (
 	"io"
 	"log"
 	"math/rand/v2"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -31,9 +33,11 @@ type fixtures struct {
 	toolchain  string
 	big        string
 	huge       string
+	cached     string // a context whose step fills a cache mount
 	layerFiles string // the compressed layers of the big image, for gunzip
 	registry   string // HOST:PORT
 	server     *httptest.Server
+	sent       atomic.Int64 // bytes of the bodies that the registry was sent
 }
 
 func newFixtures(work string) (*fixtures, error) {
@@ -42,15 +46,31 @@ func newFixtures(work string) (*fixtures, error) {
 	if err := os.MkdirAll(blobs, 0o755); err != nil {
 		return nil, err
 	}
-	f.server = httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithBlobHandler(registry.NewDiskBlobHandler(blobs))))
+	handler := registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithBlobHandler(registry.NewDiskBlobHandler(blobs)))
+	f.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Body = &countedBody{r.Body, &f.sent}
+		handler.ServeHTTP(w, r)
+	}))
 	f.registry = strings.TrimPrefix(f.server.URL, "http://")
-	for _, step := range []func() error{f.makeArchives, f.makeSteps, f.makeProject, f.makeToolchain, f.makeBig} {
+	for _, step := range []func() error{f.makeArchives, f.makeSteps, f.makeProject, f.makeCached, f.makeToolchain, f.makeBig} {
 		if err := step(); err != nil {
 			f.close()
 			return nil, err
 		}
 	}
 	return f, nil
+}
+
+// countedBody counts what is read of a request.
+type countedBody struct {
+	io.ReadCloser
+	n *atomic.Int64
+}
+
+func (c *countedBody) Read(p []byte) (int, error) {
+	n, err := c.ReadCloser.Read(p)
+	c.n.Add(int64(n))
+	return n, err
 }
 
 func (f *fixtures) close() { f.server.Close() }
@@ -117,6 +137,33 @@ CMD ["cat", "/app/count"]
 	}
 	for _, args := range [][]string{{"init", "-q"}, {"add", "."}, {"-c", "user.name=bench", "-c", "user.email=bench@example.com", "commit", "-q", "-m", "fixture"}} {
 		if _, err := (command{args: append([]string{"git"}, args...), dir: f.project}).run(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeCached has a step with a cache mount of 60 MB, of which each change of the
+// file "change" changes 6 KB.
+func (f *fixtures) makeCached() (err error) {
+	f.cached, err = f.context("cached", `FROM busybox
+COPY data /data
+COPY change /change
+RUN --mount=type=cache,id=bench,target=/c [ -e /c/data ] || cp -a /data /c/; cp /change /c/data/dir7/file7.txt
+`)
+	if err != nil {
+		return err
+	}
+	if err := f.change("first"); err != nil {
+		return err
+	}
+	return fill(filepath.Join(f.cached, "data"), 100, 100, 6<<10)
+}
+
+// change edits one file of each context that is built for its cache.
+func (f *fixtures) change(text string) error {
+	for _, name := range []string{filepath.Join(f.cached, "change"), filepath.Join(f.project, "dir50", "file50.txt")} {
+		if err := os.WriteFile(name, []byte(strings.Repeat(text+"\n", 512)), 0o644); err != nil {
 			return err
 		}
 	}

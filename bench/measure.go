@@ -17,14 +17,16 @@ import (
 type sample struct {
 	wall time.Duration
 	peak int64 // bytes of memory, of the largest process that took part
+	sent int64 // bytes, see job.sent
 }
 
 // A job is what one tool does for one round of a row.
 type job struct {
 	before func() error // not timed
 	cmd    command
-	minus  *command // its time is taken off
-	per    int      // the difference is divided by this; 0 means 1
+	minus  *command     // its time is taken off
+	per    int          // the difference is divided by this; 0 means 1
+	sent   func() int64 // a counter of bytes, that grows while the command runs; nil: nobody counts
 }
 
 // A row is one line of the table.
@@ -34,6 +36,7 @@ type row struct {
 	rounds int
 	cold   bool // starts from an empty store every time: there is nothing to warm up
 	memory bool // the figure is the peak, not the time
+	sent   bool // the figure is what was sent, not the time
 	floor  func(round int) command
 	job    func(t *tool, round int) (job, bool)
 }
@@ -105,9 +108,16 @@ func (t *tool) perform(j job) (sample, error) {
 		// "5" resets the peak resident set size (proc(5), clear_refs).
 		_ = os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0)
 	}
+	before := int64(0)
+	if j.sent != nil {
+		before = j.sent()
+	}
 	s, err := j.cmd.run()
 	if err != nil {
 		return s, err
+	}
+	if j.sent != nil {
+		s.sent = j.sent() - before
 	}
 	for _, pid := range daemons {
 		s.peak = max(s.peak, peakOf(pid))
@@ -188,6 +198,9 @@ func (r result) figure(tool string) (float64, bool) {
 	}
 	if r.row.memory {
 		return median(s, func(s sample) float64 { return float64(s.peak) / (1 << 20) }), true
+	}
+	if r.row.sent {
+		return median(s, func(s sample) float64 { return float64(s.sent) / 1000 }), true
 	}
 	return median(s, func(s sample) float64 { return float64(s.wall) / float64(time.Millisecond) }), true
 }

@@ -27,6 +27,10 @@ func (r result) format(f float64) string {
 	switch {
 	case r.row.memory:
 		return fmt.Sprintf("%.0f MB", f)
+	case r.row.sent && f >= 10_000:
+		return fmt.Sprintf("%.1f MB", f/1000)
+	case r.row.sent:
+		return fmt.Sprintf("%.0f kB", f)
 	case f >= 10_000:
 		return fmt.Sprintf("%.1f s", f/1000)
 	case f >= 100:

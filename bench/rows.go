@@ -13,7 +13,10 @@ func always(args ...string) func(int) command {
 // rows is the table.
 func rows(fix *fixtures) []row {
 	return []row{
-		startRow(), stepRow(fix), cachedRow(fix), uncachedRow(fix), toolchainRow(fix), pullRow(fix), pushRow(fix), memoryRow(fix), versionRow(),
+		startRow(), stepRow(fix), cachedRow(fix), uncachedRow(fix), toolchainRow(fix), pullRow(fix), pushRow(fix),
+		cacheRow(fix, "registry cache, sent again after one of 10,000 files changed", &fix.project),
+		cacheRow(fix, "registry cache, sent again after 6 kB of a cache mount of 60 MB changed", &fix.cached),
+		memoryRow(fix), versionRow(),
 	}
 }
 
@@ -114,6 +117,37 @@ func pushRow(fix *fixtures) row {
 				return t.fresh()
 			}
 			return job{before: before, cmd: t.build(build{context: fix.big, tag: tag, noCache: true, push: true})}, true
+		},
+	}
+}
+
+// cacheRow sends the cache of a build to a registry, changes a file, and measures
+// what is sent for the next build. Tools that keep no cache in a registry, or not
+// its mounts, send less and find less.
+func cacheRow(fix *fixtures, name string, context *string) row {
+	return row{
+		name: name, goal: "–", rounds: 3, sent: true,
+		job: func(t *tool, round int) (job, bool) {
+			if t.cache == nil {
+				return job{}, false
+			}
+			repo := fmt.Sprintf("%s/cache/%s-%s", fix.registry, filepath.Base(*context), t.name)
+			cmd := t.cache(build{context: *context, tag: "bench/cache"}, repo)
+			before := func() error {
+				if round == 0 {
+					if err := t.base(); err != nil {
+						return err
+					}
+				}
+				if err := fix.change(fmt.Sprintf("before %s %d", t.name, round)); err != nil {
+					return err
+				}
+				if _, err := cmd.run(); err != nil {
+					return err
+				}
+				return fix.change(fmt.Sprintf("after %s %d", t.name, round))
+			}
+			return job{before: before, cmd: cmd, sent: fix.sent.Load}, true
 		},
 	}
 }

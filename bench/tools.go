@@ -29,6 +29,7 @@ type tool struct {
 	base       func() error // loads busybox, so that FROM and run need no registry
 	fresh      func() error // goes on with a new, empty store; the old one stays (see store)
 	build      func(b build) command
+	cache      func(b build, ref string) command // a build that takes its cache to a registry
 	run        func(image string, args ...string) command
 	pull       func(ref string) command
 	daemons    func() []int // processes whose memory counts; nil: none
@@ -82,6 +83,9 @@ func newDhow(program string, fix *fixtures) *tool {
 			args := []string{"build", "--progress=quiet", "-t", b.tag}
 			args = append(args, when(b.noCache, "--no-cache")...)
 			return cmd(append(append(args, when(b.push, "--push")...), b.context)...)
+		},
+		cache: func(b build, ref string) command {
+			return cmd("build", "--progress=quiet", "-t", b.tag, "--cache-to", "type=dhow,ignore-error=false,ref="+ref+",cache-mounts=bench", b.context)
 		},
 		run: func(image string, args ...string) command {
 			return cmd(append([]string{"run", "--rm", "--network", "none", image}, args...)...)
@@ -169,6 +173,10 @@ func newBuildKit(fix *fixtures) (*tool, error) {
 			args := []string{"build", "--progress=plain", "--frontend", "dockerfile.v0", "--local", "context=" + b.context, "--local", "dockerfile=" + b.context}
 			args = append(args, when(b.noCache, "--no-cache")...)
 			return cmd(append(args, when(b.push, "--output", "type=image,name="+b.tag+",push=true,registry.insecure=true")...)...)
+		},
+		cache: func(b build, ref string) command {
+			return cmd("build", "--progress=plain", "--frontend", "dockerfile.v0", "--local", "context="+b.context, "--local", "dockerfile="+b.context,
+				"--export-cache", "type=registry,mode=max,ref="+ref+":cache")
 		},
 		daemons: server.pids,
 		stop:    server.stop,

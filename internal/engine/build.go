@@ -211,6 +211,7 @@ func (e *Engine) RunJob(ctx context.Context, j *Job) (*BuildResult, error) {
 	defer release()
 	res, err := b.run(ctx)
 	if err != nil {
+		b.caches.Settle(ctx)
 		err = b.explainFailure(err)
 	}
 	if j.Unrecorded {

@@ -27,9 +27,14 @@ type cutting struct {
 	bits     int // 1<<bits is the average
 }
 
-// contentCutting makes some thousand chunks of a gigabyte: a manifest lists them
-// all.
-func contentCutting() cutting { return cutting{128 << 10, 2 << 20, 19} }
+// contentCutting is for the contents of so many bytes: small chunks, so that little
+// is sent for a change, but no more of them than a manifest can list.
+func contentCutting(total int64) cutting {
+	if total > 4<<30 {
+		return cutting{512 << 10, maxChunk / 2, 20}
+	}
+	return cutting{64 << 10, 1 << 20, 18}
+}
 
 // indexCutting is for text with a line for each file, of which few change.
 func indexCutting() cutting { return cutting{8 << 10, 128 << 10, 15} }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -266,6 +267,10 @@ func scan(ctx context.Context, dir string, to *chunks) (*mountIndex, []ocispecs.
 	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
 		x.root.UID, x.root.GID = int(sys.Uid), int(sys.Gid)
 	}
+	total, err := sizeOf(dir)
+	if err != nil {
+		return nil, nil, err
+	}
 	tarRead, tarWrite := io.Pipe()
 	contents, contentsWrite := io.Pipe()
 	g, gctx := errgroup.WithContext(ctx)
@@ -281,7 +286,7 @@ func scan(ctx context.Context, dir string, to *chunks) (*mountIndex, []ocispecs.
 	})
 	var stream *pieces
 	g.Go(func() (err error) {
-		stream, err = putStream(gctx, contents, contentCutting(), mountChunkType, to)
+		stream, err = putStream(gctx, contents, contentCutting(total), mountChunkType, to)
 		contents.CloseWithError(err)
 		return err
 	})
@@ -293,6 +298,21 @@ func scan(ctx context.Context, dir string, to *chunks) (*mountIndex, []ocispecs.
 	}
 	slices.SortFunc(x.files, func(a, b mountFile) int { return strings.Compare(a.Name, b.Name) })
 	return x, stream.descs, nil
+}
+
+// sizeOf is how many bytes the files of a tree have.
+func sizeOf(dir string) (total int64, err error) {
+	err = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		info, err := e.Info()
+		if err == nil {
+			total += info.Size()
+		}
+		return err
+	})
+	return total, err
 }
 
 // readTar takes the headers and passes the contents on. starts tells where each

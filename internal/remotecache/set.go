@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -283,6 +285,24 @@ func (s *Set) Stored(_ context.Context, k solve.Known) {
 			st := s.stepsAt(e.ref)
 			s.mu.Unlock()
 			st.push(e, k)
+		}
+	}
+}
+
+// settleTime is how long the finished steps of a failed build may take to be sent.
+const settleTime = 20 * time.Second
+
+// Settle waits a while for what is being sent, for a build that failed: the next
+// one need not do its finished steps again. What is not sent by then is not missed.
+func (s *Set) Settle(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	s.mu.Lock()
+	list := slices.Collect(maps.Values(s.steps))
+	s.mu.Unlock()
+	for _, st := range list {
+		if st.wait(ctx) != nil {
+			return
 		}
 	}
 }

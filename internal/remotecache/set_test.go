@@ -308,3 +308,18 @@ func countBlobs(t *testing.T, m *machine) int {
 	}
 	return len(entries)
 }
+
+// The finished steps of a build that fails are there for the next one.
+func TestSettle(t *testing.T) {
+	srv := newServer(t)
+	at := "type=dhow,ref=" + srv.host + "/c"
+	srv.make(func(http.ResponseWriter, *http.Request) bool { time.Sleep(20 * time.Millisecond); return false })
+	a := newMachine(t)
+	s, _ := a.set(at, "")
+	s.Stored(t.Context(), a.ran("one", "first"))
+	s.Settle(t.Context())
+	s.Close()
+	if got, _, err := newMachine(t).find(at, "one"); got != "first" {
+		t.Errorf("got %q, %v", got, err)
+	}
+}

@@ -184,14 +184,19 @@ func (st *steps) push(e *Export, k solve.Known) {
 	st.pushes.Add(1)
 	st.set.background(func(ctx context.Context) {
 		defer st.pushes.Done()
-		select {
-		case st.sending <- struct{}{}:
-			defer func() { <-st.sending }()
-		case <-ctx.Done():
-			return
-		}
 		st.pushed(ctx, k, st.pushNow(ctx, e, k))
 	})
+}
+
+// in runs f when there is a place for it; not at all when ctx ends first.
+func in(ctx context.Context, places chan struct{}, f func() error) error {
+	select {
+	case places <- struct{}{}:
+		defer func() { <-places }()
+		return f()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // pushed notes how sending a step went. After a failure nothing more is sent: the
@@ -222,28 +227,51 @@ func (st *steps) pushNow(ctx context.Context, e *Export, k solve.Known) error {
 	for _, places := range d.outputs {
 		whole = whole && places != nil
 	}
-	if !whole || st.isStopped() {
+	if !whole {
 		return nil
 	}
 	var tags []string
-	for _, key := range append(append([]string{d.key}, d.links...), d.definition) {
+	err := in(ctx, st.asking, func() (err error) {
+		if !st.isStopped() {
+			tags, err = st.missing(ctx, d.entry)
+		}
+		return err
+	})
+	switch {
+	case err != nil || st.isStopped():
+		return err
+	case len(tags) == 0:
+		st.counted(func(c *stepCounts) { c.there++ })
+		return nil
+	}
+	return in(ctx, st.sending, func() error {
+		if st.isStopped() {
+			return nil
+		}
+		return st.sendStep(ctx, e, k.Vertex.Name, d, tags)
+	})
+}
+
+// missing are the tags of a step under which there is no usable manifest.
+func (st *steps) missing(ctx context.Context, en entry) (tags []string, err error) {
+	for _, key := range append(append([]string{en.key}, en.links...), en.definition) {
 		tag := keyTag(key)
 		if tag == "" || slices.Contains(tags, tag) {
 			continue
 		}
 		there, err := st.has(ctx, key, tag)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if !there {
 			tags = append(tags, tag)
 		}
 	}
-	if len(tags) == 0 {
-		st.counted(func(c *stepCounts) { c.there++ })
-		return nil
-	}
-	r := &result{key: d.key, name: k.Vertex.Name}
+	return tags, nil
+}
+
+func (st *steps) sendStep(ctx context.Context, e *Export, name string, d drafted, tags []string) error {
+	r := &result{key: d.key, name: name}
 	for _, places := range d.outputs {
 		o := resultOutput{have: true}
 		for _, p := range places {
@@ -398,12 +426,8 @@ func (st *steps) finish(ctx context.Context, e *Export, list []solve.Known, job 
 			st.push(e, k)
 		}
 	}
-	done := make(chan struct{})
-	go func() { st.pushes.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if err := st.wait(ctx); err != nil {
+		return err
 	}
 	st.mu.Lock()
 	count, err := st.count, st.failed
@@ -416,4 +440,16 @@ func (st *steps) finish(ctx context.Context, e *Export, list []solve.Known, job 
 	}
 	job.Status(fmt.Sprintf("steps: %d sent, %d were there", count.sent, count.there), 0, 0, began, true)
 	return nil
+}
+
+// wait waits for what is being sent.
+func (st *steps) wait(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() { st.pushes.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
