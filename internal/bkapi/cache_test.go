@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -14,7 +15,10 @@ import (
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/auth"
 	"github.com/tonistiigi/fsutil"
+	"google.golang.org/grpc"
 )
 
 // cached says whether every step that is no source was taken from a cache.
@@ -132,5 +136,51 @@ func TestCacheErrors(t *testing.T) {
 	many.CacheImports = []client.CacheOptionsEntry{{Type: "registry", Attrs: map[string]string{"ref": "127.0.0.1:1/x"}}}
 	if _, err := c.Solve(t.Context(), def, many, nil); err != nil {
 		t.Errorf("got %v, want the build to go on without", err)
+	}
+}
+
+// login is a client's answer to who asks for its credentials.
+type login struct {
+	auth.UnimplementedAuthServer
+	user, secret string
+}
+
+func (l *login) Register(s *grpc.Server) { auth.RegisterAuthServer(s, l) }
+
+func (l *login) Credentials(context.Context, *auth.CredentialsRequest) (*auth.CredentialsResponse, error) {
+	return &auth.CredentialsResponse{Username: l.user, Secret: l.secret}, nil
+}
+
+// A registry that wants a login gets the client's.
+func TestCacheCredentials(t *testing.T) {
+	inner := ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0)))
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if user, secret, ok := r.BasicAuth(); !ok || user != "alice" || secret != "s3cret" {
+			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+			http.Error(w, `{"errors":[{"code":"UNAUTHORIZED"}]}`, http.StatusUnauthorized)
+			return
+		}
+		inner.ServeHTTP(w, r)
+	}))
+	t.Cleanup(srv.Close)
+	host := strings.TrimPrefix(srv.URL, "http://")
+	def, err := llb.Scratch().File(llb.Mkfile("/f", 0o644, []byte("x")), llb.WithCustomName("make f")).Marshal(t.Context())
+	must(t, err)
+	for _, kind := range []string{"registry", "dhow"} {
+		c := client.CacheOptionsEntry{Type: kind, Attrs: map[string]string{"ref": host + "/" + kind, "ignore-error": "false"}}
+		alice := []session.Attachable{&login{user: "alice", secret: "s3cret"}}
+		_, err := solve(t, serve(t), def, client.SolveOpt{Session: alice, CacheExports: []client.CacheOptionsEntry{c}})
+		must(t, err)
+		if _, err := serve(t).Solve(t.Context(), def, client.SolveOpt{CacheExports: []client.CacheOptionsEntry{c}}, nil); err == nil {
+			t.Errorf("%s: written without a login", kind)
+		}
+		im := client.CacheOptionsEntry{Type: kind, Attrs: map[string]string{"ref": host + "/" + kind}}
+		for name, attach := range map[string][]session.Attachable{"alice": alice, "nobody": nil} {
+			seen, err := solve(t, serve(t), def, client.SolveOpt{Session: attach, CacheImports: []client.CacheOptionsEntry{im}})
+			must(t, err)
+			if _, hit := cached(seen, "make f"); hit != (name == "alice") {
+				t.Errorf("%s, %s: got cached %t", kind, name, hit)
+			}
+		}
 	}
 }
