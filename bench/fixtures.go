@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"log"
@@ -36,8 +37,10 @@ type fixtures struct {
 	cached     string // a context whose step fills a cache mount
 	layerFiles string // the compressed layers of the big image, for gunzip
 	registry   string // HOST:PORT
+	app        string // the big image's context, with a layer of one small file on top
 	server     *httptest.Server
 	sent       atomic.Int64 // bytes of the bodies that the registry was sent
+	given      atomic.Int64 // and of those that it answered with
 }
 
 func newFixtures(work string) (*fixtures, error) {
@@ -49,10 +52,10 @@ func newFixtures(work string) (*fixtures, error) {
 	handler := registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithBlobHandler(registry.NewDiskBlobHandler(blobs)))
 	f.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Body = &countedBody{r.Body, &f.sent}
-		handler.ServeHTTP(w, r)
+		handler.ServeHTTP(&countedAnswer{w, &f.given}, r)
 	}))
 	f.registry = strings.TrimPrefix(f.server.URL, "http://")
-	for _, step := range []func() error{f.makeArchives, f.makeSteps, f.makeProject, f.makeCached, f.makeToolchain, f.makeBig} {
+	for _, step := range []func() error{f.makeArchives, f.makeSteps, f.makeProject, f.makeCached, f.makeToolchain, f.makeBig, f.makeSmall} {
 		if err := step(); err != nil {
 			f.close()
 			return nil, err
@@ -210,7 +213,89 @@ func (f *fixtures) makeBig() (err error) {
 		}
 		f.layerFiles += " " + file
 	}
-	return f.push(img, f.registry+"/bench/big:1")
+	if err := f.push(img, f.registry+"/bench/big:1"); err != nil {
+		return err
+	}
+	return f.makeNext(img)
+}
+
+// makeNext is a later version of the big image, which differs in its last layer,
+// and the context of an image whose last layer is one small file.
+func (f *fixtures) makeNext(img v1.Image) (err error) {
+	layers, err := img.Layers()
+	if err != nil {
+		return err
+	}
+	next, err := mutate.AppendLayers(empty.Image, layers[0])
+	if err != nil {
+		return err
+	}
+	more, err := f.layer("next", func(dir string) error { return fill(dir, 5, 100, 100<<10) })
+	if err != nil {
+		return err
+	}
+	if next, err = mutate.AppendLayers(next, more); err != nil {
+		return err
+	}
+	if err := f.push(next, f.registry+"/bench/big:2"); err != nil {
+		return err
+	}
+	if f.app, err = f.context("app", "FROM scratch\nCOPY one /one\nCOPY two /two\nCOPY app /app\n"); err != nil {
+		return err
+	}
+	for _, dir := range []string{"one", "two"} {
+		if _, err := (command{args: []string{"cp", "-a", filepath.Join(f.big, dir), filepath.Join(f.app, dir)}}).run(); err != nil {
+			return err
+		}
+	}
+	return os.Mkdir(filepath.Join(f.app, "app"), 0o755)
+}
+
+// layer makes a gzip layer of a directory that fill fills.
+func (f *fixtures) layer(name string, fill func(dir string) error) (v1.Layer, error) {
+	dir, file := filepath.Join(f.work, "layer-"+name), filepath.Join(f.work, name+".tar.gz")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	if err := fill(dir); err != nil {
+		return nil, err
+	}
+	if _, err := (command{args: []string{"sh", "-c", `tar --numeric-owner -C "$0" -cf - . | gzip -1 > "$1"`, dir, file}}).run(); err != nil {
+		return nil, err
+	}
+	return tarball.LayerFromFile(file)
+}
+
+// smallImages is how many small images are pulled at once.
+const smallImages = 40
+
+// makeSmall makes images of a layer of their own over one that all have.
+func (f *fixtures) makeSmall() error {
+	shared, err := f.layer("shared", func(dir string) error { return fill(dir, 5, 20, 20<<10) })
+	if err != nil {
+		return err
+	}
+	for i := range smallImages {
+		own, err := f.layer(fmt.Sprintf("small%d", i), func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, "own"), bytes.Repeat([]byte(fmt.Sprintf("image %d\n", i)), 50_000), 0o644)
+		})
+		if err != nil {
+			return err
+		}
+		img, err := mutate.AppendLayers(empty.Image, shared, own)
+		if err != nil {
+			return err
+		}
+		if err := f.push(img, fmt.Sprintf("%s/bench/small%d:1", f.registry, i)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// changeApp gives the app context another version of its one small file.
+func (f *fixtures) changeApp(nonce string) error {
+	return os.WriteFile(filepath.Join(f.app, "app", "version"), []byte(nonce), 0o644)
 }
 
 func (f *fixtures) push(img v1.Image, to string) error {
@@ -277,4 +362,16 @@ func fill(root string, dirs, files, size int) error {
 		}
 	}
 	return nil
+}
+
+// countedAnswer counts the bytes of an answer's body.
+type countedAnswer struct {
+	http.ResponseWriter
+	n *atomic.Int64
+}
+
+func (a *countedAnswer) Write(p []byte) (int, error) {
+	n, err := a.ResponseWriter.Write(p)
+	a.n.Add(int64(n))
+	return n, err
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,9 +25,10 @@ type sample struct {
 type job struct {
 	before func() error // not timed
 	cmd    command
-	minus  *command     // its time is taken off
-	per    int          // the difference is divided by this; 0 means 1
-	sent   func() int64 // a counter of bytes, that grows while the command runs; nil: nobody counts
+	late   func() command // instead of cmd, for one that is to use the store that before makes
+	minus  *command       // its time is taken off
+	per    int            // the difference is divided by this; 0 means 1
+	sent   func() int64   // a counter of bytes, that grows while the command runs; nil: nobody counts
 }
 
 // A row is one line of the table.
@@ -108,10 +110,16 @@ func (t *tool) perform(j job) (sample, error) {
 		// "5" resets the peak resident set size (proc(5), clear_refs).
 		_ = os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0)
 	}
+	if j.late != nil {
+		j.cmd = j.late()
+	}
 	before := int64(0)
 	if j.sent != nil {
 		before = j.sent()
 	}
+	// A child's peak begins with that of the process that forked it.
+	debug.FreeOSMemory()
+	_ = os.WriteFile("/proc/self/clear_refs", []byte("5"), 0)
 	s, err := j.cmd.run()
 	if err != nil {
 		return s, err

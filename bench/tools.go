@@ -32,6 +32,7 @@ type tool struct {
 	cache      func(b build, ref string) command // a build that takes its cache to a registry
 	run        func(image string, args ...string) command
 	pull       func(ref string) command
+	push       func(tag string) command
 	daemons    func() []int // processes whose memory counts; nil: none
 	stop       func()
 }
@@ -56,7 +57,7 @@ func (s *store) next() error {
 // findTools returns dhow and every peer that is installed and starts.
 func findTools(o options, fix *fixtures) []*tool {
 	tools := []*tool{newDhow(o.dhow, fix)}
-	for _, peer := range []func(*fixtures) (*tool, error){newDocker, newBuildKit, newPodman, newBuildah} {
+	for _, peer := range []func(*fixtures) (*tool, error){newDocker, newBuildKit, newPodman, newBuildah, newSkopeo} {
 		t, err := peer(fix)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "left out:", err)
@@ -91,6 +92,7 @@ func newDhow(program string, fix *fixtures) *tool {
 			return cmd(append([]string{"run", "--rm", "--network", "none", image}, args...)...)
 		},
 		pull: func(ref string) command { return cmd("pull", "-q", ref) },
+		push: func(tag string) command { return cmd("push", "-q", tag) },
 		stop: func() {},
 	}
 }
@@ -135,6 +137,7 @@ func newDocker(fix *fixtures) (*tool, error) {
 			return cmd(append([]string{"run", "--rm", "--network", "none", "--ulimit", "nofile=1024:1024", image}, args...)...)
 		},
 		pull:    func(ref string) command { return cmd("pull", "-q", ref) },
+		push:    func(tag string) command { return cmd("push", "-q", tag) },
 		daemons: server.pids,
 		stop:    server.stop,
 	}, nil
@@ -210,6 +213,24 @@ func newBuildah(fix *fixtures) (*tool, error) {
 	return t, nil
 }
 
+// newSkopeo copies images into a directory, unpacked by nobody; it builds nothing.
+func newSkopeo(fix *fixtures) (*tool, error) {
+	if err := installed("skopeo"); err != nil {
+		return nil, err
+	}
+	root := &store{base: filepath.Join(fix.work, "skopeo")}
+	copies := 0
+	return &tool{
+		name: "skopeo", version: versionOf("skopeo", "--version"), versionCmd: command{args: []string{"skopeo", "--version"}},
+		base: func() error { return nil }, fresh: root.next,
+		pull: func(ref string) command {
+			copies++
+			return command{args: []string{"skopeo", "copy", "-q", "--src-tls-verify=false", "docker://" + ref, fmt.Sprintf("dir:%s/%d", root.dir(), copies)}}
+		},
+		stop: func() {},
+	}, nil
+}
+
 // containersTool is what podman and buildah have in common. It also returns
 // how to make a command of the tool, with its present store.
 func containersTool(fix *fixtures, program, buildFlags []string) (*tool, func(args ...string) command) {
@@ -232,6 +253,7 @@ func containersTool(fix *fixtures, program, buildFlags []string) (*tool, func(ar
 			return line
 		},
 		pull: func(ref string) command { return cmd("pull", "-q", "--tls-verify=false", ref) },
+		push: func(tag string) command { return cmd("push", "-q", "--tls-verify=false", tag) },
 		stop: root.unmount,
 	}, cmd
 }

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/iotest"
 
+	"dhow/internal/oci"
+
 	klauspost "github.com/klauspost/compress/gzip"
 )
 
@@ -107,6 +109,39 @@ func sameVerdict(t *testing.T, name string, in []byte) {
 	}
 	if err == nil && !bytes.Equal(got, want) {
 		t.Errorf("%s: got other bytes than the standard library", name)
+	}
+}
+
+// TestSeekable reads the seekable forms of layers as plain ones: eStargz, which
+// has a gzip member a file and an empty one with the table's place in its extra
+// field, and zstd:chunked, which has its table in a skippable frame at the end.
+func TestSeekable(t *testing.T) {
+	data := sample(200_000)
+	var stargz bytes.Buffer
+	for rest := data; ; rest = rest[min(len(rest), 30_000):] {
+		part := rest[:min(len(rest), 30_000)]
+		w, err := gzip.NewWriterLevel(&stargz, gzip.BestSpeed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(part) == 0 {
+			w.Extra = append([]byte{'S', 'G', 22, 0}, "0000000000000000STARGZ"...)
+		}
+		if _, err := w.Write(part); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if len(part) == 0 {
+			break
+		}
+	}
+	chunked := append(pack(t, oci.Zstd, DefaultLevel, data, 1<<20), 0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 't', 'o', 'c', '!')
+	for name, in := range map[string][]byte{"eStargz": stargz.Bytes(), "zstd:chunked": chunked} {
+		if got, c, err := unpack(t, in); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("%s: got %d bytes of %s, %v", name, len(got), c, err)
+		}
 	}
 }
 
