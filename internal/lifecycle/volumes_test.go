@@ -86,8 +86,8 @@ func TestVolumeOptions(t *testing.T) {
 	}
 	h.start(record("m1", "cat /b/f > /m/f; sleep 60", binds("memory:/m", "bound:/b")))
 	h.until("m1", "the file", func(c *Container) bool {
-		_, err := os.Stat("/proc/" + strconv.Itoa(c.State.Pid) + "/root/m/f")
-		return err == nil
+		data, err := os.ReadFile("/proc/" + strconv.Itoa(c.State.Pid) + "/root/m/f")
+		return err == nil && string(data) == "host\n"
 	})
 	h.says(record("m2", "cat /elsewhere/f", binds("memory:/elsewhere")), "host\n")
 	h.must(h.Remove(h.ctx, "m1", supervise.RemoveOptions{Force: true}))
