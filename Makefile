@@ -10,7 +10,7 @@ GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 PREFIX ?= /usr/local
 
-.PHONY: build install demo test unit lint fuzz bench compare baseimages clean
+.PHONY: build install demo test test-vm unit lint fuzz bench compare baseimages clean
 
 build:
 	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/dhow ./cmd/dhow
@@ -23,6 +23,10 @@ demo: build
 
 test:
 	./scripts/test
+
+# The sandbox on a virtual machine with cgroup version 2 and AppArmor.
+test-vm:
+	./scripts/test-vm
 
 # The packages alone: no scripts, nothing to install.
 unit:

@@ -197,7 +197,7 @@ func TestForkBomb(t *testing.T) {
 func TestMemoryHogs(t *testing.T) {
 	needCgroups(t, "memory")
 	limit := int64(32 << 20)
-	spec := testSpec("sh", "-c", `for i in 1 2 3; do (while :; do x=$(head -c 60000000 /dev/zero | tr '\0' a); done) & done; sleep 1.5; echo over`)
+	spec := testSpec("sh", "-c", `for i in 1 2 3; do sh -c "x=\$(head -c 60000000 /dev/zero | tr '\0' a); echo survived" & done; wait; echo over`)
 	spec.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit, Swap: &limit}}
 	p, err := Start(context.Background(), Config{Spec: spec, Root: openDir(t, busyboxRoot(t)), CgroupName: "dhow/test-hogs", Survive: true})
 	if err != nil {

@@ -168,11 +168,13 @@ func (p *Process) message(sock int, msg, oob []byte) error {
 // more threads than a low limit on processes allows, so that it comes under it
 // only now.
 func (p *Process) ready() error {
-	if p.joined != nil {
-		if cg := p.cgroup(); cg != nil {
-			if err := cg.add(p.proc.Pid); err != nil {
-				return err
-			}
+	if cg := p.cgroup(); p.joined != nil && cg != nil {
+		add := cg.add
+		if p.scope != nil && cgroup2() { // it is below that cgroup
+			add = p.scope.add
+		}
+		if err := add(p.proc.Pid); err != nil {
+			return err
 		}
 	}
 	if err := p.cg.limitPids(); err != nil {

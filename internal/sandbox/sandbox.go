@@ -125,7 +125,8 @@ func start(ctx context.Context, cfg Config) (*Process, error) {
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(cg.dir.Fd())
 	}
 	if cfg.Scope && cfg.Join != nil {
-		if p.scope = newScope(cfg.Join.CgroupName(), cfg.Join.scopes.next()); p.scope != nil {
+		// One below a limit is entered when the stage's threads no longer count.
+		if p.scope = newScope(cfg.Join.CgroupName(), cfg.Join.scopes.next()); p.scope != nil && !cgroup2() {
 			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(p.scope.dir.Fd())
 		}
 	}

@@ -9,6 +9,7 @@ import (
 
 	"dhow/internal/errdef"
 
+	"github.com/opencontainers/cgroups"
 	"golang.org/x/sys/unix"
 )
 
@@ -16,8 +17,8 @@ import (
 // and all that this one starts: what left its parents, its session and its
 // process group can still be found, and ended. It limits nothing.
 //
-// It is one of version 2, into which clone(2) puts the process, also on machines
-// that keep their controllers in version 1.
+// It is one of version 2, also on machines that keep their controllers in version
+// 1; there clone(2) puts the process into it.
 type scope struct {
 	path string
 	dir  *os.File
@@ -57,6 +58,14 @@ func newScope(name string, n uint64) *scope {
 	}
 	s.dir = os.NewFile(uintptr(fd), s.path)
 	return s
+}
+
+// add moves a process into the scope.
+func (s *scope) add(pid int) error {
+	if err := cgroups.WriteCgroupProc(s.path, pid); err != nil {
+		return fmt.Errorf("enter the cgroup: %w", err)
+	}
+	return nil
 }
 
 // remove kills what is left in the scope and removes it. Of nil it does nothing.

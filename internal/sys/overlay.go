@@ -54,7 +54,10 @@ func MountOverlay(o Overlay) (*os.File, error) {
 	}
 	f, err := mountOverlayNew(o)
 	if errors.Is(err, errNoLowerAdd) {
-		f, err = mountOverlayOld(o)
+		var errOld error
+		if f, errOld = mountOverlayOld(o); errOld == nil || err == errNoLowerAdd {
+			err = errOld
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("mount overlay of %d layers: %w", len(o.Lowers), overlayError(err))
@@ -105,7 +108,10 @@ func mountOverlayNew(o Overlay) (*os.File, error) {
 	if err := configureOverlay(fd, o); err != nil {
 		return nil, withLog(fd, err)
 	}
-	if err := unix.FsconfigCreate(fd); err != nil {
+	if err := unix.FsconfigCreate(fd); errors.Is(err, unix.EINVAL) {
+		// Before 6.5 every option is taken, and refused only here.
+		return nil, fmt.Errorf("%w, or: %w", errNoLowerAdd, withLog(fd, fmt.Errorf("fsconfig create: %w", err)))
+	} else if err != nil {
 		return nil, withLog(fd, fmt.Errorf("fsconfig create: %w", err))
 	}
 	attrs := unix.MOUNT_ATTR_NODEV
@@ -127,9 +133,12 @@ func configureOverlay(fd int, o Overlay) error {
 	}
 	for i := len(o.Lowers) - 1; i >= 0; i-- {
 		err := setPath(fd, "lowerdir+", o.Lowers[i])
-		if errors.Is(err, unix.EINVAL) && i == len(o.Lowers)-1 {
+		switch {
+		case errors.Is(err, unix.EINVAL) && i == len(o.Lowers)-1:
 			return errNoLowerAdd
-		} else if err != nil {
+		case errors.Is(err, unix.EINVAL): // "cumulative options too large", before 6.5
+			return fmt.Errorf("%w, or: %w", errNoLowerAdd, err)
+		case err != nil:
 			return err
 		}
 	}
