@@ -113,6 +113,7 @@ func setup(env *testscript.Env) error {
 			return err
 		}
 	}
+	env.Defer(func() { removeContainers(env) })
 	examples, err := filepath.Abs("../examples")
 	if err != nil {
 		return err
@@ -135,6 +136,25 @@ func setup(env *testscript.Env) error {
 	env.Setenv("GIT_COMMITTER_NAME", "t")
 	env.Setenv("GIT_COMMITTER_EMAIL", "t@example.com")
 	return nil
+}
+
+// removeContainers ends what a script has left running.
+func removeContainers(env *testscript.Env) {
+	dhow := func(args ...string) *exec.Cmd {
+		cmd := exec.Command(filepath.Join(shared.bin, "dhow"), args...)
+		cmd.Env = env.Vars
+		return cmd
+	}
+	if _, err := os.Stat(env.Getenv("DHOW_ROOT")); err != nil {
+		return // the script had no store
+	}
+	out, err := dhow("ps", "-aq").Output()
+	if ids := strings.Fields(string(out)); err == nil && len(ids) > 0 {
+		err = dhow(append([]string{"rm", "-f", "-v"}, ids...)...).Run()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "remove what a script has left:", err)
+	}
 }
 
 // condition answers [root], [userns] (an ordinary user with subordinate ids),

@@ -19,14 +19,14 @@ func (a *app) addCommands(root *cobra.Command) {
 	for _, c := range common {
 		c.GroupID = "common"
 	}
-	manage := append(about.Manage, a.imageCommand(), a.manifestCommand(), a.builderCommand(), a.systemCommand(), a.buildsCommand(), a.buildkitdCommand())
+	manage := append(about.Manage, a.imageCommand(), a.manifestCommand(), a.builderCommand(), a.buildsCommand(), a.buildkitdCommand())
 	for _, c := range manage {
 		c.GroupID = "manage"
 	}
 	root.AddCommand(common...)
 	root.AddCommand(manage...)
 	root.AddCommand(about.Others...)
-	root.AddCommand(a.rmiCommand(), a.tagCommand(), a.historyCommand(), a.inspectCommand(), a.importCommand(), a.loadCommand(), a.saveCommand(), a.searchCommand(), a.lockCommand(), a.loginCommand(), a.logoutCommand())
+	root.AddCommand(a.rmiCommand(), a.tagCommand(), a.historyCommand(), a.importCommand(), a.loadCommand(), a.saveCommand(), a.searchCommand(), a.lockCommand(), a.loginCommand(), a.logoutCommand())
 }
 
 func (a *app) printShortVersion() {
@@ -41,9 +41,9 @@ func (a *app) versionCommand() *cobra.Command {
 			type about struct{ Version, GitCommit, GoVersion, Os, Arch string }
 			v := struct {
 				about
-				Client about // as docker's templates call it
+				Client, Server about // as docker's templates call them; here they are one
 			}{about: about{a.Version.Version, a.Version.Commit, runtime.Version(), runtime.GOOS, runtime.GOARCH}}
-			v.Client = v.about
+			v.Client, v.Server = v.about, v.about
 			if format == "" {
 				format = "dhow:\n Version:\t{{.Version}}\n Git commit:\t{{.GitCommit}}\n Go version:\t{{.GoVersion}}\n OS/Arch:\t{{.Os}}/{{.Arch}}\n"
 			}

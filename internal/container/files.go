@@ -41,6 +41,9 @@ func HostHosts(own []byte, extra []string) []byte {
 	}
 	for _, e := range extra {
 		name, ip, _ := strings.Cut(e, ":")
+		if ip == "host-gateway" {
+			ip = "127.0.0.1" // the host is itself
+		}
 		own = fmt.Appendf(own, "%s\t%s\n", ip, name)
 	}
 	return own

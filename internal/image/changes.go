@@ -16,10 +16,10 @@ import (
 	"github.com/moby/moby/api/types/network"
 )
 
-// applyChanges runs Dockerfile instructions that change nothing but the
+// ApplyChanges runs Dockerfile instructions that change nothing but the
 // configuration, as docker import and docker commit take them. ErrInvalid names
 // the instruction.
-func applyChanges(cfg *oci.Image, changes []string) error {
+func ApplyChanges(cfg *oci.Image, changes []string) error {
 	for _, change := range changes {
 		if err := applyChange(cfg, change); err != nil {
 			return errdef.New(errdef.ErrInvalid, "change %q: %w", change, err)

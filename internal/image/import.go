@@ -68,7 +68,7 @@ func importConfig(o ImportOptions) (*oci.Image, error) {
 	cfg := &oci.Image{}
 	cfg.Created, cfg.Platform = &now, o.Platform
 	cfg.History = []ocispecs.History{{Created: &now, Comment: o.Message}}
-	return cfg, applyChanges(cfg, o.Changes)
+	return cfg, ApplyChanges(cfg, o.Changes)
 }
 
 // importLayer unpacks the tree as a layer made here: its tar is derived like a

@@ -235,7 +235,7 @@ func TestImport(t *testing.T) {
 func TestChanges(t *testing.T) {
 	cfg := &oci.Image{}
 	cfg.Config.Env = []string{"PATH=/bin", "A=1"}
-	err := applyChanges(cfg, []string{
+	err := ApplyChanges(cfg, []string{
 		"CMD run it", `ENTRYPOINT ["/init"]`, "ENV PATH=$PATH:/sbin B=2", "EXPOSE 80 8000-8001/udp", "LABEL a=b c=\"d e\"",
 		"HEALTHCHECK --interval=3s CMD check", "USER me", "VOLUME /data", "WORKDIR rel", "STOPSIGNAL SIGINT", "ONBUILD RUN x",
 	})
@@ -254,7 +254,7 @@ func TestChanges(t *testing.T) {
 		t.Errorf("config (-want +got):\n%s", diff)
 	}
 	for _, bad := range []string{"RUN x", "FROM y", "COPY a b", "NONSENSE", "EXPOSE x"} {
-		if err := applyChanges(&oci.Image{}, []string{bad}); !errors.Is(err, errdef.ErrInvalid) {
+		if err := ApplyChanges(&oci.Image{}, []string{bad}); !errors.Is(err, errdef.ErrInvalid) {
 			t.Errorf("%s: got %v, want ErrInvalid", bad, err)
 		}
 	}

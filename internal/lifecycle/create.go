@@ -15,6 +15,7 @@ import (
 	"dhow/internal/container"
 	"dhow/internal/errdef"
 	"dhow/internal/image"
+	"dhow/internal/logs"
 	"dhow/internal/oci"
 	"dhow/internal/store"
 	"dhow/internal/supervise"
@@ -104,6 +105,9 @@ func (cs *Containers) prepare(ctx context.Context, r *CreateRequest) error {
 		}
 	}
 	if err := rec.Validate(runtime.NumCPU()); err != nil {
+		return err
+	}
+	if err := logs.CheckAll(supervise.LogConfig(rec).Drivers); err != nil {
 		return err
 	}
 	for _, w := range rec.Warnings() {

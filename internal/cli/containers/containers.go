@@ -31,21 +31,25 @@ func New(c *console.Console) Commands {
 	a := &app{c}
 	return Commands{
 		Common: []*cobra.Command{a.runCommand(), a.execCommand(), a.psCommand()},
-		Manage: []*cobra.Command{a.containerCommand()},
-		Others: []*cobra.Command{
-			a.attachCommand(), a.createCommand(), a.killCommand(), a.pauseCommand(), a.restartCommand(), a.rmCommand(),
-			a.startCommand(), a.stopCommand(), a.unpauseCommand(), a.waitCommand(),
-		},
+		Manage: []*cobra.Command{a.containerCommand(), a.networkCommand(), a.systemCommand(), a.volumeCommand()},
+		Others: append(a.subCommands(), a.eventsCommand(), a.healthCommand(), a.infoCommand(), a.inspectCommand()),
+	}
+}
+
+// subCommands are those that stand at the top and in the group container, too.
+func (a *app) subCommands() []*cobra.Command {
+	return []*cobra.Command{
+		a.attachCommand(), a.commitCommand(), a.cpCommand(), a.createCommand(), a.diffCommand(), a.exportCommand(), a.killCommand(), a.logsCommand(),
+		a.pauseCommand(), a.portCommand(), a.renameCommand(), a.restartCommand(), a.rmCommand(), a.startCommand(), a.statsCommand(), a.stopCommand(),
+		a.topCommand(), a.unpauseCommand(), a.updateCommand(), a.waitCommand(),
 	}
 }
 
 // containerCommand is the group that has each of the commands again.
 func (a *app) containerCommand() *cobra.Command {
 	ls := console.Renamed(a.psCommand(), "ls [OPTIONS]", "list", "ps")
-	return a.Group("container COMMAND", "Manage containers",
-		a.attachCommand(), a.createCommand(), a.execCommand(), a.killCommand(), ls, a.pauseCommand(), a.restartCommand(), a.rmCommand(),
-		a.runCommand(), a.startCommand(), a.stopCommand(), a.unpauseCommand(), a.waitCommand(),
-	)
+	return a.Group("container COMMAND", "Manage containers", append(a.subCommands(),
+		a.execCommand(), a.inspectKind(kindContainer, "Display detailed information on one or more containers"), ls, a.pruneCommand(), a.runCommand())...)
 }
 
 // withContainers runs f on the containers of the state directory.

@@ -1,0 +1,498 @@
+package containers
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"maps"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"text/template"
+	"time"
+
+	"dhow/internal/cli/console"
+	"dhow/internal/errdef"
+	"dhow/internal/lifecycle"
+	"dhow/internal/logs"
+	"dhow/internal/supervise"
+
+	"github.com/docker/cli/templates"
+	"github.com/spf13/cobra"
+)
+
+// logsFlags are those of dhow logs.
+type logsFlags struct {
+	details, follow, timestamps, json, noColor bool
+	since, until, tail, grep, format           string
+	where                                      []string
+}
+
+func (a *app) logsCommand() *cobra.Command {
+	var f logsFlags
+	cmd := &cobra.Command{
+		Use: "logs [OPTIONS] CONTAINER [CONTAINER...]", Short: "Fetch the logs of containers", Args: cobra.ArbitraryArgs,
+		Long:              "Fetch the logs of containers. Those of several are merged by time, and each line has its container's name in front.",
+		ValidArgsFunction: a.completeContainers(anyState),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := console.MinArgs(1)(cmd, args); err != nil {
+				return err
+			}
+			return a.logs(cmd.Context(), &f, args)
+		},
+	}
+	fl := cmd.Flags()
+	fl.BoolVar(&f.details, "details", false, "Show extra details provided to logs")
+	fl.BoolVarP(&f.follow, "follow", "f", false, "Follow log output")
+	fl.StringVar(&f.format, "format", "", "Print each line by a Go template (.Time, .Name, .Stream, .Line, .Attrs, .JSON)")
+	fl.StringVar(&f.grep, "grep", "", "Only lines that a regular expression matches")
+	fl.BoolVar(&f.json, "json", false, "Only lines that are JSON objects")
+	fl.BoolVar(&f.noColor, "no-color", false, "No colours for the names of several containers")
+	fl.StringVar(&f.since, "since", "", `Show logs since timestamp (e.g. "2013-01-02T13:23:37Z") or relative (e.g. "42m" for 42 minutes)`)
+	fl.StringVarP(&f.tail, "tail", "n", "all", "Number of lines to show from the end of the logs")
+	fl.BoolVarP(&f.timestamps, "timestamps", "t", false, "Show timestamps")
+	fl.StringVar(&f.until, "until", "", `Show logs before a timestamp (e.g. "2013-01-02T13:23:37Z") or relative (e.g. "42m" for 42 minutes)`)
+	fl.StringArrayVar(&f.where, "where", nil, "With JSON lines: only those with a field of that value (level=error, code!=200)")
+	cmd.AddCommand(a.logsClear(), a.logsShip(), a.logsStat())
+	return cmd
+}
+
+// options are the flags in package logs' words.
+func (f *logsFlags) options() (o logs.ReadOptions, err error) {
+	now := time.Now()
+	if f.since != "" {
+		if o.Since, err = lifecycle.ParseTime(f.since, now); err != nil {
+			return o, fmt.Errorf("--since: %w", err)
+		}
+	}
+	if f.until != "" {
+		if o.Until, err = lifecycle.ParseTime(f.until, now); err != nil {
+			return o, fmt.Errorf("--until: %w", err)
+		}
+	}
+	o.Follow = f.follow
+	if f.tail == "all" || f.tail == "" {
+		return o, nil
+	}
+	n, err := strconv.Atoi(f.tail)
+	switch {
+	case err != nil:
+		return o, errdef.New(errdef.ErrInvalid, "--tail %q is neither a number nor all", f.tail)
+	case n < 0: // docker's way to say all
+	case n == 0:
+		o.Tail = -1
+	default:
+		o.Tail = n
+	}
+	return o, nil
+}
+
+func (a *app) logs(ctx context.Context, f *logsFlags, names []string) error {
+	o, err := f.options()
+	if err != nil {
+		return err
+	}
+	p, err := f.printer(a)
+	if err != nil {
+		return err
+	}
+	var dirs []string
+	err = a.withContainers(ctx, func(cs *lifecycle.Containers) error {
+		for _, name := range names {
+			c, err := cs.Find(ctx, name)
+			if err != nil {
+				return err
+			}
+			dirs = append(dirs, supervise.LogsDir(c.Dir))
+			p.add(c, len(names) > 1)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	// Filters that look into lines come before the count of lines.
+	last := p.last(&o)
+	for rec, err := range logs.Merge(ctx, dirs, o) {
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil // Ctrl-C ends a follow, as it is meant to
+			}
+			return err
+		}
+		if err := last.take(rec); err != nil {
+			return err
+		}
+	}
+	return last.flush()
+}
+
+// printer prints records of logs.
+type printer struct {
+	a          *app
+	f          *logsFlags
+	grep       *regexp.Regexp
+	where      []condition
+	template   *template.Template
+	containers []logSource
+}
+
+// logSource is one container whose log is printed.
+type logSource struct {
+	name   string
+	tty    bool
+	prefix string // in front of every line; "" with one container
+}
+
+// condition is one --where.
+type condition struct {
+	path  []string
+	value string
+	not   bool
+}
+
+func (f *logsFlags) printer(a *app) (*printer, error) {
+	p := &printer{a: a, f: f}
+	var err error
+	if f.grep != "" {
+		if p.grep, err = regexp.Compile(f.grep); err != nil {
+			return nil, errdef.New(errdef.ErrInvalid, "--grep %q: %w", f.grep, err)
+		}
+	}
+	for _, w := range f.where {
+		key, value, ok := strings.Cut(w, "=")
+		key, not := strings.CutSuffix(key, "!")
+		if !ok || key == "" {
+			return nil, errdef.WithHint(errdef.New(errdef.ErrInvalid, "--where %q is no condition", w), "write --where level=error")
+		}
+		p.where = append(p.where, condition{strings.Split(key, "."), value, not})
+	}
+	if f.format != "" {
+		if p.template, err = templates.Parse(f.format); err != nil {
+			return nil, console.InvalidTemplate(f.format, err)
+		}
+	}
+	return p, nil
+}
+
+// add adds a container, in the order of the logs.
+func (p *printer) add(c *lifecycle.Container, several bool) {
+	s := logSource{name: c.Name, tty: c.Config.Tty}
+	if several {
+		s.prefix = c.Name + " | "
+		if !p.f.noColor && console.Terminal(p.a.Out) {
+			h := fnv.New32a()
+			h.Write([]byte(c.Name))
+			const first, colours = 31, 6 // red to cyan
+			s.prefix = fmt.Sprintf("\x1b[%dm%s\x1b[0m", first+h.Sum32()%colours, s.prefix)
+		}
+	}
+	p.containers = append(p.containers, s)
+}
+
+// takes says whether a line is to be shown, and what it holds as JSON.
+func (p *printer) takes(line []byte) (object map[string]any, ok bool) {
+	if p.grep != nil && !p.grep.Match(line) {
+		return nil, false
+	}
+	if !p.f.json && len(p.where) == 0 && p.template == nil {
+		return nil, true
+	}
+	d := json.NewDecoder(bytes.NewReader(line))
+	d.UseNumber()
+	isJSON := d.Decode(&object) == nil && object != nil
+	if (p.f.json || len(p.where) > 0) && !isJSON {
+		return nil, false
+	}
+	for _, c := range p.where {
+		if c.holds(object) == c.not {
+			return nil, false
+		}
+	}
+	return object, true
+}
+
+// holds says whether the object has the value at the path, the not aside.
+func (c condition) holds(object map[string]any) bool {
+	var v any = object
+	for _, key := range c.path {
+		m, ok := v.(map[string]any)
+		if !ok {
+			return false
+		}
+		if v, ok = m[key]; !ok {
+			return false
+		}
+	}
+	return fmt.Sprint(v) == c.value
+}
+
+// lastLines keeps the last lines of what filters have let through.
+type lastLines struct {
+	p     *printer
+	keep  int // per container; 0 prints at once
+	lines map[int][]kept
+	after time.Time // what comes later is printed at once
+}
+
+type kept struct {
+	at     time.Time
+	text   []byte
+	stderr bool
+}
+
+// last takes over the choice of last lines from package logs where lines are
+// filtered here.
+func (p *printer) last(o *logs.ReadOptions) *lastLines {
+	l := &lastLines{p: p, lines: map[int][]kept{}, after: time.Now()}
+	if o.Tail > 0 && (p.grep != nil || p.f.json || len(p.where) > 0) {
+		l.keep, o.Tail = o.Tail, 0
+	}
+	return l
+}
+
+func (l *lastLines) take(rec logs.Merged) error {
+	object, ok := l.p.takes(rec.Line)
+	if !ok {
+		return nil
+	}
+	text, err := l.p.text(rec, object)
+	if err != nil {
+		return err
+	}
+	k := kept{rec.Time, text, rec.Stream == logs.Stderr && !l.p.containers[rec.From].tty}
+	if l.keep == 0 {
+		return l.p.write(k)
+	}
+	if rec.Time.After(l.after) {
+		if err := l.flush(); err != nil {
+			return err
+		}
+		l.keep = 0
+		return l.p.write(k)
+	}
+	list := append(l.lines[rec.From], k)
+	l.lines[rec.From] = list[max(0, len(list)-l.keep):]
+	return nil
+}
+
+// flush prints what was kept, in the order of time.
+func (l *lastLines) flush() error {
+	var all []kept
+	for _, from := range slices.Sorted(maps.Keys(l.lines)) {
+		all = append(all, l.lines[from]...)
+	}
+	clear(l.lines)
+	slices.SortStableFunc(all, func(a, b kept) int { return a.at.Compare(b.at) })
+	for _, k := range all {
+		if err := l.p.write(k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *printer) write(k kept) error {
+	var to io.Writer = p.a.Out
+	if k.stderr {
+		to = p.a.Err
+	}
+	_, err := to.Write(k.text)
+	return err
+}
+
+// text is a record as it is printed.
+func (p *printer) text(rec logs.Merged, object map[string]any) ([]byte, error) {
+	c := p.containers[rec.From]
+	var b bytes.Buffer
+	if rec.Lost > 0 {
+		fmt.Fprintf(&b, "%s[%d lines are lost]\n", c.prefix, rec.Lost)
+	}
+	if p.template != nil {
+		err := p.template.Execute(&b, struct {
+			Time               time.Time
+			Name, Stream, Line string
+			Attrs              map[string]string
+			JSON               map[string]any
+		}{rec.Time, c.name, rec.Stream.String(), string(rec.Line), attributes(rec.Attrs), object})
+		if err != nil {
+			return nil, console.InvalidTemplate(p.f.format, err)
+		}
+		b.WriteByte('\n')
+		return b.Bytes(), nil
+	}
+	b.WriteString(c.prefix)
+	if p.f.timestamps {
+		b.WriteString(rec.Time.UTC().Format("2006-01-02T15:04:05.000000000Z07:00 "))
+	}
+	if p.f.details {
+		b.WriteString(details(attributes(rec.Attrs)) + " ")
+	}
+	b.Write(rec.Line)
+	if !rec.Partial {
+		b.WriteByte('\n')
+	}
+	return b.Bytes(), nil
+}
+
+func attributes(raw []byte) map[string]string {
+	m := map[string]string{}
+	_ = json.Unmarshal(raw, &m) // made by us, or not there
+	return m
+}
+
+// details is docker's form of them: "a=b,c=d", escaped.
+func details(attrs map[string]string) string {
+	var list []string
+	for _, k := range slices.Sorted(maps.Keys(attrs)) {
+		list = append(list, queryEscape(k)+"="+queryEscape(attrs[k]))
+	}
+	return strings.Join(list, ",")
+}
+
+func queryEscape(s string) string {
+	return strings.NewReplacer(",", "%2C", "=", "%3D", " ", "+").Replace(s)
+}
+
+func (a *app) logsClear() *cobra.Command {
+	return &cobra.Command{
+		Use: "clear CONTAINER [CONTAINER...]", Short: "Remove what containers that do not run have written", Args: console.MinArgs(1),
+		ValidArgsFunction: a.completeContainers(stopped),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.forEach(cmd, args, func(cs *lifecycle.Containers, name string) error {
+				return cs.ClearLog(cmd.Context(), name)
+			})
+		},
+	}
+}
+
+func (a *app) logsShip() *cobra.Command {
+	return &cobra.Command{
+		Use: "ship [CONTAINER...]", Short: "Ship what destinations have not got of containers that do not run", Args: cobra.ArbitraryArgs,
+		ValidArgsFunction: a.completeContainers(stopped),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withContainers(cmd.Context(), func(cs *lifecycle.Containers) error {
+				names, err := namesOr(cmd.Context(), cs, args)
+				if err != nil {
+					return err
+				}
+				return a.Each(names, func(name string) error { return cs.ShipLog(cmd.Context(), name) })
+			})
+		},
+	}
+}
+
+// namesOr are the names given, or those of all containers.
+func namesOr(ctx context.Context, cs *lifecycle.Containers, names []string) ([]string, error) {
+	if len(names) > 0 {
+		return names, nil
+	}
+	list, err := cs.List(ctx)
+	for _, c := range list {
+		names = append(names, c.Name)
+	}
+	return names, err
+}
+
+// statRow is one line of dhow logs stat.
+type statRow struct {
+	Container, Driver, State                               string
+	ShippedLines, ShippedBytes, WaitingLines, WaitingBytes uint64
+	DroppedLines, DroppedBytes, RejectedLines              uint64
+	LagSeconds                                             float64
+	Error, Parked                                          string
+}
+
+// Lag is how old the oldest line is that waits.
+func (r statRow) Lag() string {
+	return (time.Duration(r.LagSeconds * float64(time.Second))).Round(time.Millisecond).String()
+}
+
+func (a *app) logsStat() *cobra.Command {
+	var format string
+	var prometheus bool
+	cmd := &cobra.Command{
+		Use: "stat [CONTAINER...]", Short: "Show how delivery to each destination of logs stands", Args: cobra.ArbitraryArgs,
+		ValidArgsFunction: a.completeContainers(anyState),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			rows, err := a.statRows(cmd.Context(), args)
+			if err != nil {
+				return err
+			}
+			if prometheus {
+				return writePrometheus(a.Out, rows)
+			}
+			table := `{{.Container}}\t{{.Driver}}\t{{.State}}\t{{.ShippedLines}}\t{{.WaitingLines}}\t{{.DroppedLines}}\t{{.Lag}}\t{{.Error}}`
+			return console.Table(a.Console, console.FormatOr(format, false, "", table), map[string]string{
+				"Container": "CONTAINER", "Driver": "DRIVER", "State": "STATE", "ShippedLines": "SHIPPED", "WaitingLines": "WAITING", "DroppedLines": "DROPPED",
+				"ShippedBytes": "SHIPPED BYTES", "WaitingBytes": "WAITING BYTES", "DroppedBytes": "DROPPED BYTES", "RejectedLines": "REJECTED",
+				"Lag": "LAG", "Error": "LAST ERROR", "Parked": "PARKED",
+			}, rows)
+		},
+	}
+	cmd.Flags().StringVar(&format, "format", "", "Format output using a custom template: 'table', 'json', or a Go template")
+	cmd.Flags().BoolVar(&prometheus, "prometheus", false, "Print the numbers in Prometheus's text format")
+	return cmd
+}
+
+func (a *app) statRows(ctx context.Context, names []string) ([]statRow, error) {
+	rows := []statRow{}
+	err := a.withContainers(ctx, func(cs *lifecycle.Containers) error {
+		names, err := namesOr(ctx, cs, names)
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			c, err := cs.Find(ctx, name)
+			if errors.Is(err, errdef.ErrNotFound) && len(names) > 1 {
+				continue // removed meanwhile
+			}
+			if err != nil {
+				return err
+			}
+			st, err := logs.Stat(supervise.LogsDir(c.Dir), time.Now())
+			if err != nil {
+				return err
+			}
+			for _, d := range st.Destinations {
+				rows = append(rows, statRow{
+					Container: c.Name, Driver: d.Driver, State: d.State, ShippedLines: d.Shipped.Lines, ShippedBytes: d.Shipped.Bytes,
+					WaitingLines: d.Waiting.Lines, WaitingBytes: d.Waiting.Bytes, DroppedLines: d.Dropped.Lines, DroppedBytes: d.Dropped.Bytes,
+					RejectedLines: d.Rejected.Lines, LagSeconds: d.Lag.Seconds(), Error: d.Error, Parked: d.Parked,
+				})
+			}
+		}
+		return nil
+	})
+	return rows, err
+}
+
+// writePrometheus writes the numbers in the text exposition format 0.0.4.
+func writePrometheus(w io.Writer, rows []statRow) error {
+	var b bytes.Buffer
+	for _, m := range []struct {
+		name, help, kind string
+		value            func(statRow) float64
+	}{
+		{"dhow_log_shipped_lines_total", "Lines that a destination has.", "counter", func(r statRow) float64 { return float64(r.ShippedLines) }},
+		{"dhow_log_shipped_bytes_total", "Bytes of those lines.", "counter", func(r statRow) float64 { return float64(r.ShippedBytes) }},
+		{"dhow_log_waiting_lines", "Lines that a destination does not have yet.", "gauge", func(r statRow) float64 { return float64(r.WaitingLines) }},
+		{"dhow_log_waiting_bytes", "Bytes of those lines.", "gauge", func(r statRow) float64 { return float64(r.WaitingBytes) }},
+		{"dhow_log_dropped_lines_total", "Lines that were rotated away before they could be shipped.", "counter", func(r statRow) float64 { return float64(r.DroppedLines) }},
+		{"dhow_log_dropped_bytes_total", "Bytes of those lines.", "counter", func(r statRow) float64 { return float64(r.DroppedBytes) }},
+		{"dhow_log_rejected_lines_total", "Lines that a destination does not want.", "counter", func(r statRow) float64 { return float64(r.RejectedLines) }},
+		{"dhow_log_lag_seconds", "Age of the oldest line that waits.", "gauge", func(r statRow) float64 { return r.LagSeconds }},
+	} {
+		fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s %s\n", m.name, m.help, m.name, m.kind)
+		for _, r := range rows {
+			fmt.Fprintf(&b, "%s{container=%q,driver=%q} %v\n", m.name, r.Container, r.Driver, m.value(r))
+		}
+	}
+	_, err := b.WriteTo(w)
+	return err
+}

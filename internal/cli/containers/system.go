@@ -1,0 +1,408 @@
+package containers
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"dhow/internal/cli/console"
+	"dhow/internal/container"
+	"dhow/internal/engine"
+	"dhow/internal/errdef"
+	"dhow/internal/image"
+	"dhow/internal/lifecycle"
+	"dhow/internal/logs"
+	"dhow/internal/snapshot"
+	"dhow/internal/sys"
+	"dhow/internal/volume"
+
+	"github.com/docker/go-units"
+	api "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/system"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+func (a *app) systemCommand() *cobra.Command {
+	return a.Group("system COMMAND", "Manage dhow", a.dfCommand(), a.enableCommand(), a.eventsCommand(), a.infoCommand(), a.systemPrune(), a.systemStart())
+}
+
+// usageRow is one line of `dhow system df`, named as docker's templates name it.
+type usageRow struct {
+	Type               string
+	TotalCount, Active int
+	Size, Reclaimable  string
+}
+
+func newUsageRow(name string, count, active int, size, reclaimable int64) usageRow {
+	reclaim := units.HumanSize(float64(reclaimable))
+	if size > 0 {
+		reclaim += fmt.Sprintf(" (%d%%)", reclaimable*100/size)
+	}
+	return usageRow{name, count, active, units.HumanSize(float64(size)), reclaim}
+}
+
+func (a *app) dfCommand() *cobra.Command {
+	var format string
+	cmd := &cobra.Command{
+		Use: "df [OPTIONS]", Short: "Show disk usage", Args: console.ExactArgs(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
+				rows, err := usageRows(cmd.Context(), e)
+				if err != nil {
+					return err
+				}
+				table := `{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}`
+				return console.Table(a.Console, console.FormatOr(format, false, "", table), map[string]string{
+					"Type": "TYPE", "TotalCount": "TOTAL", "Active": "ACTIVE", "Size": "SIZE", "Reclaimable": "RECLAIMABLE",
+				}, rows)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&format, "format", "", "Format output using a custom template: 'table', 'json', or a Go template")
+	console.RefuseFlags(cmd.Flags(), map[string]string{"verbose,v": "see dhow images, dhow ps -as, dhow volume ls and dhow builds"})
+	return cmd
+}
+
+func usageRows(ctx context.Context, e *engine.Engine) ([]usageRow, error) {
+	u, err := e.Snapshots.DiskUsage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	row := func(name string, r snapshot.UsageRow) usageRow {
+		return newUsageRow(name, r.Count, r.Active, r.Size, r.Reclaimable)
+	}
+	rows := []usageRow{row("Images", u.Images)}
+	cs := lifecycle.New(e)
+	list, err := cs.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var active int
+	var size, idle int64
+	for _, c := range list {
+		own, _, err := cs.Size(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		size += own
+		if c.State.Running() {
+			active++
+		} else {
+			idle += own
+		}
+	}
+	rows = append(rows, newUsageRow("Containers", len(list), active, size, idle))
+	vs := volume.New(e.Store)
+	volumes, err := vs.List(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	active, size, idle = 0, 0, 0
+	for _, v := range volumes {
+		n, err := vs.Size(v)
+		if err != nil {
+			return nil, err
+		}
+		size += n
+		if len(v.Users) > 0 {
+			active++
+		} else {
+			idle += n
+		}
+	}
+	rows = append(rows, newUsageRow("Local Volumes", len(volumes), active, size, idle))
+	return append(rows, row("Build Cache", u.Cache), row("Cache Mounts", u.CacheMounts), row("Blobs", u.Blobs)), nil
+}
+
+func (a *app) systemPrune() *cobra.Command {
+	var all, force, volumes bool
+	var filter []string
+	cmd := &cobra.Command{
+		Use: "prune [OPTIONS]", Short: "Remove unused data", Args: console.ExactArgs(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			values, err := console.Filters(filter)
+			if err != nil {
+				return err
+			}
+			if volumes && len(values["until"]) > 0 {
+				return errdef.New(errdef.ErrInvalid, `ERROR: The "until" filter is not supported with "--volumes"`)
+			}
+			if !force && !a.Confirm(pruneQuestion(all, volumes)) {
+				return nil
+			}
+			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
+				return a.pruneAll(cmd.Context(), e, values, all, volumes)
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "Remove all unused images not just dangling ones")
+	cmd.Flags().StringArrayVar(&filter, "filter", nil, `Provide filter values (e.g. "label=<key>=<value>")`)
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "Do not prompt for confirmation")
+	cmd.Flags().BoolVar(&volumes, "volumes", false, "Prune anonymous volumes")
+	return cmd
+}
+
+// pruneQuestion says what will go, as docker does.
+func pruneQuestion(all, volumes bool) string {
+	list := []string{"all stopped containers", "all networks not used by at least one container"}
+	if volumes {
+		list = append(list, "all anonymous volumes not used by at least one container")
+	}
+	if all {
+		list = append(list, "all images without at least one container associated to them", "all build cache")
+	} else {
+		list = append(list, "all dangling images", "unused build cache")
+	}
+	return "WARNING! This will remove:\n  - " + strings.Join(list, "\n  - ") + "\n"
+}
+
+func (a *app) pruneAll(ctx context.Context, e *engine.Engine, values map[string][]string, all, volumes bool) error {
+	f, err := lifecycle.ParsePruneFilter(values, time.Now())
+	if err != nil {
+		return err
+	}
+	cs := lifecycle.New(e)
+	freed, err := a.pruneContainers(ctx, cs, f)
+	if err != nil {
+		return err
+	}
+	if err := a.pruneNetworks(ctx, cs, f); err != nil {
+		return err
+	}
+	if volumes {
+		n, err := a.pruneVolumes(ctx, volume.New(e.Store), map[string][]string{"label": values["label"], "label!": values["label!"]})
+		if freed += n; err != nil {
+			return err
+		}
+	}
+	images, err := e.Images.Prune(ctx, image.PruneOptions{All: all, Filters: values, Waiting: a.Waiting})
+	if err != nil {
+		return err
+	}
+	if len(images.ImagesDeleted) > 0 {
+		a.print("Deleted Images:")
+		for _, d := range images.ImagesDeleted {
+			if d.Untagged != "" {
+				a.print("untagged:", d.Untagged)
+			} else {
+				a.print("deleted:", d.Deleted)
+			}
+		}
+		a.print()
+	}
+	freed += int64(images.SpaceReclaimed)
+	if len(values["label"])+len(values["label!"]) == 0 { // build cache has no labels
+		cache, err := e.Snapshots.Prune(ctx, snapshot.PruneOptions{Cache: true, All: all, Before: f.Before, Waiting: a.Waiting})
+		if err != nil {
+			return err
+		}
+		freed += cache.Freed
+	}
+	a.print("Total reclaimed space:", units.HumanSize(float64(freed)))
+	return nil
+}
+
+func (a *app) infoCommand() *cobra.Command {
+	var format string
+	cmd := &cobra.Command{
+		Use: "info [OPTIONS]", Short: "Display system-wide information", Args: console.ExactArgs(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
+				in, err := a.info(cmd.Context(), e)
+				if err != nil {
+					return err
+				}
+				if format != "" {
+					return a.Template(format, in)
+				}
+				a.printInfo(in)
+				return nil
+			})
+		},
+	}
+	cmd.Flags().StringVarP(&format, "format", "f", "", "Format output using a custom template: 'json', or a Go template")
+	return cmd
+}
+
+// info is docker's object, as far as there is something to say.
+func (a *app) info(ctx context.Context, e *engine.Engine) (system.Info, error) {
+	in := system.Info{
+		ServerVersion: a.Version.Version, Driver: "overlayfs", LoggingDriver: defaultLogDriver, CgroupDriver: "cgroupfs", CgroupVersion: "1",
+		OSType: "linux", Architecture: runtime.GOARCH, NCPU: runtime.NumCPU(), DockerRootDir: e.Store.Root(),
+		MemoryLimit: true, SwapLimit: true, PidsLimit: true, CPUCfsQuota: true, CPUCfsPeriod: true, CPUSet: true, CPUShares: true,
+		SystemTime: time.Now().Format(time.RFC3339Nano), SecurityOptions: []string{"name=seccomp,profile=builtin", "name=cgroupns"}, DefaultRuntime: "dhow",
+	}
+	in.Plugins.Volume, in.Plugins.Network, in.Plugins.Log = []string{volume.Driver}, []string{"bridge", "host", "ipvlan", "macvlan", "null"}, logs.Names()
+	if a.Ordinary {
+		in.SecurityOptions = append(in.SecurityOptions, "name=rootless")
+	}
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		in.CgroupVersion = "2"
+	}
+	list, err := lifecycle.New(e).List(ctx)
+	if err != nil {
+		return in, err
+	}
+	in.Containers = len(list)
+	for _, c := range list {
+		switch {
+		case c.State.Status == api.StatePaused:
+			in.ContainersPaused++
+		case c.State.Running():
+			in.ContainersRunning++
+		default:
+			in.ContainersStopped++
+		}
+	}
+	images, err := e.Images.List(ctx, image.ListOptions{})
+	in.Images = len(images)
+	in.Name, _ = os.Hostname()
+	in.OperatingSystem = osName()
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		in.KernelVersion = unix.ByteSliceToString(u.Release[:])
+	}
+	var si unix.Sysinfo_t
+	if unix.Sysinfo(&si) == nil {
+		in.MemTotal = int64(si.Totalram) * int64(si.Unit)
+	}
+	return in, err
+}
+
+// osName is what os-release(5) calls the system.
+func osName() string {
+	data, err := os.ReadFile("/etc/os-release")
+	if err != nil {
+		return "Linux"
+	}
+	for line := range strings.Lines(string(data)) {
+		if name, ok := strings.CutPrefix(line, "PRETTY_NAME="); ok {
+			return strings.Trim(strings.TrimSpace(name), `"`)
+		}
+	}
+	return "Linux"
+}
+
+func (a *app) printInfo(in system.Info) {
+	for _, l := range []struct {
+		name  string
+		value any
+	}{
+		{"Containers", in.Containers}, {" Running", in.ContainersRunning}, {" Paused", in.ContainersPaused}, {" Stopped", in.ContainersStopped},
+		{"Images", in.Images}, {"Version", in.ServerVersion}, {"Storage Driver", in.Driver}, {"Logging Driver", in.LoggingDriver},
+		{"Cgroup Driver", in.CgroupDriver}, {"Cgroup Version", in.CgroupVersion}, {"Log", strings.Join(in.Plugins.Log, " ")},
+		{"Network", strings.Join(in.Plugins.Network, " ")}, {"Volume", strings.Join(in.Plugins.Volume, " ")},
+		{"Security Options", strings.Join(in.SecurityOptions, " ")}, {"Kernel Version", in.KernelVersion}, {"Operating System", in.OperatingSystem},
+		{"OSType", in.OSType}, {"Architecture", in.Architecture}, {"CPUs", in.NCPU}, {"Total Memory", units.BytesSize(float64(in.MemTotal))},
+		{"Name", in.Name}, {"Root Dir", in.DockerRootDir},
+	} {
+		fmt.Fprintf(a.Out, "%s: %v\n", l.name, l.value)
+	}
+}
+
+// systemStart starts what is to run whenever the machine does.
+func (a *app) systemStart() *cobra.Command {
+	return &cobra.Command{
+		Use: "start", Short: "Start the containers that their restart policies have run always", Args: console.ExactArgs(0),
+		Long: "Start the containers with the restart policies always and unless-stopped, but for those of the latter that were stopped by hand.\nIt is for the start of the machine; dhow system enable has systemd call it.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withContainers(cmd.Context(), func(cs *lifecycle.Containers) error {
+				list, err := cs.List(cmd.Context())
+				if err != nil {
+					return err
+				}
+				var names []string
+				for _, c := range list {
+					if !c.State.Running() && container.StartsAtBoot(c.Record, &c.State) {
+						names = append(names, c.Name)
+					}
+				}
+				return a.Each(names, func(name string) error {
+					if err := a.start(cmd.Context(), cs, name, &waitFlag{}); err != nil {
+						return fmt.Errorf("start %s: %w", name, err)
+					}
+					a.print(name)
+					return nil
+				})
+			})
+		},
+	}
+}
+
+func (a *app) enableCommand() *cobra.Command {
+	var printOnly bool
+	cmd := &cobra.Command{
+		Use: "enable [OPTIONS]", Short: "Have systemd start containers with the machine", Args: console.ExactArgs(0),
+		Long: "Write a systemd unit, the system's or the user's, that starts containers with the restart policies always and unless-stopped with the machine.\nOther inits call dhow system start.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			unit, dir, after, err := a.unit()
+			if err != nil {
+				return err
+			}
+			if printOnly {
+				_, err := fmt.Fprint(a.Out, unit)
+				return err
+			}
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				return err
+			}
+			file := filepath.Join(dir, unitName)
+			if err := sys.WriteFileAtomic(file, []byte(unit), 0o644); err != nil {
+				return fmt.Errorf("write %s: %w", file, err)
+			}
+			a.print("Wrote " + file)
+			a.print("Now run: " + after)
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&printOnly, "print", false, "Print the unit, and write nothing")
+	return cmd
+}
+
+const unitName = "dhow.service"
+
+// unit is the systemd unit, the directory that it goes to, and the command that
+// makes it count.
+func (a *app) unit() (text, dir, after string, err error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return "", "", "", err
+	}
+	root := a.Root
+	if root == "" {
+		if root, err = engine.DefaultRoot(a.Ordinary); err != nil {
+			return "", "", "", err
+		}
+	}
+	wanted := "multi-user.target"
+	dir, after = "/etc/systemd/system", "systemctl enable "+unitName
+	if a.Ordinary {
+		config, err := os.UserConfigDir()
+		if err != nil {
+			return "", "", "", err
+		}
+		dir, wanted = filepath.Join(config, "systemd/user"), "default.target"
+		after = "systemctl --user enable " + unitName + " && loginctl enable-linger"
+	}
+	return fmt.Sprintf(`[Unit]
+Description=Containers that are to run with the machine
+Documentation=man:dhow(1)
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart="%s" --root "%s" system start
+TimeoutStartSec=infinity
+TimeoutStopSec=60
+
+[Install]
+WantedBy=%s
+`, exe, root, wanted), dir, after, nil
+}
