@@ -83,6 +83,6 @@ func (a *Attachment) readopt(ctx context.Context, e *Endpoint) error {
 	case n.Driver != DriverBridge:
 		return nil
 	}
-	_, err = a.ns.ensureBridge(ctx, n) // the packet filter may have been flushed
+	_, _, err = a.ns.ensureBridge(ctx, n) // the packet filter may have been flushed
 	return err
 }

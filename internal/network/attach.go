@@ -74,6 +74,7 @@ type Attachment struct {
 	proxy     *proxy
 	cables    map[string]plugged // by network: what serves a rootless container's devices
 	names     *nameserver.Server // nil where no network has names
+	warnings  []string
 	closed    bool
 
 	// known is a copy of endpoints, for the name server
@@ -418,10 +419,11 @@ func (a *Attachment) plug(ctx context.Context, n *Network, e *Endpoint) error {
 }
 
 func (a *Attachment) plugBridge(ctx context.Context, n *Network, e *Endpoint) error {
-	bridge, err := a.ns.ensureBridge(ctx, n)
+	bridge, warnings, err := a.ns.ensureBridge(ctx, n)
 	if err != nil {
 		return err
 	}
+	a.warnings = append(a.warnings, warnings...)
 	mac, err := parseMAC(e.MAC)
 	if err != nil {
 		return err
@@ -480,6 +482,14 @@ func (a *Attachment) Namespace() *os.File { return a.file }
 
 // Mode is ModeHost or ModeNone for a container without networks, else "".
 func (a *Attachment) Mode() string { return a.mode }
+
+// Warnings are sentences for the user: what else on this machine keeps the
+// container from the network, and what to do about it.
+func (a *Attachment) Warnings() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.warnings)
+}
 
 // Endpoints are the container's places in networks, the way out first.
 func (a *Attachment) Endpoints() []Endpoint {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -59,6 +60,26 @@ func snapshotHost(t testing.TB, ns *Networks) string {
 	n, err := r.count()
 	must(t, err)
 	return fmt.Sprint(s, n)
+}
+
+// waitNoLinks waits for the end of all containers' links.
+func waitNoLinks(t testing.TB) {
+	t.Helper()
+	var left string
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		left = ""
+		names, err := os.ReadDir("/proc/sys/net/ipv4/conf")
+		must(t, err)
+		for _, n := range names {
+			if strings.HasPrefix(n.Name(), "dhv") {
+				left += n.Name() + " "
+			}
+		}
+		if left == "" {
+			return
+		}
+	}
+	t.Errorf("left behind: %s", left)
 }
 
 func waitHost(t testing.TB, ns *Networks, want string) {

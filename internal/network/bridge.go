@@ -53,32 +53,42 @@ func (n *Network) rule() bridgeRule {
 
 // ensureBridge makes what the network needs on the host unless it is there. The
 // common case costs two questions to the kernel.
-func (ns *Networks) ensureBridge(ctx context.Context, n *Network) (netlink.Link, error) {
+func (ns *Networks) ensureBridge(ctx context.Context, n *Network) (l netlink.Link, warnings []string, err error) {
 	r, err := ns.rules(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	l, err := linkExists(n.bridgeName())
+	l, err = linkExists(n.bridgeName())
 	if err == nil && l.Attrs().Flags&net.FlagUp != 0 {
-		if ok, err := r.holds(n.bridgeName()); ok || err != nil {
-			return l, err
+		ok, err := r.holds(n.bridgeName())
+		if ok && err == nil && !n.Internal {
+			ok, err = admitted(n.bridgeName())
+		}
+		if ok || err != nil {
+			return l, nil, err
 		}
 	}
 	if err != nil && !errors.Is(err, errdef.ErrNotFound) {
-		return nil, err
+		return nil, nil, err
 	}
-	lock, err := ns.lockHost(ctx)
+	unlock, err := ns.lockHost(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	defer lock()
+	defer unlock()
 	if l, err = makeBridge(n); err != nil {
-		return nil, describe(err, "make bridge of network %s", n.Name)
+		return nil, nil, describe(err, "make bridge of network %s", n.Name)
 	}
 	if err := enableForwarding(n); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return l, ns.replaceRules(ctx, r)
+	if err := ns.replaceRules(ctx, r); err != nil {
+		return nil, nil, err
+	}
+	if !n.Internal {
+		warnings, err = admit(n.bridgeName())
+	}
+	return l, warnings, err
 }
 
 // lockHost excludes others who change what is shared on the host: bridges and

@@ -348,7 +348,7 @@ func (ns *Networks) removeBridge(ctx context.Context, n *Network) error {
 			return err
 		}
 	}
-	return ns.replaceRules(ctx, r)
+	return errors.Join(expel(n.bridgeName()), ns.replaceRules(ctx, r))
 }
 
 // reclaimDead takes away what dead containers have in a network.

@@ -223,7 +223,16 @@ func wantAnswer(t testing.TB, ns *os.File, network, addr, want string) {
 	}
 }
 
-func runHelper(string) int { return 1 }
+// runHelper is the test program as another process of dhow's.
+func runHelper(name string) int {
+	switch name {
+	case "step":
+		helperStep()
+	case "race":
+		helperRace()
+	}
+	return 0
+}
 
 // route gives the outside a way to the host, as a router would.
 func (w *world) route(t *testing.T, to string) {

@@ -26,6 +26,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"dhow/internal/errdef"
@@ -113,6 +115,9 @@ type Networks struct {
 	options  Options
 	rootless bool
 
+	mu        sync.Mutex
+	deadProcs []string // guarded by mu: whose steps' addresses are to be taken back
+
 	noTun      bool // for tests: do without /dev/net/tun
 	trustPasta bool // for tests: whatever its version
 }
@@ -122,10 +127,14 @@ func New(s *store.Store, o Options) *Networks {
 	if o.ResolvConf == "" {
 		o.ResolvConf = "/etc/resolv.conf"
 	}
-	return &Networks{store: s, options: o, rootless: sys.InUserNS()}
+	return &Networks{store: s, options: o, rootless: sys.InUserNS(), deadProcs: s.ReclaimedProcs()}
 }
 
 func (ns *Networks) alive(container string) bool {
+	if rest, ok := strings.CutPrefix(container, stepPrefix); ok {
+		proc, _, _ := strings.Cut(rest, "-")
+		return ns.store.ProcAlive(proc)
+	}
 	return ns.options.Alive == nil || ns.options.Alive(container)
 }
 
@@ -255,6 +264,9 @@ func (ns *Networks) Endpoints(ctx context.Context, network string) ([]Endpoint, 
 	err := ns.store.ViewNetworks(ctx, func(tx *store.NetworkTx) error {
 		all, err := tx.Endpoints(network)
 		for _, r := range all {
+			if passing(r.Container) {
+				continue
+			}
 			e, err := parseEndpoint(r)
 			if err != nil {
 				return err

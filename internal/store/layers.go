@@ -174,7 +174,7 @@ func (s *Store) PinnedLayers(ctx context.Context) (ids []string, err error) {
 			return err
 		}
 		for id, layers := range pins {
-			if s.procAlive(id) {
+			if s.ProcAlive(id) {
 				ids = append(ids, layers...)
 			} else if err := execute(c, "DELETE FROM pins WHERE proc = ?", id); err != nil {
 				return err

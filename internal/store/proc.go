@@ -96,11 +96,8 @@ func (p *proc) close() error {
 	return errors.Join(sys.RemoveAll(p.dir), p.lock.Unlock())
 }
 
-// ProcAlive says whether the opening of the store with that id (ProcID) goes on.
-func (s *Store) ProcAlive(id string) bool { return s.procAlive(id) }
-
-// procAlive says whether the opening of the store with that id goes on.
-func (s *Store) procAlive(id string) bool {
+// ProcAlive says whether the opening of the store with that id goes on.
+func (s *Store) ProcAlive(id string) bool {
 	if id == s.proc.id {
 		return true
 	}
