@@ -530,10 +530,8 @@ func (a *Attachment) Close() error {
 	for _, c := range a.cables {
 		c.close()
 	}
-	for _, e := range a.endpoints {
-		if !a.ns.rootless {
-			errs = append(errs, linkDown(e.HostLink))
-		}
+	if !a.ns.rootless && len(a.endpoints) > 0 {
+		errs = append(errs, a.linksDown())
 	}
 	ctx := context.Background() // what is begun to be undone is undone
 	if len(a.endpoints) > 0 {
@@ -543,6 +541,24 @@ func (a *Attachment) Close() error {
 		errs = append(errs, a.file.Close())
 	}
 	return describe(errors.Join(errs...), "disconnect container %s", a.request.Name)
+}
+
+// linksDown takes the container's links out of traffic. That is a hundred times
+// faster than removing them, which waits for every processor; they go by
+// themselves with the namespace.
+func (a *Attachment) linksDown() error {
+	return within(a.file, func() error {
+		abortConnections()
+		var errs []error
+		for _, e := range a.endpoints {
+			l, err := netlink.LinkByName(e.Interface)
+			if err == nil {
+				err = netlink.LinkSetDown(l)
+			}
+			errs = append(errs, gone(err))
+		}
+		return errors.Join(errs...)
+	})
 }
 
 // withdraw takes ports out of the packet filter, and then removes what the

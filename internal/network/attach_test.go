@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -126,6 +128,30 @@ func BenchmarkUpClose(b *testing.B) {
 	}
 	b.ReportMetric(float64(tUp.Microseconds())/float64(b.N), "µs/up")
 	b.ReportMetric(float64(tClose.Microseconds())/float64(b.N), "µs/close")
+}
+
+// TestUnfinishedConnections: a container ends in the midst of sending.
+func TestUnfinishedConnections(t *testing.T) {
+	w := newWorld(t)
+	ns := newNetworks(t, Options{})
+	a, err := ns.Up(context.Background(), Request{Container: "a", Name: "a"})
+	must(t, err)
+	var l net.Listener
+	must(t, within(w.outside, func() (err error) {
+		l, err = net.Listen("tcp", outsideAddr+":90")
+		return err
+	}))
+	defer l.Close()
+	var c net.Conn
+	must(t, within(a.Namespace(), func() (err error) {
+		c, err = net.Dial("tcp", outsideAddr+":90")
+		return err
+	}))
+	c.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+	io.Copy(c, pattern{}) // nobody reads: the queues are full
+	must(t, a.Close())
+	c.Close()
+	waitNoLinks(t)
 }
 
 // kill forgets an attachment as the death of its process would: sockets and

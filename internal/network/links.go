@@ -60,17 +60,6 @@ func (v *veth) add() error {
 	return nil
 }
 
-// linkDown takes a link out of traffic. It is a hundred times faster than
-// removing it, which waits for every processor; the link goes by itself with
-// the namespace that its other end is in.
-func linkDown(name string) error {
-	l, err := netlink.LinkByName(name)
-	if err != nil {
-		return gone(err)
-	}
-	return gone(netlink.LinkSetDown(l))
-}
-
 // removeLink removes a link; it is no error when there is none.
 func removeLink(name string) error {
 	l, err := netlink.LinkByName(name)

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"sync"
 
+	"dhow/internal/network/usernet"
+
 	"github.com/vishvananda/netlink"
 )
 
@@ -15,8 +17,8 @@ import (
 // namespace, and what this process does at the other end.
 type cable struct {
 	tap    frames
-	mesh   *mesh
-	router *router // nil in an internal network
+	mesh   *usernet.Mesh
+	router *usernet.Router // nil in an internal network
 	wg     sync.WaitGroup
 }
 
@@ -78,9 +80,9 @@ func (a *Attachment) plugCable(n *Network, e *Endpoint) (c *cable, err error) {
 			c = nil
 		}
 	}()
-	mtu := rootlessMTU
+	mtu := usernet.MTU
 	if n.Options[optMTU] != "" {
-		mtu = min(n.mtu(), rootlessMTU)
+		mtu = min(n.mtu(), usernet.MTU)
 	}
 	mac, err := parseMAC(e.MAC)
 	if err != nil {
@@ -99,7 +101,7 @@ func (a *Attachment) plugCable(n *Network, e *Endpoint) (c *cable, err error) {
 	if err != nil {
 		return c, describe(err, "set up %s", e.Interface)
 	}
-	if c.mesh, err = openMesh(a.ns.meshDir(n.ID), newID()[:16]); err != nil {
+	if c.mesh, err = usernet.OpenMesh(a.ns.meshDir(n.ID), newID()[:16]); err != nil {
 		return c, err
 	}
 	if !n.Internal && e.Gateway4.IsValid() {
@@ -109,7 +111,7 @@ func (a *Attachment) plugCable(n *Network, e *Endpoint) (c *cable, err error) {
 		}
 		// A write fails only when the container is going.
 		write := func(frame []byte) { _, _ = c.tap.Write(frame) }
-		if c.router, err = newRouter(netip.PrefixFrom(e.Gateway4, e.IP4.Bits()), gateway, mtu, write); err != nil {
+		if c.router, err = usernet.NewRouter(netip.PrefixFrom(e.Gateway4, e.IP4.Bits()), gateway, mtu, write); err != nil {
 			return c, err
 		}
 	}
@@ -120,24 +122,24 @@ func (a *Attachment) plugCable(n *Network, e *Endpoint) (c *cable, err error) {
 
 // outgoing passes on what the container sends.
 func (c *cable) outgoing() {
-	buf := make([]byte, maxFrame)
+	buf := make([]byte, usernet.MaxFrame)
 	for {
 		n, err := c.tap.Read(buf)
 		if err != nil { // closed, or the namespace is gone
 			return
 		}
-		if n < 14 || c.router != nil && c.router.take(buf[:n]) {
+		if n < 14 || c.router != nil && c.router.Take(buf[:n]) {
 			continue
 		}
-		c.mesh.send(buf[:n])
+		c.mesh.Send(buf[:n])
 	}
 }
 
 // incoming passes on what others send to the container.
 func (c *cable) incoming() {
-	buf := make([]byte, maxFrame)
+	buf := make([]byte, usernet.MaxFrame)
 	for {
-		n, err := c.mesh.receive(buf)
+		n, err := c.mesh.Receive(buf)
 		if err != nil {
 			return
 		}
@@ -154,14 +156,14 @@ func (c *cable) close() {
 		c.tap.Close()
 	}
 	if c.mesh != nil {
-		c.mesh.close()
+		c.mesh.Close()
 	}
 	c.wg.Wait()
 	if c.router != nil {
-		c.router.close()
+		c.router.Close()
 	}
 	if c.mesh != nil {
-		c.mesh.release()
+		c.mesh.Release()
 	}
 }
 

@@ -6,16 +6,11 @@ import (
 	"os"
 	"unsafe"
 
+	"dhow/internal/network/usernet"
+
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
-
-// rootlessMTU is that of networks without a device of the host: frames go from
-// process to process, and larger ones are fewer.
-const rootlessMTU = 65520
-
-// maxFrame is the largest frame: the packet and its Ethernet header.
-const maxFrame = rootlessMTU + 14
 
 // frames are the other end of a container's device: each read and write is one
 // Ethernet frame. The device goes when it is closed.
@@ -83,7 +78,7 @@ func openPair(ns *os.File, name string) (*pair, error) {
 	p.far = far
 	var fd int
 	err = within(far, func() error {
-		l := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "far", MTU: rootlessMTU}, PeerName: name, PeerNamespace: netlink.NsFd(ns.Fd()), PeerMTU: rootlessMTU}
+		l := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "far", MTU: usernet.MTU}, PeerName: name, PeerNamespace: netlink.NsFd(ns.Fd()), PeerMTU: usernet.MTU}
 		if err := netlink.LinkAdd(l); err != nil {
 			return err
 		}
@@ -119,7 +114,7 @@ func packetSocket(link int) (int, error) {
 	}
 	// Not what it sends itself (linux/if_packet.h: PACKET_IGNORE_OUTGOING).
 	err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1),
-		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 64*maxFrame),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 64*usernet.MaxFrame),
 		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all<<8 | all>>8, Ifindex: link}))
 	if err != nil {
 		unix.Close(fd)

@@ -1,4 +1,4 @@
-package network
+package usernet
 
 import (
 	"context"
@@ -29,15 +29,17 @@ const (
 	outQueue     = 512  // frames on their way to the container
 	maxHalfOpen  = 1024 // connections being made
 	stackTimeout = 10 * time.Second
+	udpIdle      = 90 * time.Second      // as docker's
+	refusedPause = 50 * time.Millisecond // after an error that may pass
 )
 
-// A router is a network's gateway in a process: it ends the container's
+// A Router is a network's gateway in a process: it ends the container's
 // connections in a TCP/IP stack of its own and makes each anew with a socket of
 // the process, as any program of an ordinary user may. Every supervisor has one
 // for its own container, and all of a network have the same address.
 //
 // It routes TCP and UDP over IPv4. It answers pings itself, whoever they are for.
-type router struct {
+type Router struct {
 	stack  *stack.Stack
 	link   *channel.Endpoint
 	addr   netip.Addr
@@ -46,9 +48,9 @@ type router struct {
 	wg     sync.WaitGroup
 }
 
-// newRouter makes the gateway of the subnet; write takes its frames.
-func newRouter(gateway netip.Prefix, mac net.HardwareAddr, mtu int, write func([]byte)) (*router, error) {
-	r := &router{addr: gateway.Addr(), link: channel.New(outQueue, uint32(mtu), tcpip.LinkAddress(mac))}
+// NewRouter makes the gateway of the subnet; write takes its frames.
+func NewRouter(gateway netip.Prefix, mac net.HardwareAddr, mtu int, write func([]byte)) (*Router, error) {
+	r := &Router{addr: gateway.Addr(), link: channel.New(outQueue, uint32(mtu), tcpip.LinkAddress(mac))}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.stack = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol},
@@ -93,17 +95,17 @@ func newRouter(gateway netip.Prefix, mac net.HardwareAddr, mtu int, write func([
 	return r, nil
 }
 
-// close ends it, with all connections.
-func (r *router) close() {
+// Close ends it, with all connections.
+func (r *Router) Close() {
 	r.cancel()
 	r.wg.Wait()
 	r.stack.Destroy()
 }
 
-// take says whether the frame is for the router, and delivers it then. Of what
+// Take says whether the frame is for the router, and delivers it then. Of what
 // is for everybody it takes only the question who has its own address: it would
 // answer for all.
-func (r *router) take(frame []byte) bool {
+func (r *Router) Take(frame []byte) bool {
 	const etherARP = 0x0806
 	mac := string(r.link.LinkAddress())
 	if string(frame[:6]) != mac {
@@ -120,7 +122,7 @@ func (r *router) take(frame []byte) bool {
 
 // forwardTCP connects to where the container wants to go, and only then
 // accepts, so that it sees a refusal.
-func (r *router) forwardTCP(req *tcp.ForwarderRequest) {
+func (r *Router) forwardTCP(req *tcp.ForwarderRequest) {
 	to, ok := destination(req.ID())
 	if !ok {
 		req.Complete(true)
@@ -128,7 +130,7 @@ func (r *router) forwardTCP(req *tcp.ForwarderRequest) {
 	}
 	ctx, cancel := context.WithTimeout(r.ctx, stackTimeout)
 	defer cancel()
-	out, err := dialHost(ctx, "tcp4", to.String())
+	out, err := dial(ctx, "tcp4", to.String())
 	if err != nil {
 		req.Complete(true)
 		return
@@ -171,7 +173,7 @@ func pumpHalf(to halfCloser, from net.Conn) {
 
 // forwardUDP keeps a socket for each of the container's until neither side has
 // said anything for a while.
-func (r *router) forwardUDP(req *udp.ForwarderRequest) {
+func (r *Router) forwardUDP(req *udp.ForwarderRequest) {
 	to, ok := destination(req.ID())
 	if !ok {
 		return
@@ -182,7 +184,7 @@ func (r *router) forwardUDP(req *udp.ForwarderRequest) {
 		return
 	}
 	in := gonet.NewUDPConn(&wq, ep)
-	out, err := dialHost(r.ctx, "udp4", to.String())
+	out, err := dial(r.ctx, "udp4", to.String())
 	if err != nil {
 		in.Close()
 		return
@@ -214,7 +216,7 @@ func datagrams(to, from net.Conn, both ...net.Conn) {
 			break
 		}
 		if err != nil { // refused: it may come to listen yet
-			time.Sleep(acceptPause)
+			time.Sleep(refusedPause)
 		}
 	}
 	for _, c := range both {
@@ -230,4 +232,14 @@ func destination(id stack.TransportEndpointID) (netip.AddrPort, bool) {
 		return netip.AddrPort{}, false
 	}
 	return netip.AddrPortFrom(a, id.LocalPort), true
+}
+
+func dial(ctx context.Context, network, address string) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, network, address)
+}
+
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
 }

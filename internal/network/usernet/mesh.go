@@ -1,4 +1,12 @@
-package network
+// Package usernet is the part of a network that needs no rights: an Ethernet made
+// of the sockets of processes (Mesh), and a gateway that makes a container's
+// connections anew with sockets of its own process (Router).
+//
+// It knows no namespaces, no devices and no records: frames go in and come out.
+//
+// Invariant: nothing of it outlives the process but the names of sockets, which
+// the next one who meets them removes.
+package usernet
 
 import (
 	"errors"
@@ -12,11 +20,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A mesh is an Ethernet that belongs to nobody: the containers of an ordinary
+// MTU is that of a mesh's devices: frames go from process to process, and larger
+// ones are fewer.
+const MTU = 65520
+
+// MaxFrame is the largest frame: the packet and its Ethernet header.
+const MaxFrame = MTU + 14
+
+// A Mesh is an Ethernet that belongs to nobody: the containers of an ordinary
 // user's network exchange frames through their supervisors' sockets.
 //
 //	container A            supervisor of A        supervisor of B            container B
-//	eth0 (tap) ──frame──▶  mesh ──datagram──▶ <root>/networks/<id>/<B>  ──▶  eth0 (tap)
+//	eth0 (tap) ──frame──▶  Mesh ──datagram──▶ <root>/networks/<id>/<B>  ──▶  eth0 (tap)
 //
 // An ordinary user cannot make a bridge that two user namespaces share, and a
 // process that held one for all would be a daemon. So each supervisor is a
@@ -24,7 +39,7 @@ import (
 // learns who has which address from what comes, and sends to all what is for
 // all or for nobody known. A socket that nobody listens on is removed by the
 // first who finds out.
-type mesh struct {
+type Mesh struct {
 	dir  *os.File
 	fd   int    // a blocking socket, so that a full receiver slows the sender down
 	name string // of our socket
@@ -37,8 +52,9 @@ type mesh struct {
 // others.
 const sendPatience = 10 * time.Millisecond
 
-// openMesh joins the network whose directory is dir, which is made.
-func openMesh(dir, name string) (*mesh, error) {
+// OpenMesh joins the network whose directory is dir, which is made, under a name
+// that is used only once.
+func OpenMesh(dir, name string) (*Mesh, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("join network: %w", err)
 	}
@@ -46,12 +62,12 @@ func openMesh(dir, name string) (*mesh, error) {
 	if err != nil {
 		return nil, fmt.Errorf("join network: %w", err)
 	}
-	m := &mesh{dir: d, name: name, ports: map[[6]byte]string{}}
+	m := &Mesh{dir: d, name: name, ports: map[[6]byte]string{}}
 	if m.fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
 		tv := unix.NsecToTimeval(sendPatience.Nanoseconds())
 		err = errors.Join(
 			unix.SetsockoptTimeval(m.fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv),
-			unix.SetsockoptInt(m.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 4*maxFrame),
+			unix.SetsockoptInt(m.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 4*MaxFrame),
 			unix.Bind(m.fd, m.addr(name)))
 		if err != nil {
 			unix.Close(m.fd)
@@ -66,25 +82,25 @@ func openMesh(dir, name string) (*mesh, error) {
 
 // addr is the socket's address by our descriptor of the directory: an address
 // has room for 107 bytes of a path (unix(7)).
-func (m *mesh) addr(name string) unix.Sockaddr {
+func (m *Mesh) addr(name string) unix.Sockaddr {
 	return &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d/%s", m.dir.Fd(), name)}
 }
 
-// close leaves the network; a receive that waits returns.
-func (m *mesh) close() {
+// Close leaves the network; a receive that waits returns.
+func (m *Mesh) Close() {
 	_ = unix.Unlink(filepath.Join(m.dir.Name(), m.name)) // or the first who finds it dead does
 	_ = unix.Shutdown(m.fd, unix.SHUT_RDWR)
 }
 
-// release gives the descriptors back, once nobody uses them any more.
-func (m *mesh) release() {
+// Release gives the descriptors back, once nobody uses them any more.
+func (m *Mesh) Release() {
 	unix.Close(m.fd)
 	m.dir.Close()
 }
 
-// receive waits for a frame from another container. It fails once the mesh is
+// Receive waits for a frame from another container. It fails once the mesh is
 // closed.
-func (m *mesh) receive(buf []byte) (int, error) {
+func (m *Mesh) Receive(buf []byte) (int, error) {
 	for {
 		n, from, err := unix.Recvfrom(m.fd, buf, 0)
 		switch {
@@ -106,8 +122,8 @@ func (m *mesh) receive(buf []byte) (int, error) {
 	}
 }
 
-// send passes a frame on: to who has its destination, or to all.
-func (m *mesh) send(frame []byte) {
+// Send passes a frame on: to who has its destination, or to all.
+func (m *Mesh) Send(frame []byte) {
 	to := [6]byte(frame[:6])
 	m.mu.Lock()
 	name, known := m.ports[to]
@@ -128,7 +144,7 @@ func (m *mesh) send(frame []byte) {
 
 // sendTo says whether the port is there. A frame that does not fit is lost, as
 // on any Ethernet.
-func (m *mesh) sendTo(name string, frame []byte) bool {
+func (m *Mesh) sendTo(name string, frame []byte) bool {
 	err := unix.Sendto(m.fd, frame, unix.MSG_NOSIGNAL, m.addr(name))
 	if err != unix.ECONNREFUSED && err != unix.ENOENT {
 		return true
