@@ -104,6 +104,11 @@ func (a *Attachment) up(ctx context.Context) (err error) {
 		a.file, err = newNamespace(loopbackUp)
 		return err
 	}
+	if _, isStep := StepProc(a.request.Container); isStep {
+		if err := a.ns.reclaimSteps(ctx); err != nil {
+			return err
+		}
+	}
 	networks, err := a.ns.resolve(ctx, a.request.Networks)
 	if err != nil {
 		return err

@@ -26,8 +26,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
-	"sync"
 	"time"
 
 	"dhow/internal/errdef"
@@ -99,8 +97,9 @@ func parseNetwork(r store.NetworkRecord) (*Network, error) {
 
 // Options are what a process knows of its surroundings.
 type Options struct {
-	// Alive says whether a container's process or supervisor lives. What a dead
-	// one still has is taken from it when somebody else needs it. Nil: all live.
+	// Alive says whether a container's process or supervisor lives; about steps it
+	// is not asked. What a dead one still has is taken from it when somebody else
+	// needs it. Nil: all live.
 	Alive func(container string) bool
 	// Pasta is the program that connects an ordinary user's container; "" looks
 	// in PATH, and "-" does without it.
@@ -115,9 +114,6 @@ type Networks struct {
 	options  Options
 	rootless bool
 
-	mu        sync.Mutex
-	deadProcs []string // guarded by mu: whose steps' addresses are to be taken back
-
 	noTun      bool // for tests: do without /dev/net/tun
 	trustPasta bool // for tests: whatever its version
 }
@@ -127,12 +123,11 @@ func New(s *store.Store, o Options) *Networks {
 	if o.ResolvConf == "" {
 		o.ResolvConf = "/etc/resolv.conf"
 	}
-	return &Networks{store: s, options: o, rootless: sys.InUserNS(), deadProcs: s.ReclaimedProcs()}
+	return &Networks{store: s, options: o, rootless: sys.InUserNS()}
 }
 
 func (ns *Networks) alive(container string) bool {
-	if rest, ok := strings.CutPrefix(container, stepPrefix); ok {
-		proc, _, _ := strings.Cut(rest, "-")
+	if proc, isStep := StepProc(container); isStep {
 		return ns.store.ProcAlive(proc)
 	}
 	return ns.options.Alive == nil || ns.options.Alive(container)
@@ -264,7 +259,7 @@ func (ns *Networks) Endpoints(ctx context.Context, network string) ([]Endpoint, 
 	err := ns.store.ViewNetworks(ctx, func(tx *store.NetworkTx) error {
 		all, err := tx.Endpoints(network)
 		for _, r := range all {
-			if passing(r.Container) {
+			if _, isStep := StepProc(r.Container); isStep {
 				continue
 			}
 			e, err := parseEndpoint(r)

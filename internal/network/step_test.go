@@ -10,14 +10,14 @@ import (
 	"dhow/internal/store"
 )
 
-func TestIsolated(t *testing.T) {
+func TestStep(t *testing.T) {
 	w := newWorld(t)
 	defaultRoute(t)
 	for _, rootless := range []bool{false, true} {
 		ns := newNetworks(t, Options{Pasta: "-", Alive: func(string) bool { return false }})
 		ns.rootless = rootless
 		stop := answer(t, w.outside, "tcp4", outsideAddr+":80")
-		a, err := ns.Isolated(context.Background())
+		a, err := ns.Up(context.Background(), stepRequest(ns))
 		must(t, err)
 		wantAnswer(t, a.Namespace(), "tcp", outsideAddr+":80", hostAddr)
 		n, err := ns.Inspect(context.Background(), DefaultNetwork)
@@ -32,6 +32,10 @@ func TestIsolated(t *testing.T) {
 	}
 }
 
+func stepRequest(ns *Networks) Request {
+	return Request{Container: StepID(ns.store.ProcID(), "1"), Name: "step"}
+}
+
 // helperStep makes a step's network in DHOW_TEST_ROOT and waits to be killed.
 func helperStep() {
 	s, err := store.Open(context.Background(), os.Getenv("DHOW_TEST_ROOT"))
@@ -40,7 +44,7 @@ func helperStep() {
 	}
 	ns := New(s, Options{})
 	ns.rootless = false
-	if _, err := ns.Isolated(context.Background()); err != nil {
+	if _, err := ns.Up(context.Background(), stepRequest(ns)); err != nil {
 		panic(err)
 	}
 	os.Stdout.WriteString("up\n")
@@ -80,7 +84,7 @@ func TestKilledStep(t *testing.T) {
 	}
 	ns = New(s, Options{})
 	ns.rootless = false
-	a, err := ns.Isolated(context.Background())
+	a, err := ns.Up(context.Background(), stepRequest(ns))
 	must(t, err)
 	if got := a.Endpoints()[0].IP4.String(); got != "172.17.0.2/16" {
 		t.Errorf("got %s, want the address of the dead step", got)
