@@ -276,11 +276,12 @@ func (s *sender) events(batch []driver.Record) (events []event, hold time.Durati
 
 // fitting returns how many events, from the first, one request takes.
 func fitting(events []event) int {
-	bytes := 0
+	bytes, first, last := 0, events[0].Timestamp, events[0].Timestamp
 	for i, e := range events {
 		bytes += len(e.Message) + overhead
-		late := time.Duration(e.Timestamp-events[0].Timestamp) * time.Millisecond
-		if i > 0 && (bytes > mostBytes || i >= mostEvents || late > longestSpan) {
+		first, last = min(first, e.Timestamp), max(last, e.Timestamp)
+		span := time.Duration(last-first) * time.Millisecond
+		if i > 0 && (bytes > mostBytes || i >= mostEvents || span > longestSpan) {
 			return i
 		}
 	}

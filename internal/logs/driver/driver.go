@@ -109,8 +109,8 @@ type Delivery struct {
 // Sender delivers records to one destination. It is used by one goroutine.
 type Sender interface {
 	// Send delivers the records in order, and returns how many of them, from the
-	// first, need not be sent again: the destination has them. A nil error means
-	// all. It returns soon after ctx ends. It keeps nothing of the batch.
+	// first, need not be sent again: the destination has them. With a nil error
+	// it is all of them, whatever the number. It returns soon after ctx ends. It keeps nothing of the batch.
 	Send(ctx context.Context, batch []Record) (int, error)
 	// Close ends connections. Nothing is flushed: what counts was accepted in Send.
 	Close() error

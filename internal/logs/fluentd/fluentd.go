@@ -194,7 +194,7 @@ func (s *sender) Send(ctx context.Context, batch []driver.Record) (n int, err er
 		return 0, err
 	}
 	if !s.ack {
-		return len(batch), s.conn.Drain(timed)
+		return 0, s.conn.Drain(timed)
 	}
 	timed, cancel = within(ctx, s.readTimeout)
 	defer cancel()

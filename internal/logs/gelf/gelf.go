@@ -227,7 +227,7 @@ func (s *sender) Send(ctx context.Context, batch []driver.Record) (int, error) {
 	if err := s.conn.Write(ctx, s.buf); err != nil {
 		return 0, err
 	}
-	return len(batch), s.conn.Drain(ctx)
+	return 0, s.conn.Drain(ctx)
 }
 
 // datagram sends a message in as many chunks as it takes.

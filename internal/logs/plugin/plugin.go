@@ -208,7 +208,7 @@ func (s *sender) Send(ctx context.Context, batch []driver.Record) (n int, err er
 	if _, err := s.fifo.Write(s.buf); err != nil {
 		return 0, err
 	}
-	return len(batch), s.drain(ctx)
+	return 0, s.drain(ctx)
 }
 
 // entry appends a LogEntry of docker's api/types/plugins/logdriver, with its length

@@ -169,7 +169,7 @@ func (s *sender) Send(ctx context.Context, batch []driver.Record) (int, error) {
 	if err := s.conn.Write(ctx, s.buf); err != nil {
 		return 0, err
 	}
-	return len(batch), s.conn.Drain(ctx)
+	return 0, s.conn.Drain(ctx)
 }
 
 func (s *sender) datagrams(ctx context.Context, batch []driver.Record) (int, error) {

@@ -1,0 +1,261 @@
+package logs
+
+import (
+	"context"
+	"crypto/rsa"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"crypto/rand"
+	"crypto/x509"
+
+	"dhow/internal/logs/driver"
+)
+
+// remote is a driver that talks over a network, and how to point it at an address.
+type remote struct {
+	name    string
+	http    bool
+	options func(t *testing.T, scheme, address string) driver.Options
+}
+
+// remotes has every driver that can be pointed at a server of a test. scheme is
+// "plain" or "tls".
+func remotes() []remote {
+	web := map[string]string{"plain": "http://", "tls": "https://"}
+	return []remote{
+		{"syslog", false, func(_ *testing.T, scheme, address string) driver.Options {
+			return driver.Options{"syslog-address": map[string]string{"plain": "tcp://", "tls": "tcp+tls://"}[scheme] + address}
+		}},
+		{"gelf", false, func(t *testing.T, scheme, address string) driver.Options {
+			if scheme == "tls" {
+				t.Skip("GELF has no TLS")
+			}
+			return driver.Options{"gelf-address": "tcp://" + address}
+		}},
+		{"fluentd", false, func(_ *testing.T, scheme, address string) driver.Options {
+			return driver.Options{"fluentd-address": map[string]string{"plain": "tcp://", "tls": "tls://"}[scheme] + address, "fluentd-request-ack": "true"}
+		}},
+		{"splunk", true, func(_ *testing.T, scheme, address string) driver.Options {
+			return driver.Options{"splunk-url": web[scheme] + address, "splunk-token": "t"}
+		}},
+		{"loki", true, func(_ *testing.T, scheme, address string) driver.Options {
+			return driver.Options{"loki-url": web[scheme] + address}
+		}},
+		{"otlp", true, func(_ *testing.T, scheme, address string) driver.Options {
+			return driver.Options{"otlp-endpoint": web[scheme] + address}
+		}},
+		{"otlp", false, func(_ *testing.T, scheme, address string) driver.Options {
+			return driver.Options{"otlp-endpoint": web[scheme] + address, "otlp-protocol": "grpc"}
+		}},
+		{"awslogs", true, func(t *testing.T, scheme, address string) driver.Options {
+			t.Setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+			t.Setenv("AWS_SECRET_ACCESS_KEY", "secret")
+			return driver.Options{"awslogs-group": "g", "awslogs-region": "eu-west-1", "awslogs-endpoint": web[scheme] + address, "awslogs-create-stream": "false"}
+		}},
+		{"gcplogs", true, func(t *testing.T, scheme, address string) driver.Options {
+			t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", googleCredentials(t))
+			t.Setenv("GCE_METADATA_HOST", "")
+			return driver.Options{"gcp-project": "p", "gcp-endpoint": web[scheme] + address}
+		}},
+	}
+}
+
+// googleCredentials writes the key file of a service account, whose tokens come
+// from a server of the test.
+func googleCredentials(t *testing.T) string {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tokens := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		io.WriteString(w, `{"access_token":"a-token","token_type":"Bearer","expires_in":3600}`)
+	}))
+	t.Cleanup(tokens.Close)
+	data, err := json.Marshal(map[string]string{
+		"type": "service_account", "client_email": "x@example.com", "token_uri": tokens.URL,
+		"private_key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "key.json")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// opened opens the sender of a driver, after its options were checked.
+func (r remote) opened(t *testing.T, scheme, address string) driver.Sender {
+	t.Helper()
+	o := r.options(t, scheme, address)
+	if err := Check(r.name, o); err != nil {
+		t.Fatal(err)
+	}
+	s, err := kinds()[r.name]().Open(Info{ContainerID: strings.Repeat("ab", 32), ContainerName: "web"}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// sendFor sends a batch with a time limit, and fails when it takes much longer.
+func sendFor(t *testing.T, s driver.Sender, limit time.Duration, records int) (int, error) {
+	t.Helper()
+	batch := make([]Record, records)
+	for i := range batch {
+		batch[i] = Record{Time: time.Now(), Stream: Stdout, Seq: uint64(i + 1), Line: []byte(strings.Repeat("z", 10_000))}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	before := time.Now()
+	n, err := s.Send(ctx, batch)
+	if took := time.Since(before); took > limit+2*time.Second {
+		t.Errorf("Send took %v, allowed were %v", took, limit)
+	}
+	return n, err
+}
+
+func eachRemote(t *testing.T, test func(t *testing.T, r remote)) {
+	for _, r := range remotes() {
+		name := r.name
+		if r.name == "otlp" && !r.http {
+			name = "otlp-grpc"
+		}
+		t.Run(name, func(t *testing.T) { test(t, r) })
+	}
+}
+
+// TestAbsent: nobody listens.
+func TestAbsent(t *testing.T) {
+	eachRemote(t, func(t *testing.T, r remote) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		address := l.Addr().String()
+		l.Close()
+		n, err := sendFor(t, r.opened(t, "plain", address), 3*time.Second, 1)
+		if n != 0 || err == nil || driver.IsRefused(err) || driver.IsRejected(err) {
+			t.Errorf("got %d, %v, want an error that is worth another try", n, err)
+		}
+	})
+}
+
+// TestHung: somebody accepts connections and never reads.
+func TestHung(t *testing.T) {
+	eachRemote(t, func(t *testing.T, r remote) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				defer c.Close()
+			}
+		}()
+		n, err := sendFor(t, r.opened(t, "plain", l.Addr().String()), 500*time.Millisecond, 2000)
+		if n != 0 || err == nil || driver.IsRefused(err) || driver.IsRejected(err) {
+			t.Errorf("got %d, %v, want an error that is worth another try", n, err)
+		}
+	})
+}
+
+// TestWrongCertificate: the server's certificate is not trusted.
+func TestWrongCertificate(t *testing.T) {
+	eachRemote(t, func(t *testing.T, r remote) {
+		srv := httptest.NewUnstartedServer(http.NotFoundHandler())
+		srv.EnableHTTP2 = true
+		srv.Config.ErrorLog = nil
+		srv.StartTLS()
+		defer srv.Close()
+		n, err := sendFor(t, r.opened(t, "tls", srv.Listener.Addr().String()), 3*time.Second, 1)
+		if n != 0 || !driver.IsRefused(err) {
+			t.Errorf("got %d, %v, want to be refused", n, err)
+		}
+	})
+}
+
+// TestClosing: the server closes each connection after it has read a little.
+func TestClosing(t *testing.T) {
+	eachRemote(t, func(t *testing.T, r remote) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				io.ReadFull(c, make([]byte, 1000))
+				c.Close()
+			}
+		}()
+		s := r.opened(t, "plain", l.Addr().String())
+		for range 3 {
+			n, err := sendFor(t, s, 3*time.Second, 100)
+			if n == 100 || err == nil || driver.IsRejected(err) {
+				t.Errorf("got %d, %v, want an error", n, err)
+			}
+		}
+	})
+}
+
+// TestStatuses: what servers answer, and what it means.
+func TestStatuses(t *testing.T) {
+	for _, c := range []struct {
+		status            int
+		refused, rejected bool
+		after             time.Duration
+	}{
+		{400, false, true, 0}, {413, false, true, 0},
+		{401, true, false, 0}, {403, true, false, 0}, {404, true, false, 0}, {301, true, false, 0},
+		{429, false, false, 7 * time.Second}, {503, false, false, 7 * time.Second},
+		{500, false, false, 0}, {502, false, false, 0},
+	} {
+		t.Run(fmt.Sprint(c.status), func(t *testing.T) {
+			eachRemote(t, func(t *testing.T, r remote) {
+				if !r.http {
+					t.Skip("not over HTTP")
+				}
+				srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+					w.Header().Set("Retry-After", "7")
+					w.Header().Set("Location", "http://127.0.0.1:1/")
+					w.WriteHeader(c.status)
+					io.WriteString(w, "no")
+				}))
+				defer srv.Close()
+				n, err := sendFor(t, r.opened(t, "plain", srv.Listener.Addr().String()), 3*time.Second, 1)
+				if n != 0 || err == nil || driver.IsRefused(err) != c.refused || driver.IsRejected(err) != c.rejected || driver.After(err) != c.after {
+					t.Errorf("got %d, %v (refused %v, rejected %v, after %v)", n, err, driver.IsRefused(err), driver.IsRejected(err), driver.After(err))
+				}
+			})
+		})
+	}
+}
