@@ -71,17 +71,27 @@ func (b *building) inlineCaches(ctx context.Context, chains []snapshot.Chain) ([
 		if !e.Inline() {
 			continue
 		}
-		known, err := b.solver.Known(ctx)
-		if err != nil {
-			return nil, err
+		err := b.fillInline(ctx, chains, out)
+		if err != nil && e.IgnoresErrors() && ctx.Err() == nil {
+			b.warnOfCaches("going on without a cache in the image: %v", err)
+			return make([][]byte, len(chains)), nil
 		}
-		for i, chain := range chains {
-			if out[i], err = b.caches.Inline(ctx, known, chain); err != nil {
-				return nil, fmt.Errorf("cache in image: %w", err)
-			}
+		if err != nil {
+			return nil, fmt.Errorf("cache in image: %w", err)
 		}
 	}
 	return out, nil
+}
+
+func (b *building) fillInline(ctx context.Context, chains []snapshot.Chain, out [][]byte) error {
+	known, err := b.solver.Known(ctx)
+	for i, chain := range chains {
+		if err != nil {
+			return err
+		}
+		out[i], err = b.caches.Inline(ctx, known, chain)
+	}
+	return err
 }
 
 // exportCaches writes the caches that were asked for, one after the other: they

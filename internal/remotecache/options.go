@@ -202,8 +202,11 @@ func (e *Export) parse() (err error) {
 	known := attrsToAnyOne + " " + attrOfLayers
 	switch e.Type {
 	case TypeInline:
-		return onlyKnown(a, known)
+		return onlyKnown(a, attrsToAnyOne)
 	case TypeDhow:
+		if a[attrMode] == "min" {
+			return errdef.New(errdef.ErrInvalid, "mode=min: a cache of type=dhow has all steps")
+		}
 		e.max, e.mounts = true, list(a[attrMounts])
 		known += " ref " + attrMounts + " " + attrInsecure
 	case TypeRegistry:

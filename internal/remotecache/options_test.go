@@ -72,6 +72,8 @@ func TestRefusedOptions(t *testing.T) {
 		"docker manifest": {Options{TypeRegistry, with("oci-mediatypes", "false", "image-manifest", "true")}, errdef.ErrInvalid, ""},
 		"no dest":         {Options{TypeLocal, nil}, errdef.ErrInvalid, ""},
 		"tag of dhow":     {Options{TypeDhow, map[string]string{"ref": "h.example/x:1"}}, errdef.ErrInvalid, "ref=h.example/x"},
+		"mode of dhow":    {Options{TypeDhow, with("mode", "min")}, errdef.ErrInvalid, ""},
+		"inline, packed":  {Options{TypeInline, map[string]string{"compression": "zstd"}}, errdef.ErrInvalid, "keys"},
 		"ignore-error":    {Options{TypeRegistry, with("ignore-error", "maybe")}, errdef.ErrInvalid, ""},
 	} {
 		_, err := ParseExport(c.o)
