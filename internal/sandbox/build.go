@@ -23,13 +23,14 @@ type builder struct {
 	plan       stage.Plan
 	files      []*os.File // descriptors of the stage, by number
 	owned      []*os.File // those to close in the end
-	exePath    string
 	cloneFlags uintptr
 	joined     uintptr  // CLONE_NEW* of the namespaces that are joined by path
-	pidNS      *os.File // the pid namespace to start the stage in, or a pidfd of it; nil: as cloneFlags say
+	enter      []entry  // namespaces to start the stage in
+	argv       []string // of the stage, its program first
 	uidMap     []syscall.SysProcIDMap
 	gidMap     []syscall.SysProcIDMap
-	inUserNS   bool
+	inUserNS   bool // we are in one
+	ownUserNS  bool // the sandbox has one
 	allDevices bool // the spec allows every device: mounts are not made nodev
 	guarded    bool // a devices cgroup decides: mounts are not made nodev either
 	cg         *cgroup

@@ -39,7 +39,7 @@ func (b *builder) buildCaps() error {
 	if c == nil {
 		c = &specs.LinuxCapabilities{}
 	}
-	if b.cloneFlags&unix.CLONE_NEWUSER != 0 {
+	if b.ownUserNS {
 		have = ^uint64(0) // a new user namespace has them all
 	}
 	bits := map[string]uint64{}

@@ -26,7 +26,7 @@ func (b *builder) buildExe() error {
 			return err
 		}
 	}
-	b.exePath = fmt.Sprintf("/proc/self/fd/%d", b.pass(b.own(f))) // by the child's numbers
+	b.argv = []string{fmt.Sprintf("/proc/self/fd/%d", b.pass(b.own(f))), "dhow"} // by the child's numbers
 	return nil
 }
 
@@ -61,22 +61,30 @@ func (b *builder) buildInit() error {
 	if !b.cfg.InitProcess {
 		return nil
 	}
-	f, err := memoryProgram("dhow-init")
+	f, err := b.machineProgram("dhow-init", stage.InitCode())
 	if err == nil {
-		if _, err = b.own(f).Write(initProgram(stage.InitCode())); err == nil {
+		b.plan.InitExe = b.pass(f)
+	}
+	return err
+}
+
+// machineProgram makes a sealed program of machine code in memory.
+func (b *builder) machineProgram(name string, code []byte) (*os.File, error) {
+	f, err := memoryProgram(name)
+	if err == nil {
+		if _, err = b.own(f).Write(codeProgram(code)); err == nil {
 			err = seal(f)
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("make the init process's program: %w", err)
+		return nil, fmt.Errorf("make the program %s: %w", name, err)
 	}
-	b.plan.InitExe = b.pass(f)
-	return nil
+	return f, nil
 }
 
-// initProgram is a static ELF program of the code alone, in one segment that
+// codeProgram is a static ELF program of the code alone, in one segment that
 // cannot be written to, with a stack that cannot be executed.
-func initProgram(code []byte) []byte {
+func codeProgram(code []byte) []byte {
 	const base, headers = 0x400000, 64 + 2*56
 	size := uint64(headers + len(code))
 	head := elf.Header64{

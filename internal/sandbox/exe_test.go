@@ -13,15 +13,21 @@ import (
 	"dhow/internal/sandbox/stage"
 )
 
-// initCommand runs the init's program outside of any sandbox, on an emulator
-// if EMULATOR names one:
-//
-//	EMULATOR=qemu-aarch64-static GOARCH=arm64 go test -exec qemu-aarch64-static -run TestInitProgram
+// initCommand runs the init's program.
 func initCommand(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
-	path := t.TempDir() + "/init"
-	write(t, path, string(initProgram(stage.InitCode())), 0o755)
-	args = append([]string{path, "-"}, args...)
+	return codeCommand(t, stage.InitCode(), append([]string{"-"}, args...)...)
+}
+
+// codeCommand runs a program of machine code outside of any sandbox, on an emulator
+// if EMULATOR names one:
+//
+//	EMULATOR=qemu-aarch64-static GOARCH=arm64 go test -exec qemu-aarch64-static -run Program
+func codeCommand(t *testing.T, code []byte, args ...string) *exec.Cmd {
+	t.Helper()
+	path := t.TempDir() + "/code"
+	write(t, path, string(codeProgram(code)), 0o755)
+	args = append([]string{path}, args...)
 	if e := os.Getenv("EMULATOR"); e != "" {
 		args = append([]string{e}, args...)
 	}
@@ -88,5 +94,23 @@ func TestInitProgramError(t *testing.T) {
 	}
 	if code := stage.InitCode(); len(code) < 100 || len(code) > 2000 || strings.Contains(string(code), "dhow/internal") {
 		t.Errorf("the code has %d bytes", len(code))
+	}
+}
+
+// What enters a user namespace tells why it cannot.
+func TestEnterProgramError(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	cmd := codeCommand(t, stage.EnterCode(), "/bin/true", "true")
+	cmd.ExtraFiles = []*os.File{w, w, r} // stage.SyncFD, PlanFD, and no namespace at EnterFD
+	err = cmd.Run()
+	w.Close()
+	msg, _ := io.ReadAll(r)
+	want := []byte{stage.MsgError, byte(syscall.EINVAL), 0, stage.FailEnter}
+	if !bytes.Equal(msg, want) || cmd.ProcessState.ExitCode() != 125 {
+		t.Errorf("got %q, %v, want %q and exit code 125", msg, err, want)
 	}
 }

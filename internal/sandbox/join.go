@@ -4,25 +4,26 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"syscall"
 
 	"dhow/internal/errdef"
 	"dhow/internal/sandbox/stage"
 	"dhow/internal/sys"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
 // buildJoin makes the plan of a process that goes where another one is:
 //
 //	us, a locked thread                      the stage
-//	setns(pidfd, NEWPID) ── clone ─────────▶ setns(pidfd, NEWNS|NEWNET|…), no root to build
-//	setns(own, NEWPID)                       terminal, directory, identity, exec
+//	setns(pidfd, NEWPID) ── clone ─────────▶ (setns(NEWUSER), exec: see stage/enter.go)
+//	setns(own, NEWPID)                       setns(pidfd, NEWNS|NEWNET|…), no root to build
+//	                                         terminal, directory, identity, exec
 //
 // A pid namespace holds for children alone, hence the two halves.
 func (b *builder) buildJoin() error {
-	b.files = make([]*os.File, stage.MinFD)
+	b.files = make([]*os.File, stage.EnterFD+1)
 	b.inUserNS = sys.InUserNS()
 	b.allDevices = true // no mount is made
 	b.plan = stage.Plan{
@@ -41,21 +42,46 @@ func (b *builder) buildJoin() error {
 	return nil
 }
 
-// joinNamespaces gives the stage the process whose namespaces it enters.
+// joinNamespaces opens the process whose namespaces are entered: the thread that
+// forks takes the pid namespace, the stage the others. Where there is a user
+// namespace, which the stage can no more leave than enter, the thread takes all
+// but the mount namespace.
 func (b *builder) joinNamespaces() error {
-	if b.cfg.Join.firstFlags()&unix.CLONE_NEWUSER != 0 {
-		return errdef.New(errdef.ErrUnsupported, "join a sandbox with a user namespace of its own")
-	}
 	f, err := b.cfg.Join.pidfd()
 	if err != nil {
 		return err
 	}
-	flags := uint64(unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP)
-	if b.pidNS, err = b.cfg.Join.pidfd(); err != nil {
+	b.own(f)
+	first := []specs.LinuxNamespaceType{specs.PIDNamespace}
+	flags := uint64(unix.CLONE_NEWNS)
+	others := []specs.LinuxNamespaceType{specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.CgroupNamespace}
+	if b.cfg.Join.firstFlags()&unix.CLONE_NEWUSER != 0 {
+		first = append(first, others...)
+		if err := b.enterUserNS(); err != nil {
+			return err
+		}
+	} else {
+		flags |= uint64(entry{kinds: others}.flags())
+	}
+	b.enter = []entry{{f, first}}
+	b.plan.Join = []stage.Join{{FD: b.pass(f), Flag: flags}}
+	return nil
+}
+
+// enterUserNS lets the stage be executed inside the user namespace of the
+// process that it joins.
+func (b *builder) enterUserNS() error {
+	ns, err := b.cfg.Join.Namespace(specs.UserNamespace)
+	if err != nil {
 		return err
 	}
-	b.own(b.pidNS)
-	b.plan.Join = []stage.Join{{FD: b.pass(b.own(f)), Flag: flags}}
+	b.files[stage.EnterFD] = b.own(ns)
+	program, err := b.machineProgram("dhow-enter", stage.EnterCode())
+	if err != nil {
+		return err
+	}
+	b.argv = append([]string{fmt.Sprintf("/proc/self/fd/%d", b.pass(program)), "dhow"}, b.argv...)
+	b.ownUserNS, b.plan.InUserNS = true, true
 	return nil
 }
 
@@ -81,25 +107,4 @@ func (p *Process) pidfd() (*os.File, error) {
 		return nil, errdef.New(errdef.ErrNotFound, "join process %d: it has ended", p.proc.Pid)
 	}
 	return nil, fmt.Errorf("join process %d: %w", p.proc.Pid, err)
-}
-
-// fork starts the stage, in the pid namespace behind pidNS where that is not
-// nil. The thread is the caller's alone.
-func fork(argv []string, attr *os.ProcAttr, pidNS *os.File) (*os.Process, error) {
-	if pidNS == nil {
-		return os.StartProcess(argv[0], argv[1:], attr)
-	}
-	own, err := os.Open("/proc/thread-self/ns/pid")
-	if err != nil {
-		return nil, fmt.Errorf("open our pid namespace: %w", err)
-	}
-	defer own.Close()
-	if err := unix.Setns(int(pidNS.Fd()), unix.CLONE_NEWPID); err != nil {
-		return nil, fmt.Errorf("join the pid namespace: %w", err)
-	}
-	proc, err := os.StartProcess(argv[0], argv[1:], attr)
-	if unix.Setns(int(own.Fd()), unix.CLONE_NEWPID) != nil {
-		runtime.LockOSThread() // once more than it is unlocked: the thread ends with its goroutine
-	}
-	return proc, err
 }

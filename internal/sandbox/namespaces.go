@@ -73,7 +73,7 @@ func (b *builder) buildNamespaces() error {
 		if len(b.uidMap) == 0 || len(b.gidMap) == 0 {
 			return errdef.New(errdef.ErrInvalid, "start the sandbox: a user namespace needs maps of user and group ids")
 		}
-		b.plan.InUserNS = true
+		b.ownUserNS, b.plan.InUserNS = true, true
 	}
 	b.plan.NewUTS = b.cloneFlags&unix.CLONE_NEWUTS != 0
 	b.plan.Hostname, b.plan.Domainname = b.spec.Hostname, b.spec.Domainname
@@ -81,8 +81,9 @@ func (b *builder) buildNamespaces() error {
 	return b.buildSysctls()
 }
 
-// joinNamespace opens a namespace that exists. The stage enters it; a pid
-// namespace takes in children only, so that one is the forking thread's.
+// joinNamespace opens a namespace that exists. The forking thread enters it: a
+// pid namespace takes in children only, and a stage in a user namespace of its
+// own has no right to the others.
 func (b *builder) joinNamespace(ns specs.LinuxNamespace, flag uintptr) error {
 	if flag == unix.CLONE_NEWNS || flag == unix.CLONE_NEWUSER {
 		return errdef.New(errdef.ErrUnsupported, "start the sandbox: joining a %s namespace by path", ns.Type)
@@ -96,12 +97,48 @@ func (b *builder) joinNamespace(ns specs.LinuxNamespace, flag uintptr) error {
 		return errdef.New(errdef.ErrInvalid, "join the %s namespace: %s is not one", ns.Type, ns.Path)
 	}
 	b.joined |= flag
-	if flag == unix.CLONE_NEWPID {
-		b.pidNS = f
-		return nil
-	}
-	b.plan.Join = append(b.plan.Join, stage.Join{FD: b.pass(f), Flag: uint64(flag)})
+	b.enter = append(b.enter, entry{f, []specs.LinuxNamespaceType{ns.Type}})
 	return nil
+}
+
+// entry is a namespace to enter, or some of a process's, by pidfd.
+type entry struct {
+	fd    *os.File
+	kinds []specs.LinuxNamespaceType
+}
+
+// flags are the entry's as clone(2) has them.
+func (e entry) flags() (all int) {
+	for _, kind := range e.kinds {
+		flag, _ := namespaceFlag(kind)
+		all |= int(flag)
+	}
+	return all
+}
+
+// fork starts a process in the namespaces of enter. The thread is the caller's
+// alone.
+func fork(argv []string, attr *os.ProcAttr, enter []entry) (*os.Process, error) {
+	for _, e := range enter {
+		for _, kind := range e.kinds {
+			own, err := os.Open("/proc/thread-self/ns/" + namespaceFile(kind))
+			if err != nil {
+				return nil, fmt.Errorf("open our %s namespace: %w", kind, err)
+			}
+			defer own.Close()
+			defer func() {
+				if unix.Setns(int(own.Fd()), entry{kinds: []specs.LinuxNamespaceType{kind}}.flags()) != nil {
+					runtime.LockOSThread() // once more than it is unlocked: the thread ends with its goroutine
+				}
+			}()
+		}
+	}
+	for _, e := range enter {
+		if err := unix.Setns(int(e.fd.Fd()), e.flags()); err != nil {
+			return nil, fmt.Errorf("join the %s namespace: %w", e.kinds[0], err)
+		}
+	}
+	return os.StartProcess(argv[0], argv[1:], attr)
 }
 
 func idMap(in []specs.LinuxIDMapping) []syscall.SysProcIDMap {

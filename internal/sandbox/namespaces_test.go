@@ -125,8 +125,9 @@ func userNSSpec(args ...string) *specs.Spec {
 	return spec
 }
 
-// Root inside is an ordinary user outside.
-func TestUserNamespace(t *testing.T) {
+// userNSRoot is a root whose owner is root of that.
+func userNSRoot(t *testing.T) string {
+	t.Helper()
 	needNamespaces(t)
 	if !initialUserNS(t) {
 		t.Skip("needs ids to map")
@@ -137,6 +138,12 @@ func TestUserNamespace(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	return dir
+}
+
+// Root inside is an ordinary user outside.
+func TestUserNamespace(t *testing.T) {
+	dir := userNSRoot(t)
 	spec := userNSSpec("sh", "-c", "id -u; id -g; cat /proc/self/uid_map; echo own > /tmp/x; stat -c %u /tmp/x; echo > /dev/null && echo null; hostname; mount -t tmpfs x /tmp || echo denied")
 	res, err := run(t, Config{Spec: spec, Root: openDir(t, dir)})
 	if err != nil {
@@ -148,5 +155,46 @@ func TestUserNamespace(t *testing.T) {
 	var st unix.Stat_t
 	if err := unix.Stat(dir+"/tmp/x", &st); err != nil || st.Uid != 200000 {
 		t.Errorf("got owner %d, %v, want 200000", st.Uid, err)
+	}
+}
+
+// Whoever joins is in the first one's user namespace; the network may be one
+// that was made outside of it.
+func TestJoinUserNamespace(t *testing.T) {
+	needStatic(t)
+	dir := userNSRoot(t)
+	other, err := Start(context.Background(), Config{Spec: testSpec("sleep", "60"), Root: openDir(t, busyboxRoot(t))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Wait()
+	defer other.Signal(unix.SIGKILL)
+	net, err := other.Namespace(specs.NetworkNamespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer net.Close()
+	spec := userNSSpec("sleep", "60")
+	with(spec, specs.NetworkNamespace, fmt.Sprintf("/proc/self/fd/%d", net.Fd()))
+	p, err := Start(context.Background(), Config{Spec: spec, Root: openDir(t, dir)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Wait()
+	defer p.Signal(unix.SIGKILL)
+	join := testSpec("sh", "-c", `for n in user pid net mnt ipc uts; do a=$(readlink /proc/1/ns/$n); test "$a" = "$(readlink /proc/self/ns/$n)" && echo same; done
+		id -u; hostname; echo x > /tmp/joined; grep CapEff /proc/self/status; ls /proc/self/fd | wc -l; tty`)
+	text, st, err := output(t, Config{Spec: join, Join: p})
+	if err != nil || strings.Count(text, "same\n") != 6 || !strings.Contains(text, "\n0\ntesthost\nCapEff:\t00000000a80425fb\n4\n") {
+		t.Errorf("got %v, %+v:\n%s", err, st, text)
+	}
+	var info unix.Stat_t
+	if err := unix.Stat(dir+"/tmp/joined", &info); err != nil || info.Uid != 200000 {
+		t.Errorf("got owner %d, %v, want 200000", info.Uid, err)
+	}
+	user := testSpec("id", "-u")
+	user.Process.User = specs.User{UID: 1000, GID: 1000}
+	if text, _, err := output(t, Config{Spec: user, Join: p}); err != nil || text != "1000\n" {
+		t.Errorf("another user: got %q, %v", text, err)
 	}
 }

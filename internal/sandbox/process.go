@@ -53,12 +53,12 @@ type Process struct {
 // launch starts the stage and watches it to its end, both on one thread that
 // lives as long as the process does: the death signal of prctl(2) is sent when
 // the thread that forked ends, not the process.
-func (p *Process) launch(argv []string, attr *os.ProcAttr, pidNS *os.File) error {
+func (p *Process) launch(argv []string, attr *os.ProcAttr, enter []entry) error {
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		proc, err := fork(argv, attr, pidNS)
+		proc, err := fork(argv, attr, enter)
 		if p.proc = proc; err == nil {
 			stat, _ := readStat(proc.Pid)
 			p.start = stat.start
@@ -206,6 +206,9 @@ func (p *Process) takeConsole(oob []byte) error {
 
 // stageError turns a stage's last message into the error for the user.
 func stageError(errno syscall.Errno, kind byte, text string) error {
+	if kind == stage.FailEnter {
+		kind, text = stage.FailSetup, "enter the container's user namespace"
+	}
 	if kind == stage.FailExec {
 		kind, errno, text = stage.ExplainExec(text, errno)
 	}

@@ -130,7 +130,7 @@ func start(ctx context.Context, cfg Config) (*Process, error) {
 			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(p.scope.dir.Fd())
 		}
 	}
-	if err := p.launch([]string{b.exePath, "dhow"}, attr, b.pidNS); err != nil {
+	if err := p.launch(b.argv, attr, b.enter); err != nil {
 		return nil, errors.Join(launchError(err), b.cg.remove(), p.scope.remove())
 	}
 	b.cg = nil // the process's now

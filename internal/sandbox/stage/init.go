@@ -22,8 +22,9 @@ func initBounds() (start, end uintptr)
 
 // InitCode is the init process's machine code, which starts at its first byte
 // as an ELF program does and runs at any address.
-func InitCode() []byte {
-	start, end := initBounds()
+func InitCode() []byte { return machineCode(initBounds()) }
+
+func machineCode(start, end uintptr) []byte {
 	// The address of code is no Go pointer; go vet cannot know.
 	return unsafe.Slice(*(**byte)(unsafe.Pointer(&start)), end-start)
 }

@@ -58,6 +58,7 @@ const (
 	FailSetup    = 's' // the sandbox could not be set up
 	FailNotFound = 'n' // the program is not there
 	FailNotExec  = 'x' // the program cannot be executed
+	FailEnter    = 'u' // the user namespace could not be entered
 	FailExec     = 'i' // the init process could not execute the text; see ExplainExec
 )
 

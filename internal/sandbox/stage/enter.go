@@ -1,0 +1,20 @@
+package stage
+
+// A user namespace can be entered by a process with a single thread alone
+// (setns(2)), which a Go program never is. So the stage of a process that joins
+// a container with a user namespace is executed by a few instructions that enter
+// it, as its root, in front: machine code, as the init is.
+//
+//	argv: "dhow", path, arguments of the program…
+//	SyncFD: takes a MsgError of the kind FailEnter
+//	EnterFD: the namespace
+
+func enterCode()
+func enterEnd()
+func enterBounds() (start, end uintptr)
+
+// EnterFD is the descriptor of the user namespace to enter.
+const EnterFD = MinFD
+
+// EnterCode is that machine code, which starts at its first byte.
+func EnterCode() []byte { return machineCode(enterBounds()) }
