@@ -63,7 +63,7 @@ func (x *Exporter) blob(ctx context.Context, id string, o *Output) (*blob, error
 	c := o.compression()
 	b.desc.MediaType = oci.LayerMediaType(c, o.DockerTypes)
 	b.open = func(ctx context.Context) (io.ReadCloser, error) {
-		return packed(ctx, c, o.level(), diffID, func(w io.Writer) error {
+		return x.packed(ctx, c, o.level(), diffID, func(w io.Writer) error {
 			_, err := layer.Write(ctx, w, x.Snapshots.Dir(id), layer.WriteOptions{})
 			return err
 		}), nil
@@ -110,7 +110,7 @@ func (x *Exporter) pulled(ctx context.Context, b *blob, forms []ocispecs.Descrip
 	}
 	b.desc.MediaType = oci.LayerMediaType(want, o.DockerTypes)
 	b.open = func(ctx context.Context) (io.ReadCloser, error) {
-		return packed(ctx, want, o.level(), b.diffID, func(w io.Writer) error { return unpack(ctx, w, lb.Open) }), nil
+		return x.packed(ctx, want, o.level(), b.diffID, func(w io.Writer) error { return unpack(ctx, w, lb.Open) }), nil
 	}
 	if want != oci.Uncompressed {
 		b.recall(forms, want, o)
@@ -144,18 +144,19 @@ func unpack(ctx context.Context, w io.Writer, open func(context.Context) (io.Rea
 
 // packed is a reader of what a compressor makes of a tar. It ends in ErrIntegrity
 // unless the tar has the digest it should have.
-func packed(ctx context.Context, c oci.Compression, level int, diffID digest.Digest, write func(io.Writer) error) io.ReadCloser {
+func (x *Exporter) packed(ctx context.Context, c oci.Compression, level int, diffID digest.Digest, write func(io.Writer) error) io.ReadCloser {
+	budget := x.memory()
 	r, w := io.Pipe()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		w.CloseWithError(pack(w, c, level, diffID, write))
+		w.CloseWithError(pack(budget, w, c, level, diffID, write))
 	}()
 	return &pipeReader{PipeReader: r, done: done}
 }
 
-func pack(w io.Writer, c oci.Compression, level int, diffID digest.Digest, write func(io.Writer) error) error {
-	cw, err := layer.Compress(w, c, level)
+func pack(b *layer.Budget, w io.Writer, c oci.Compression, level int, diffID digest.Digest, write func(io.Writer) error) error {
+	cw, err := layer.CompressWithin(b, w, c, level)
 	if err != nil {
 		return err
 	}

@@ -10,10 +10,12 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"dhow/internal/errdef"
 	"dhow/internal/image"
+	"dhow/internal/layer"
 	"dhow/internal/oci"
 	"dhow/internal/registry"
 	"dhow/internal/snapshot"
@@ -65,6 +67,19 @@ type Exporter struct {
 	// Phase, when not nil, is told what happens to a layer that is pushed, under the
 	// same id: one of the Phase constants. It is called from several goroutines.
 	Phase func(id, phase string)
+
+	once   sync.Once
+	budget *layer.Budget // set by once
+}
+
+// packingMemory is what all layers that are packed at once may hold in memory, in
+// bytes, however many cores there are.
+const packingMemory = 48 << 20
+
+// memory is the budget of all that is packed for this exporter.
+func (x *Exporter) memory() *layer.Budget {
+	x.once.Do(func() { x.budget = layer.NewBudget(packingMemory) })
+	return x.budget
 }
 
 // Result tells what an output became.

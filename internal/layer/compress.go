@@ -10,6 +10,7 @@ import (
 
 	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/semaphore"
 )
 
 // DefaultLevel lets Compress choose.
@@ -58,6 +59,21 @@ func CheckLevel(c oci.Compression, level int) error {
 // also after an error. Levels are gzip's 0…9 and zstd's 0…22. ErrInvalid for others,
 // ErrUnsupported for compressions that are only read.
 func Compress(w io.Writer, c oci.Compression, level int) (io.WriteCloser, error) {
+	return CompressWithin(nil, w, c, level)
+}
+
+// Budget bounds what several compressors hold in memory together: a part that is
+// compressed or waits to be written is charged with its size and as much again for
+// the result. Safe for concurrent use.
+type Budget struct{ parts *semaphore.Weighted }
+
+// NewBudget allows for that many bytes, but at least for one part.
+func NewBudget(bytes int64) *Budget {
+	return &Budget{semaphore.NewWeighted(max(bytes, 2*zstdChunk))}
+}
+
+// CompressWithin is Compress within a budget that others share; nil is none.
+func CompressWithin(b *Budget, w io.Writer, c oci.Compression, level int) (io.WriteCloser, error) {
 	if err := CheckLevel(c, level); err != nil {
 		return nil, err
 	}
@@ -66,12 +82,12 @@ func Compress(w io.Writer, c oci.Compression, level int) (io.WriteCloser, error)
 		if level == DefaultLevel {
 			level = defaultGzip
 		}
-		return newGzip(w, level)
+		return newGzip(b, w, level)
 	case oci.Zstd:
 		if level == DefaultLevel {
 			level = defaultZstd
 		}
-		return newZstd(w, level), nil
+		return newZstd(b, w, level), nil
 	}
 	return nopCloser{w}, nil
 }
@@ -91,11 +107,11 @@ type gzipWriter struct {
 // gzipHeader has no name and no time, and an unknown system.
 var gzipHeader = [10]byte{0x1f, 0x8b, 8, 9: 0xff}
 
-func newGzip(w io.Writer, level int) (*gzipWriter, error) {
+func newGzip(b *Budget, w io.Writer, level int) (*gzipWriter, error) {
 	if _, err := w.Write(gzipHeader[:]); err != nil {
 		return nil, err
 	}
-	return &gzipWriter{w: w, parallel: newParallel(w, gzipChunk, gzipDict, func() packer { return &deflater{level: level} })}, nil
+	return &gzipWriter{w: w, parallel: newParallel(b, w, gzipChunk, gzipDict, func() packer { return &deflater{level: level} })}, nil
 }
 
 func (g *gzipWriter) Write(p []byte) (int, error) {
@@ -153,8 +169,8 @@ func (a *appender) Write(p []byte) (int, error) {
 
 // newZstd makes a sequence of independent frames, which RFC 8878 has readers
 // decode as one.
-func newZstd(w io.Writer, level int) *parallel {
-	return newParallel(w, zstdChunk, 0, func() packer { return &framer{level: level} })
+func newZstd(b *Budget, w io.Writer, level int) *parallel {
+	return newParallel(b, w, zstdChunk, 0, func() packer { return &framer{level: level} })
 }
 
 type framer struct {

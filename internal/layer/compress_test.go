@@ -15,6 +15,8 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/oci"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // sample is n bytes that compress somewhat, the same each time.
@@ -246,5 +248,49 @@ func TestLimitReader(t *testing.T) {
 		if !errors.Is(err, tt.want) || (tt.want != nil && len(got) != 9) || (tt.want == nil && len(got) != 10) {
 			t.Errorf("limit %d: got %q, %v, want %v", tt.limit, got, err, tt.want)
 		}
+	}
+}
+
+// TestBudget has more compressors at once than the budget has parts for.
+func TestBudget(t *testing.T) {
+	data := sample(20 << 20)
+	b := NewBudget(1)
+	want := map[oci.Compression][]byte{oci.Gzip: pack(t, oci.Gzip, DefaultLevel, data, 1<<20), oci.Zstd: pack(t, oci.Zstd, DefaultLevel, data, 1<<20)}
+	var g errgroup.Group
+	for range 4 {
+		for c := range want {
+			g.Go(func() error {
+				var out bytes.Buffer
+				w, err := CompressWithin(b, &out, c, DefaultLevel)
+				if err != nil {
+					return err
+				}
+				if _, err := w.Write(data); err != nil {
+					return err
+				}
+				if err := w.Close(); err != nil {
+					return err
+				}
+				if !bytes.Equal(out.Bytes(), want[c]) {
+					t.Errorf("%s within a budget: other bytes", c)
+				}
+				return nil
+			})
+		}
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	// A writer that fails gives back what it was charged.
+	w, err := CompressWithin(b, &after{n: 100, err: io.ErrClosedPipe}, oci.Gzip, DefaultLevel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = w.Write(data)
+	if err := w.Close(); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("got %v, want %v", err, io.ErrClosedPipe)
+	}
+	if !b.parts.TryAcquire(2 * zstdChunk) {
+		t.Error("the budget is not whole again")
 	}
 }

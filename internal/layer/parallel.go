@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"context"
 	"io"
 	"runtime"
 	"sync"
@@ -42,14 +43,19 @@ type parallel struct {
 	work  chan *job
 	order chan *job
 	free  chan *job // used up, with their buffers
-	wg    sync.WaitGroup
-	err   atomic.Pointer[error] // the first one
+
+	budget *Budget // nil: none
+	wg     sync.WaitGroup
+	err    atomic.Pointer[error] // the first one
 }
 
-func newParallel(w io.Writer, chunk, dict int, packer func() packer) *parallel {
+func newParallel(b *Budget, w io.Writer, chunk, dict int, packer func() packer) *parallel {
 	n := min(runtime.GOMAXPROCS(0), maxPackers)
 	// One part a packer and one in waiting.
 	p := &parallel{chunk: chunk, dict: dict, work: make(chan *job, n), order: make(chan *job, 2*n), free: make(chan *job, 2*n+2)}
+	if p.budget = b; b != nil {
+		p.free = make(chan *job, 1) // what lies idle is not charged
+	}
 	for range n {
 		p.wg.Go(func() { p.pack(packer()) })
 	}
@@ -90,6 +96,9 @@ func (p *parallel) write(w io.Writer) {
 		case p.free <- j:
 		default:
 		}
+		if p.budget != nil {
+			p.budget.parts.Release(2 * int64(p.chunk))
+		}
 	}
 }
 
@@ -127,6 +136,11 @@ func (p *parallel) submit(last bool) {
 	p.cur = next[:0]
 	if cap(p.cur) < p.chunk {
 		p.cur = nil
+	}
+	if p.budget != nil {
+		// Parts that are charged are packed and written whatever others do, so this
+		// ends: with the background it has no other error.
+		_ = p.budget.parts.Acquire(context.Background(), 2*int64(p.chunk))
 	}
 	p.order <- j
 	p.work <- j
