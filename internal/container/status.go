@@ -193,17 +193,3 @@ func (s *State) inspect(health *container.Health) *container.State {
 		StartedAt: s.StartedAt.UTC().Format(time.RFC3339Nano), FinishedAt: s.FinishedAt.UTC().Format(time.RFC3339Nano),
 	}
 }
-
-// StartsAtBoot says whether the container is to run whenever the machine does:
-// as docker starts it when its daemon does.
-func StartsAtBoot(r *Record, s *State) bool {
-	switch r.Host.RestartPolicy.Name {
-	case container.RestartPolicyAlways:
-		return s.Status != container.StateCreated
-	case container.RestartPolicyUnlessStopped:
-		return s.Status != container.StateCreated && !s.Stopped
-	case container.RestartPolicyOnFailure:
-		return s.Status == container.StateExited && s.ExitCode != 0 && !s.Stopped
-	}
-	return false
-}

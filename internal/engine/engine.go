@@ -38,6 +38,11 @@ func DefaultRoot(ordinary bool) (string, error) {
 	if root := os.Getenv("DHOW_ROOT"); root != "" {
 		return filepath.Abs(root)
 	}
+	return OwnRoot(ordinary)
+}
+
+// OwnRoot is DefaultRoot whatever $DHOW_ROOT says.
+func OwnRoot(ordinary bool) (string, error) {
 	if !ordinary {
 		return "/var/lib/dhow", nil
 	}

@@ -4,20 +4,17 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
 
 	"dhow/internal/cli/console"
-	"dhow/internal/container"
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
 	"dhow/internal/image"
 	"dhow/internal/lifecycle"
 	"dhow/internal/logs"
 	"dhow/internal/snapshot"
-	"dhow/internal/sys"
 	"dhow/internal/volume"
 
 	"github.com/docker/go-units"
@@ -28,7 +25,7 @@ import (
 )
 
 func (a *app) systemCommand() *cobra.Command {
-	return a.Group("system COMMAND", "Manage dhow", a.dfCommand(), a.enableCommand(), a.eventsCommand(), a.infoCommand(), a.systemPrune(), a.systemStart())
+	return a.Group("system COMMAND", "Manage dhow", append(a.bootCommands(), a.dfCommand(), a.eventsCommand(), a.infoCommand(), a.systemPrune())...)
 }
 
 // usageRow is one line of `dhow system df`, named as docker's templates name it.
@@ -303,106 +300,4 @@ func (a *app) printInfo(in system.Info) {
 	} {
 		fmt.Fprintf(a.Out, "%s: %v\n", l.name, l.value)
 	}
-}
-
-// systemStart starts what is to run whenever the machine does.
-func (a *app) systemStart() *cobra.Command {
-	return &cobra.Command{
-		Use: "start", Short: "Start the containers that their restart policies have run always", Args: console.ExactArgs(0),
-		Long: "Start the containers with the restart policies always and unless-stopped, but for those of the latter that were stopped by hand.\nIt is for the start of the machine; dhow system enable has systemd call it.",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withContainers(cmd.Context(), func(cs *lifecycle.Containers) error {
-				list, err := cs.List(cmd.Context())
-				if err != nil {
-					return err
-				}
-				var names []string
-				for _, c := range list {
-					if !c.State.Running() && container.StartsAtBoot(c.Record, &c.State) {
-						names = append(names, c.Name)
-					}
-				}
-				return a.Each(names, func(name string) error {
-					if err := a.start(cmd.Context(), cs, name, &waitFlag{}); err != nil {
-						return fmt.Errorf("start %s: %w", name, err)
-					}
-					a.print(name)
-					return nil
-				})
-			})
-		},
-	}
-}
-
-func (a *app) enableCommand() *cobra.Command {
-	var printOnly bool
-	cmd := &cobra.Command{
-		Use: "enable [OPTIONS]", Short: "Have systemd start containers with the machine", Args: console.ExactArgs(0),
-		Long: "Write a systemd unit, the system's or the user's, that starts containers with the restart policies always and unless-stopped with the machine.\nOther inits call dhow system start.",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			unit, dir, after, err := a.unit()
-			if err != nil {
-				return err
-			}
-			if printOnly {
-				_, err := fmt.Fprint(a.Out, unit)
-				return err
-			}
-			if err := os.MkdirAll(dir, 0o755); err != nil {
-				return err
-			}
-			file := filepath.Join(dir, unitName)
-			if err := sys.WriteFileAtomic(file, []byte(unit), 0o644); err != nil {
-				return fmt.Errorf("write %s: %w", file, err)
-			}
-			a.print("Wrote " + file)
-			a.print("Now run: " + after)
-			return nil
-		},
-	}
-	cmd.Flags().BoolVar(&printOnly, "print", false, "Print the unit, and write nothing")
-	return cmd
-}
-
-const unitName = "dhow.service"
-
-// unit is the systemd unit, the directory that it goes to, and the command that
-// makes it count.
-func (a *app) unit() (text, dir, after string, err error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return "", "", "", err
-	}
-	root := a.Root
-	if root == "" {
-		if root, err = engine.DefaultRoot(a.Ordinary); err != nil {
-			return "", "", "", err
-		}
-	}
-	wanted := "multi-user.target"
-	dir, after = "/etc/systemd/system", "systemctl enable "+unitName
-	if a.Ordinary {
-		config, err := os.UserConfigDir()
-		if err != nil {
-			return "", "", "", err
-		}
-		dir, wanted = filepath.Join(config, "systemd/user"), "default.target"
-		after = "systemctl --user enable " + unitName + " && loginctl enable-linger"
-	}
-	return fmt.Sprintf(`[Unit]
-Description=Containers that are to run with the machine
-Documentation=man:dhow(1)
-Wants=network-online.target
-After=network-online.target
-
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart="%s" --root "%s" system start
-TimeoutStartSec=infinity
-TimeoutStopSec=60
-
-[Install]
-WantedBy=%s
-`, exe, root, wanted), dir, after, nil
 }
