@@ -198,6 +198,9 @@ func (ns *Networks) resolve(ctx context.Context, list []EndpointRequest) ([]*Net
 		if n.Driver == ModeHost || n.Driver == ModeNone {
 			return nil, errdef.New(errdef.ErrInvalid, "network %s stands alone", n.Name)
 		}
+		if n, err = ns.refresh(ctx, n); err != nil {
+			return nil, err
+		}
 		if slices.ContainsFunc(networks, func(o *Network) bool { return o.ID == n.ID }) {
 			return nil, errdef.New(errdef.ErrInvalid, "network %s is named twice", n.Name)
 		}

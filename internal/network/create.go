@@ -111,6 +111,40 @@ func (n *Network) fill(tx *store.NetworkTx, used []netip.Prefix, pools []Pool) (
 	return pools, nil
 }
 
+// refresh chooses other subnets for a network that chose its own, when the host
+// has come to use them otherwise since, as docker does that is installed later.
+// It can be done while the network has no bridge, and so no container.
+func (ns *Networks) refresh(ctx context.Context, n *Network) (*Network, error) {
+	if !n.Auto || ns.rootless || n.Driver != DriverBridge {
+		return n, nil
+	}
+	if _, err := linkExists(n.bridgeName()); !errors.Is(err, errdef.ErrNotFound) {
+		return n, err
+	}
+	used, err := ns.hostPrefixes()
+	if err != nil {
+		return nil, err
+	}
+	if !slices.ContainsFunc(n.Pools, func(p Pool) bool {
+		_, taken := overlapping(p.Subnet, used)
+		return taken
+	}) {
+		return n, nil
+	}
+	fresh := *n
+	err = ns.store.UpdateNetworks(ctx, func(tx *store.NetworkTx) error {
+		endpoints, err := tx.Endpoints(n.ID)
+		if err != nil || len(endpoints) > 0 { // somebody was faster, or dead ones are left: as it is
+			return err
+		}
+		if fresh.Pools, err = choosePools(tx, used, n.IPv6); err != nil {
+			return err
+		}
+		return tx.PutNetwork(fresh.record())
+	})
+	return &fresh, describe(err, "choose other subnets for network %s", n.Name)
+}
+
 // checkOverlap refuses subnets that another network has.
 func (n *Network) checkOverlap(tx *store.NetworkTx) error {
 	all, err := tx.Networks()

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"dhow/internal/errdef"
+
+	"github.com/vishvananda/netlink"
 )
 
 func pool(subnet string) Pool { return Pool{Subnet: netip.MustParsePrefix(subnet)} }
@@ -89,6 +91,35 @@ func TestNetworkLife(t *testing.T) {
 	list, err := ns.List(ctx)
 	if err != nil || len(list) != 3 {
 		t.Errorf("got %v, %v, want the three that are always there", list, err)
+	}
+}
+
+// TestSubnetTakenSince: docker comes, or a VPN, after dhow chose its subnets and
+// before a container needs them.
+func TestSubnetTakenSince(t *testing.T) {
+	newWorld(t)
+	ns := newNetworks(t, Options{})
+	ctx := context.Background()
+	n, err := ns.Inspect(ctx, DefaultNetwork)
+	must(t, err)
+	fixed, err := ns.Create(ctx, CreateOptions{Name: "fixed", Pools: []Pool{pool("10.9.0.0/24")}})
+	must(t, err)
+	must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "docker0"}}))
+	t.Cleanup(func() { removeLink("docker0") })
+	l, err := netlink.LinkByName("docker0")
+	must(t, err)
+	must(t, netlink.AddrAdd(l, &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix("172.17.0.1/16"))}))
+	must(t, netlink.LinkSetUp(l))
+	a := up(t, ns, Request{Name: "a"})
+	if got := a.Endpoints()[0].IP4.String(); got != "172.18.0.2/16" {
+		t.Errorf("got %s, want an address that docker has not; it was %s", got, n.Pools[0].Subnet)
+	}
+	again, err := ns.Inspect(ctx, DefaultNetwork)
+	if err != nil || again.ID != n.ID || again.Pools[0].Subnet.String() != "172.18.0.0/16" {
+		t.Errorf("got %+v, %v", again, err)
+	}
+	if again, err = ns.Inspect(ctx, "fixed"); err != nil || again.Pools[0].Subnet != fixed.Pools[0].Subnet {
+		t.Errorf("got %+v, %v, want what was asked for", again, err)
 	}
 }
 

@@ -69,6 +69,9 @@ func (s *supervisor) startRun(ctx context.Context) (*run, error) {
 		return nil, err
 	}
 	r.warnings = r.proc.Warnings()
+	if r.net != nil {
+		r.warnings = append(r.warnings, r.net.Warnings()...)
+	}
 	s.pump(r)
 	go r.watch()
 	return r, nil
