@@ -1,8 +1,10 @@
 package remotecache
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 
 	"net/http"
 	"os"
@@ -15,6 +17,8 @@ import (
 	"dhow/internal/errdef"
 	"dhow/internal/oci"
 	"dhow/internal/solve"
+
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Every type takes a result from one machine to another.
@@ -321,5 +325,36 @@ func TestSettle(t *testing.T) {
 	s.Close()
 	if got, _, err := newMachine(t).find(at, "one"); got != "first" {
 		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+// What another tool wrote, or somebody else, is no harm: a cache of buildkitd's, an
+// image without a cache, something that is neither.
+func TestForeign(t *testing.T) {
+	srv := newServer(t)
+	m := newMachine(t)
+	ref, err := oci.ParseRef(srv.host + "/foreign:1")
+	m.check(err)
+	put := func(mediaType, raw string) ocispecs.Descriptor {
+		desc := describe(mediaType, []byte(raw))
+		m.check(m.deps.Registry.Push(t.Context(), ref.Repo(), desc, func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(raw)), nil }))
+		return desc
+	}
+	layer := put(ocispecs.MediaTypeImageLayer, "no tar")
+	for name, config := range map[string]ocispecs.Descriptor{
+		"buildkitd": put(configType, buildkitConfig),
+		"an image":  put(ocispecs.MediaTypeImageConfig, `{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":["`+layer.Digest.String()+`"]}}`),
+		"damaged":   put(configType, `{"records":7}`),
+	} {
+		raw, err := json.Marshal(ocispecs.Manifest{MediaType: ocispecs.MediaTypeImageManifest, Config: config, Layers: []ocispecs.Descriptor{layer}})
+		m.check(err)
+		_, err = m.deps.Registry.PushManifest(t.Context(), ref, ocispecs.MediaTypeImageManifest, raw)
+		m.check(err)
+		if _, ok, err := m.find(srv.host+"/foreign:1", "one"); ok || err != nil {
+			t.Errorf("%s: got %t, %v, want nothing", name, ok, err)
+		}
+	}
+	if w := m.warned(); !strings.Contains(w, "going on without") || strings.Count(w, "\n") != 0 {
+		t.Errorf("got the warnings %q, want one, of what is damaged", w)
 	}
 }
