@@ -76,7 +76,7 @@ func surviveRole(dir, cgroup string, args ...string) {
 func checkEnd(t *testing.T, p *Process, want Status) {
 	t.Helper()
 	st, err := p.Wait()
-	if errors.Is(err, errdef.ErrUnavailable) && st.ExitCode == exitLost && !keepsExitStatus(t) {
+	if errors.Is(err, errdef.ErrUnavailable) && st.ExitCode == exitLost && !linuxAtLeast(t, 6, 15) {
 		return
 	}
 	if err != nil || st != want {
@@ -84,8 +84,8 @@ func checkEnd(t *testing.T, p *Process, want Status) {
 	}
 }
 
-// keepsExitStatus tells whether the kernel keeps it with a pidfd.
-func keepsExitStatus(t *testing.T) bool {
+// linuxAtLeast tells whether the kernel is of that version or a later one.
+func linuxAtLeast(t *testing.T, wantMajor, wantMinor int) bool {
 	t.Helper()
 	var uts unix.Utsname
 	var major, minor int
@@ -95,7 +95,7 @@ func keepsExitStatus(t *testing.T) bool {
 	if _, err := fmt.Sscanf(unix.ByteSliceToString(uts.Release[:]), "%d.%d", &major, &minor); err != nil {
 		t.Fatal(err)
 	}
-	return major > 6 || major == 6 && minor >= 15
+	return major > wantMajor || major == wantMajor && minor >= wantMinor
 }
 
 func TestAdoptExitStatus(t *testing.T) {

@@ -123,6 +123,9 @@ func (b *builder) check() error {
 	if s.Linux == nil {
 		s.Linux = &specs.Linux{}
 	}
+	if err := unsupported(s); err != nil {
+		return err
+	}
 	texts := append(append([]string{s.Process.Cwd, s.Hostname, s.Domainname}, s.Process.Args...), s.Process.Env...)
 	for _, m := range s.Mounts {
 		if !path.IsAbs(m.Destination) {
@@ -133,6 +136,28 @@ func (b *builder) check() error {
 	for _, t := range texts {
 		if strings.IndexByte(t, 0) >= 0 {
 			return errdef.New(errdef.ErrInvalid, "start the sandbox: %q holds a zero byte", t)
+		}
+	}
+	return nil
+}
+
+// unsupported refuses by name what a spec may ask for and nothing here does.
+func unsupported(s *specs.Spec) error {
+	p, l := s.Process, s.Linux
+	for _, f := range []struct {
+		what string
+		set  bool
+	}{
+		{"an AppArmor profile", p.ApparmorProfile != ""},
+		{"an SELinux label", p.SelinuxLabel != "" || l.MountLabel != ""},
+		{"hooks", s.Hooks != nil},
+		{"a scheduling policy", p.Scheduler != nil || p.IOPriority != nil || p.ExecCPUAffinity != nil},
+		{"another personality", l.Personality != nil && l.Personality.Domain != specs.PerLinux},
+		{"resource control groups", l.IntelRdt != nil},
+		{"time offsets", len(l.TimeOffsets) > 0},
+	} {
+		if f.set {
+			return errdef.New(errdef.ErrUnsupported, "start the sandbox: %s: not supported", f.what)
 		}
 	}
 	return nil

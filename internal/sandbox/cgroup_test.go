@@ -54,7 +54,7 @@ func TestMemoryLimit(t *testing.T) {
 func TestPidsLimit(t *testing.T) {
 	needCgroups(t, "pids")
 	limit := int64(20)
-	cfg := Config{Spec: testSpec("/bin/sh", "-c", "i=0; while [ $i -lt 30 ]; do sleep 0.2 & i=$((i+1)); done; wait"), Root: openDir(t, busyboxRoot(t))}
+	cfg := Config{Spec: testSpec("/bin/sh", "-c", "i=0; while [ $i -lt 30 ]; do sleep 60 & i=$((i+1)); done"), Root: openDir(t, busyboxRoot(t))}
 	cfg.Spec.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &limit}}
 	res, err := run(t, cfg)
 	if err != nil {

@@ -80,6 +80,23 @@ func TestStartErrors(t *testing.T) {
 	}
 }
 
+// What is not carried out is refused by name.
+func TestUnsupported(t *testing.T) {
+	for want, change := range map[string]func(*specs.Spec){
+		"AppArmor": func(s *specs.Spec) { s.Process.ApparmorProfile = "docker-default" },
+		"SELinux":  func(s *specs.Spec) { s.Process.SelinuxLabel = "a:b:c:d" },
+		"hooks":    func(s *specs.Spec) { s.Hooks = &specs.Hooks{} },
+		"time":     func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"monotonic": {}} },
+	} {
+		spec := testSpec("true")
+		change(spec)
+		_, err := Start(context.Background(), Config{Spec: spec, Root: openDir(t, t.TempDir())})
+		if !errors.Is(err, errdef.ErrUnsupported) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want it refused by name", want, err)
+		}
+	}
+}
+
 func TestIdentity(t *testing.T) {
 	needIDs(t)
 	umask := uint32(0o077)

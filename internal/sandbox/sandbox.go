@@ -31,7 +31,7 @@ import (
 type Config struct {
 	// Spec says how the process runs: process, mounts, namespaces, masked and
 	// read-only paths, devices, resources, seccomp. Hooks, AppArmor and SELinux
-	// are not carried out. Spec.Root.Path is ignored in favour of Root.
+	// are refused. Spec.Root.Path is ignored in favour of Root.
 	Spec *specs.Spec
 	// Join, when not nil, starts the process inside that one's namespaces, root
 	// and cgroup, which has to run still: a second program of one container. It

@@ -256,7 +256,11 @@ func TestDetachedRootAndMounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tree.Close()
-	for _, name := range []string{"one", "two"} {
+	names := []string{"one", "two"}
+	if !linuxAtLeast(t, 6, 15) {
+		names = names[:1] // where a detached mount serves one start
+	}
+	for _, name := range names {
 		spec := testSpec("/bin/sh", "-c", "ls /out /cache; echo x > /out/"+name+"; echo x > /cache/"+name)
 		if name == "one" {
 			spec.Process.Args[2] = "mkdir /out; " + spec.Process.Args[2]
@@ -270,12 +274,16 @@ func TestDetachedRootAndMounts(t *testing.T) {
 			t.Errorf("got %q", res.out)
 		}
 	}
-	for _, p := range []string{upper + "/out/one", upper + "/out/two", cache + "/one", cache + "/two"} {
-		if _, err := os.Stat(p); err != nil {
-			t.Error(err)
+	for _, name := range names {
+		for _, p := range []string{upper + "/out/", cache + "/"} {
+			if _, err := os.Stat(p + name); err != nil {
+				t.Error(err)
+			}
 		}
-	}
-	if _, err := sys.OpenInRoot(root, "/out/two", os.O_RDONLY); err != nil {
-		t.Error(err)
+		f, err := sys.OpenInRoot(root, "/out/"+name, os.O_RDONLY)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
 	}
 }
