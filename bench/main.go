@@ -63,6 +63,9 @@ func parse(args []string) (options, error) {
 }
 
 func run(args []string) error {
+	if again, err := inOwnNetwork(args); again || err != nil {
+		return err
+	}
 	o, err := parse(args)
 	if err != nil {
 		return err

@@ -29,6 +29,9 @@ type job struct {
 	minus  *command       // its time is taken off
 	per    int            // the difference is divided by this; 0 means 1
 	sent   func() int64   // a counter of bytes, that grows while the command runs; nil: nobody counts
+	// measure, when not nil, takes the place of cmd.
+	measure func() (sample, error)
+	after   func() error // not timed, after the last round
 }
 
 // A row is one line of the table.
@@ -80,6 +83,9 @@ func measure(r row, tools []*tool, rounds int) (result, error) {
 				continue
 			}
 			s, err := t.perform(j)
+			if j.after != nil && (round == rounds || err != nil) {
+				err = errors.Join(err, j.after())
+			}
 			if err != nil {
 				res.failed[t.name] = err
 				fmt.Fprintf(os.Stderr, "%s: %s: %v\n", r.name, t.name, err)
@@ -116,6 +122,11 @@ func (t *tool) perform(j job) (sample, error) {
 	before := int64(0)
 	if j.sent != nil {
 		before = j.sent()
+	}
+	if j.measure != nil {
+		s, err := j.measure()
+		s.wall /= time.Duration(max(j.per, 1))
+		return s, err
 	}
 	// A child's peak begins with that of the process that forked it.
 	debug.FreeOSMemory()

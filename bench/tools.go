@@ -33,7 +33,10 @@ type tool struct {
 	run        func(image string, args ...string) command
 	pull       func(ref string) command
 	push       func(tag string) command
-	daemons    func() []int // processes whose memory counts; nil: none
+	cli        func(args ...string) command // any command; nil: no containers in the background
+	runFlags   []string                     // what every run and create needs on this machine
+	keepers    func() []int                 // processes that are there for running containers, not theirs
+	daemons    func() []int                 // processes whose memory counts; nil: none
 	stop       func()
 }
 
@@ -91,14 +94,18 @@ func newDhow(program string, fix *fixtures) *tool {
 		run: func(image string, args ...string) command {
 			return cmd(append([]string{"run", "--rm", "--network", "none", image}, args...)...)
 		},
-		pull: func(ref string) command { return cmd("pull", "-q", ref) },
-		push: func(tag string) command { return cmd("push", "-q", tag) },
-		stop: func() {},
+		pull:    func(ref string) command { return cmd("pull", "-q", ref) },
+		push:    func(tag string) command { return cmd("push", "-q", tag) },
+		cli:     cmd,
+		keepers: func() []int { return processes("dhow supervise") },
+		stop: func() {
+			// What an interrupted row has left.
+			_, _ = command{args: []string{"sh", "-c", program + " rm -f $(" + program + " ps -aq)"}, env: []string{"DHOW_ROOT=" + root.dir()}}.run()
+		},
 	}
 }
 
-// newDocker starts a dockerd of our own, with a store and a socket of its own
-// and no bridge. A dockerd of today wants a containerd beside it and builds
+// newDocker starts a dockerd of our own, with a store and a socket of its own. A dockerd of today wants a containerd beside it and builds
 // through buildx.
 func newDocker(fix *fixtures) (*tool, error) {
 	if err := installed("dockerd", "docker", "containerd", "runc"); err != nil {
@@ -116,7 +123,7 @@ func newDocker(fix *fixtures) (*tool, error) {
 	cmd := func(args ...string) command { return command{args: append([]string{"docker"}, args...), env: env} }
 	server := &server{dir: dir, store: store{base: filepath.Join(dir, "root")}, probe: cmd("version"), line: func(root string) []string {
 		return []string{"dockerd", "--data-root", root, "--exec-root", filepath.Join(dir, "exec"), "--pidfile", filepath.Join(dir, "pid"),
-			"-H", socket, "--bridge", "none", "--iptables=false", "--ip6tables=false", "--insecure-registry", fix.registry}
+			"-H", socket, "--insecure-registry", fix.registry}
 	}}
 	if err := server.start(); err != nil {
 		return nil, err
@@ -136,10 +143,13 @@ func newDocker(fix *fixtures) (*tool, error) {
 			// Hard limits above ours cannot be set without CAP_SYS_RESOURCE.
 			return cmd(append([]string{"run", "--rm", "--network", "none", "--ulimit", "nofile=1024:1024", image}, args...)...)
 		},
-		pull:    func(ref string) command { return cmd("pull", "-q", ref) },
-		push:    func(tag string) command { return cmd("push", "-q", tag) },
-		daemons: server.pids,
-		stop:    server.stop,
+		pull:     func(ref string) command { return cmd("pull", "-q", ref) },
+		push:     func(tag string) command { return cmd("push", "-q", tag) },
+		cli:      cmd,
+		runFlags: []string{"--ulimit", "nofile=1024:1024"},
+		keepers:  func() []int { return append(server.pids(), processes("containerd-shim")...) },
+		daemons:  server.pids,
+		stop:     server.stop,
 	}, nil
 }
 
@@ -195,6 +205,8 @@ func newPodman(fix *fixtures) (*tool, error) {
 		_, err := podman("load", "-q", "-i", filepath.Join(fix.archives, "busybox.tar")).run()
 		return err
 	}
+	t.cli, t.runFlags = podman, []string{"--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"}
+	t.keepers = func() []int { return processes("conmon") }
 	t.run = func(image string, args ...string) command {
 		return podman(append([]string{"run", "--rm", "--network", "none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", image}, args...)...)
 	}
