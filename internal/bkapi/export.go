@@ -33,12 +33,16 @@ func (s *Server) output(sess *remote, id int, kind string, attrs map[string]stri
 			}
 			o.OwnEpoch, o.Epoch = true, at
 		case "dest": // the client's own business
+		case "containerimage.config":
+			o.Config = []byte(v)
 		case "mode":
 			if v != "" && v != "copy" {
 				return o, errdef.New(errdef.ErrUnsupported, "mode=%s of type=%s", v, kind)
 			}
 		default:
-			rest[k] = v
+			if !strings.HasPrefix(k, "attest:") { // which is the frontend's business
+				rest[k] = v
+			}
 		}
 	}
 	o.Type = export.Type(kind)

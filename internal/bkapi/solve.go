@@ -18,6 +18,7 @@ import (
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/sourcepolicy/policysession"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -148,6 +149,20 @@ func (s *Server) job(ctx context.Context, req *controlapi.SolveRequest, sess *re
 	if j.Attests, err = engine.ParseAttests(req.FrontendAttrs); err != nil {
 		return nil, err
 	}
+	if req.SourcePolicy != nil {
+		j.Policies = append(j.Policies, req.SourcePolicy)
+	}
+	if id := req.SourcePolicySession; id != "" {
+		j.CheckPolicy = func(ctx context.Context, q *policysession.CheckPolicyRequest) (*policysession.CheckPolicyResponse, error) {
+			c, err := sess.caller(ctx, id)
+			if err != nil {
+				return nil, err
+			}
+			return policysession.NewPolicyVerifierClient(c.Conn()).CheckPolicy(c.Context(ctx), q)
+		}
+	}
+	platforms := req.FrontendAttrs["platform"]
+	j.Platforms = &platforms
 	j.ProvenanceEnv = s.options.ProvenanceEnv
 	j.KeepFailed = req.Frontend == "" && req.Definition == nil
 	j.Target = "bkapi " + j.Name + " " + req.FrontendAttrs["target"] + " " + req.FrontendAttrs["platform"]
@@ -230,8 +245,6 @@ func (s *Server) ask(ctx context.Context, b *build, e frontend.Engine, req *cont
 // refuse names what is not supported rather than leave it out silently.
 func refuse(req *controlapi.SolveRequest) error {
 	switch {
-	case req.SourcePolicy != nil || req.SourcePolicySession != "":
-		return errdef.New(errdef.ErrUnsupported, "source policies are not supported")
 	case req.EnableSessionExporter:
 		return errdef.New(errdef.ErrUnsupported, "exporters of the session are not supported")
 	case req.ProxyNetwork:
@@ -255,7 +268,7 @@ func response(res *engine.BuildResult) map[string]string {
 		}
 	}
 	cacheResponse(res.Cache, out)
-	for k, v := range res.Answer {
+	for k, v := range res.Metadata {
 		if strings.HasPrefix(k, "frontend.") {
 			out[k] = string(v)
 		}

@@ -20,8 +20,10 @@ import (
 	"github.com/moby/buildkit/client"
 	bksession "github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/filesync"
+	"github.com/moby/patternmatcher"
 	"github.com/opencontainers/go-digest"
 	"github.com/tonistiigi/fsutil"
+	fstypes "github.com/tonistiigi/fsutil/types"
 	"google.golang.org/grpc/metadata"
 )
 
@@ -87,7 +89,11 @@ func (r *remote) Dir(ctx context.Context, q session.DirRequest) (string, error) 
 	if err != nil {
 		return "", err
 	}
-	key := digest.FromString(q.Name + "\x00" + q.SharedKeyHint + "\x00" + c.SharedKey()).Encoded()[:32]
+	what := q.Name + "\x00" + q.SharedKeyHint + "\x00" + c.SharedKey()
+	if q.MetadataOnly {
+		what += "\x00metadata\x00" + strings.Join(q.Contents, "\x00")
+	}
+	key := digest.FromString(what).Encoded()[:32]
 	s, err := takeSlot(r.store, key)
 	if err != nil {
 		return "", err
@@ -134,7 +140,21 @@ func (r *remote) receiveInto(ctx context.Context, c bksession.Caller, q session.
 	if err != nil {
 		return err
 	}
-	err = fsutil.ReceiveRoot(stream.Context(), stream, to, fsutil.ReceiveOpt{ProgressCb: r.transferring(q), Differ: fsutil.DiffMetadata})
+	o := fsutil.ReceiveOpt{ProgressCb: r.transferring(q), Differ: fsutil.DiffMetadata}
+	if q.Resend {
+		o.Differ = fsutil.DiffNone
+	}
+	if q.MetadataOnly {
+		contents, err := patternmatcher.New(q.Contents)
+		if err != nil {
+			return errdef.New(errdef.ErrInvalid, "build context %q: %w", q.Name, err)
+		}
+		o.MetadataOnly = func(p string, _ *fstypes.Stat) bool {
+			ok, err := contents.MatchesOrParentMatches(p)
+			return err == nil && ok
+		}
+	}
+	err = fsutil.ReceiveRoot(stream.Context(), stream, to, o)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@
 package buildop
 
 import (
+	"context"
 	"time"
 
 	"dhow/internal/image"
@@ -24,6 +25,7 @@ import (
 	"dhow/internal/step"
 	"dhow/internal/store"
 
+	"github.com/moby/buildkit/solver/pb"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -59,6 +61,9 @@ type Options struct {
 	Lock *source.Lock
 	// Offline keeps sources from sending anything.
 	Offline bool
+	// Policy returns the source that is used in place of op, or why there is none;
+	// nil: all are used as they are.
+	Policy func(ctx context.Context, platform *pb.Platform, op *pb.SourceOp) (*pb.SourceOp, error)
 	// KeepFailed makes a failed operation's error a *solve.Failure, with the trees
 	// that it left.
 	KeepFailed bool

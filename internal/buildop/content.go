@@ -65,6 +65,10 @@ func (d *Deps) content(sels ...selector) func(context.Context, solve.Result) (di
 }
 
 func (d *Deps) contentOf(ctx context.Context, in solve.Result, sels []selector) (digest.Digest, error) {
+	if in.Local == nil && len(in.Chain) == 0 {
+		// Nothing can be read of it; who tries finds that out.
+		return digest.FromString("scratch"), nil
+	}
 	root, err := d.openResult(in)
 	if err != nil {
 		return "", err
@@ -386,6 +390,11 @@ func errNotFound(name string) error {
 
 // missing is errNotFound with what may help.
 func missing(root dir, name string) error { return hinted(root, errNotFound(name), name) }
+
+// absent is for a copy that finds nothing to copy, in the kernel's words.
+func absent(root dir, name string) error {
+	return hinted(root, errdef.As(errdef.ErrNotFound, pathError("lstat", path.Join("/", name), unix.ENOENT)), name)
+}
 
 // hinted adds advice to ErrNotFound.
 func hinted(root dir, err error, name string) error {

@@ -170,7 +170,7 @@ func required(src dir, name string) error {
 	}
 	defer p.close()
 	if !p.found() {
-		return missing(src, name)
+		return absent(src, name)
 	}
 	return nil
 }
@@ -199,7 +199,7 @@ func (c *copier) one(ctx context.Context, src dir, match, dest string) error {
 	}
 	defer from.close()
 	if !from.found() {
-		return missing(src, match)
+		return absent(src, match)
 	}
 	to, err := resolve(c.t.root, dest, true)
 	if err != nil {

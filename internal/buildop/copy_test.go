@@ -93,7 +93,7 @@ func TestCopy(t *testing.T) {
 		{name: "wildcard in the middle", op: copyOp("/d*/sub/d??p", "/w/"), add: []string{"d 0755 0:0 /w", "f 0644 0:0 /w/deep = deep"}},
 		{name: "wildcard of nothing", op: copyOp("/*.none", "/w/")},
 		{name: "wildcard of nothing is not allowed", op: copyOp("/*.none", "/w/", func(o *pb.FileActionCopy) { o.AllowEmptyWildcard = false }), err: "/*.none not found"},
-		{name: "missing", op: copyOp("/a.text", "/w/"), err: `"/a.text": not found`},
+		{name: "missing", op: copyOp("/a.text", "/w/"), err: "/a.text: no such file or directory"},
 		{name: "chown", op: copyOp("/dir", "/out"), own: &owner{1000, 1001}, add: []string{"d 0755 1000:1001 /out", "d 0700 1000:1001 /out/sub", "f 0644 1000:1001 /out/sub/deep = deep", "f 0644 1000:1001 /out/x.md = x", "f 4755 1000:1001 /out/run = #!"}},
 		{name: "chmod", op: copyOp("/dir", "/out", func(o *pb.FileActionCopy) { o.Mode = 0o2750 }), add: []string{"d 0750 0:0 /out", "d 2750 5:6 /out/sub", "f 2750 0:0 /out/sub/deep = deep", "f 2750 0:0 /out/x.md = x", "f 2750 0:0 /out/run = #!"}},
 		{name: "symbolic chmod", op: copyOp("/dir", "/out", func(o *pb.FileActionCopy) { o.ModeStr = "go-rx,u+X" }), add: []string{"d 0755 0:0 /out", "d 0700 5:6 /out/sub", "f 0600 0:0 /out/sub/deep = deep", "f 0600 0:0 /out/x.md = x", "f 4700 0:0 /out/run = #!"}},

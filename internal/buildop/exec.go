@@ -35,12 +35,57 @@ func (d *Deps) NewContainer(ctx context.Context, c step.ContainerConfig) (*step.
 }
 
 func newSourceOp(d *Deps, v *llb.Vertex, op *pb.SourceOp) (solve.Op, error) {
+	if d.Policy != nil {
+		return &policed{deps: d, vertex: v, op: op}, nil
+	}
 	return source.New(d.sources(), v, op)
 }
 
-// ResolveMetadata pins a source and says what it is, see
-// source.Deps.ResolveMetadata.
+// policed is a source that a policy decides on, when it is first looked at.
+type policed struct {
+	deps   *Deps
+	vertex *llb.Vertex
+	op     *pb.SourceOp
+	real   solve.Op
+}
+
+// CacheMap implements solve.Op.
+func (p *policed) CacheMap(ctx context.Context) (*solve.CacheMap, error) {
+	if p.real == nil {
+		op, err := p.deps.Policy(ctx, p.vertex.Op.Platform, p.op)
+		if err != nil {
+			return nil, err
+		}
+		if p.real, err = source.New(p.deps.sources(), p.vertex, op); err != nil {
+			return nil, err
+		}
+	}
+	return p.real.CacheMap(ctx)
+}
+
+// Run implements solve.Op.
+func (p *policed) Run(ctx context.Context, in []solve.Result, job solve.Job) ([]solve.Result, error) {
+	return p.real.Run(ctx, in, job)
+}
+
+// ResolveMetadata pins a source, or what a policy puts in its place, and says
+// what it is, see source.Deps.ResolveMetadata.
 func (d *Deps) ResolveMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
+	if d.Policy != nil {
+		var platform *pb.Platform
+		if o := opt.ImageOpt; o != nil && o.Platform != nil {
+			platform = &pb.Platform{OS: o.Platform.OS, Architecture: o.Platform.Architecture, Variant: o.Platform.Variant, OSVersion: o.Platform.OSVersion, OSFeatures: o.Platform.OSFeatures}
+		}
+		var err error
+		if op, err = d.Policy(ctx, platform, op); err != nil {
+			return nil, err
+		}
+	}
+	return d.Describe(ctx, op, opt)
+}
+
+// Describe is ResolveMetadata without a policy.
+func (d *Deps) Describe(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
 	return d.sources().ResolveMetadata(ctx, op, opt)
 }
 

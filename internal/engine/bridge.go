@@ -23,6 +23,7 @@ import (
 
 	"github.com/moby/buildkit/client/llb/sourceresolver"
 	"github.com/moby/buildkit/solver/pb"
+	spb "github.com/moby/buildkit/sourcepolicy/pb"
 	fstypes "github.com/tonistiigi/fsutil/types"
 	"golang.org/x/sys/unix"
 )
@@ -39,6 +40,7 @@ type bridge struct {
 	progress  *progress
 	// importCaches adds caches to look results up in.
 	importCaches func([]remotecache.Options) error
+	policies     *policy
 
 	mu   sync.Mutex
 	kept map[string]*solve.Result // guarded by mu; what failed operations left, by made-up ids
@@ -59,6 +61,14 @@ func (b *bridge) solve(ctx context.Context, e llb.Edge) (solve.Result, error) {
 
 func (b *bridge) ResolveMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
 	return b.deps.ResolveMetadata(ctx, op, opt)
+}
+
+// AddPolicies implements frontend.Engine.
+func (b *bridge) AddPolicies(list []*spb.Policy) error {
+	if len(list) == 0 {
+		return nil
+	}
+	return b.policies.add(list)
 }
 
 func (b *bridge) Warn(w frontend.Warning) { b.progress.warn(w) }

@@ -30,7 +30,7 @@ import (
 
 	"github.com/moby/buildkit/client"
 	bkerrdefs "github.com/moby/buildkit/solver/errdefs"
-	"github.com/moby/buildkit/solver/pb"
+	spb "github.com/moby/buildkit/sourcepolicy/pb"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 )
@@ -45,6 +45,7 @@ type BuildResult struct {
 	Provenance map[string][]byte
 	Multi      bool
 	Answer     map[string][]byte // of the frontend, when BuildRequest.Call asked for one
+	Metadata   map[string][]byte // what else the frontend said
 	Steps      []StepRecord
 	Context    *buildcontext.Totals // of the build context; nil when it is no directory or was not needed
 	Warnings   []string
@@ -103,6 +104,13 @@ type Job struct {
 	// Keep, when not nil, makes what is kept with the record of the build, whose
 	// failure is nil when it succeeded. It is not asked for an unrecorded build.
 	Keep func(res *BuildResult, failure error) *Keepsake
+	// Policies decide on sources, and CheckPolicy on what they let through; nil:
+	// nobody.
+	Policies    []*spb.Policy
+	CheckPolicy PolicyCheck
+	// Platforms are those asked for, with commas between; "" is this machine's. Nil:
+	// whatever the frontend makes is right.
+	Platforms *string
 	// Attests are the attestations asked for, see ParseAttests.
 	Attests map[string]map[string]string
 	// ProvenanceEnv is what who runs the builder adds to provenance.
@@ -127,6 +135,7 @@ type building struct {
 	solver   *solve.Solver
 	progress *progress
 	deps     *buildop.Deps
+	policy   *policy
 	caches   *remotecache.Set
 	cacheTo  []*remotecache.Export
 	before   usage
@@ -241,6 +250,11 @@ func (e *Engine) newBuilding(ctx context.Context, j *Job) (*building, error) {
 	}
 	b.deps.Epoch, b.deps.Lock, b.deps.Offline = j.Epoch, j.Lock, j.Offline
 	b.deps.KeepFailed = j.KeepFailed
+	b.policy = &policy{deps: b.deps, check: j.CheckPolicy}
+	b.deps.Policy = b.policy.apply
+	if err := b.policy.add(j.Policies); err != nil {
+		return nil, err
+	}
 	if err := b.openCaches(ctx); err != nil {
 		return nil, err
 	}
@@ -278,17 +292,23 @@ func (b *building) run(ctx context.Context) (*BuildResult, error) {
 	if err := b.checkPush(ctx); err != nil {
 		return out, err
 	}
-	br := &bridge{solver: b.solver, snapshots: b.engine.Snapshots, deps: b.deps, progress: b.progress, importCaches: b.importCaches}
+	br := &bridge{solver: b.solver, snapshots: b.engine.Snapshots, deps: b.deps, progress: b.progress, importCaches: b.importCaches, policies: b.policy}
 	res, err := b.job.Solve(ctx, br, b.id)
 	if err != nil {
 		return out, err
 	}
+	out.Metadata = res.Metadata
 	if len(res.Targets) == 0 && res.Metadata != nil {
 		out.Answer = res.Metadata
 		return out, nil
 	}
 	if b.job.Lock.Recording() {
 		return out, b.pinSources(ctx, res)
+	}
+	if b.job.Platforms != nil && slices.ContainsFunc(res.Targets, func(t frontend.Target) bool { return t.Edge != nil }) {
+		if text := platformWarning(*b.job.Platforms, res); text != "" {
+			b.progress.warn(frontend.Warning{Short: text})
+		}
 	}
 	chains := make([]snapshot.Chain, len(res.Targets))
 	g, gctx := errgroup.WithContext(ctx)
@@ -348,16 +368,18 @@ func (b *building) explainFailure(err error) error {
 	return err
 }
 
-// sources are the places of a step in its files, one for each file.
+// sources are the places of a step in its files, one for each location that its
+// definition names.
 func sources(v *llb.Vertex) []*bkerrdefs.Source {
 	var list []*bkerrdefs.Source
+	place := -1
 	for _, pos := range v.Sources {
-		i := slices.IndexFunc(list, func(s *bkerrdefs.Source) bool { return s.Info == pos.Info })
-		if i < 0 {
-			i = len(list)
+		if pos.Place != place {
+			place = pos.Place
 			list = append(list, &bkerrdefs.Source{Info: pos.Info})
 		}
-		list[i].Ranges = append(list[i].Ranges, &pb.Range{Start: &pb.Position{Line: int32(pos.Start)}, End: &pb.Position{Line: int32(pos.End)}})
+		last := list[len(list)-1]
+		last.Ranges = append(last.Ranges, pos.Range)
 	}
 	return list
 }

@@ -86,7 +86,7 @@ func (b *building) export(ctx context.Context, res *frontend.Result, chains []sn
 	}
 	src := export.Source{Multi: res.Multi}
 	for i, t := range res.Targets {
-		src.Platforms = append(src.Platforms, export.Platform{Platform: t.Platform, Config: t.Config, Chain: chains[i], Base: t.BaseConfig, Cache: caches[i], Attestations: attests[i]})
+		src.Platforms = append(src.Platforms, export.Platform{ID: t.ID, Platform: t.Platform, Config: t.Config, Chain: chains[i], Base: t.BaseConfig, Cache: caches[i], Attestations: attests[i]})
 		if t.Epoch != nil {
 			src.Epoch = t.Epoch
 		}
@@ -95,6 +95,12 @@ func (b *building) export(ctx context.Context, res *frontend.Result, chains []sn
 	for _, o := range b.job.Outputs {
 		err := b.progress.phase(phaseName(o), func(job solve.JobCloser) error {
 			started := time.Now()
+			if err := o.NameBy(string(res.Metadata["image.name"])); err != nil {
+				return err
+			}
+			if err := o.Annotate(res.Metadata); err != nil {
+				return err
+			}
 			x := &export.Exporter{
 				Store: b.engine.Store, Snapshots: b.engine.Snapshots, Images: b.images, Registry: b.registry,
 				Stdout: b.stdout(),

@@ -31,6 +31,9 @@ type assembled struct {
 func (x *Exporter) assemble(ctx context.Context, src Source, o *Output) ([]*assembled, error) {
 	var out []*assembled
 	for _, p := range src.Platforms {
+		if o.Config != nil {
+			p.Config = o.Config
+		}
 		chain, clamped := p.Chain, map[int]string{}
 		if o.RewriteTimestamps && src.Epoch == nil && !o.EpochOptional {
 			return nil, errdef.WithHint(errdef.New(errdef.ErrInvalid, "rewrite-timestamp: the build has no SOURCE_DATE_EPOCH"),

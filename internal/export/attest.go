@@ -18,11 +18,9 @@ import (
 	"dhow/internal/oci"
 	"dhow/internal/snapshot"
 
-	"github.com/moby/buildkit/util/purl"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
-	"github.com/package-url/packageurl-go"
 )
 
 // Attestation is a statement about a platform's result, in in-toto's form
@@ -202,9 +200,9 @@ func (x *Exporter) layerOf(tree snapshot.Chain, name string) int {
 func imageSubjects(o *Output, p oci.Platform, manifest digest.Digest) ([]subject, error) {
 	var out []subject
 	for _, n := range o.Names {
-		name, err := purl.RefToPURL(packageurl.TypeDocker, n.String(), &p)
+		name, err := oci.PackageURL("docker", n.String(), &p)
 		if err != nil {
-			return nil, errdef.New(errdef.ErrInvalid, "name image %s: %w", n, err)
+			return nil, err
 		}
 		out = append(out, subject{Name: name, Digest: map[string]string{manifest.Algorithm().String(): manifest.Encoded()}})
 	}

@@ -100,7 +100,7 @@ func (x *Exporter) pulled(ctx context.Context, b *blob, forms []ocispecs.Descrip
 	}
 	want := c
 	// A layer that came from an archive is packed before it goes over a wire.
-	if o.Force || o.DockerTypes && c == oci.Zstd || o.Push && c == oci.Uncompressed {
+	if o.Force || o.Push && c == oci.Uncompressed {
 		want = o.compression()
 	}
 	if want == c && (o.Level == nil || !o.Force) {

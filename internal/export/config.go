@@ -1,6 +1,7 @@
 package export
 
 import (
+	"bytes"
 	"encoding/json"
 	"slices"
 	"time"
@@ -41,6 +42,9 @@ type layerInfo struct {
 // depends on the input alone.
 func finishConfig(in configInput) ([]byte, error) {
 	raw := in.raw
+	if string(bytes.TrimSpace(raw)) == "null" {
+		return nil, errdef.New(errdef.ErrInvalid, "invalid null image config for export")
+	}
 	if len(raw) == 0 {
 		var err error
 		if raw, err = defaultConfig(in.platform); err != nil {

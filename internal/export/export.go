@@ -37,6 +37,7 @@ type Source struct {
 
 // Platform is the result for one platform.
 type Platform struct {
+	ID       string // what the frontend calls it; "": oci.FormatPlatform's name
 	Platform oci.Platform
 	// Config is the image configuration as the frontend made it; empty for a
 	// result without one, which gets docker's default. Its rootfs is ignored.

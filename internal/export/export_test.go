@@ -590,7 +590,7 @@ func TestExportPulledLayers(t *testing.T) {
 	}{
 		{Output{}, []string{"zstd", "zstd", "gzip"}},
 		{Output{Compression: oci.Gzip, Force: true}, []string{"gzip", "gzip", "gzip"}},
-		{Output{DockerTypes: true}, []string{"gzip", "gzip", "gzip"}},
+		{Output{DockerTypes: true}, []string{"zstd", "zstd", "gzip"}},
 		{Output{Compression: oci.Uncompressed, Force: true}, []string{"tar", "tar", "tar"}},
 	} {
 		dir := filepath.Join(t.TempDir(), "l")

@@ -36,7 +36,9 @@ type Output struct {
 	// Trees, when not nil, takes the trees instead of the directory Dest.
 	Trees func(ctx context.Context, trees []Tree) error
 	Names []oci.Ref // with tags
-	Push  bool
+	// NamedByFrontend takes the names that the frontend gives the image.
+	NamedByFrontend bool
+	Push            bool
 	// PushByDigest pushes without a tag.
 	PushByDigest bool
 	// NoStore leaves no record in the store.
@@ -60,6 +62,8 @@ type Output struct {
 	// ForceSplit gives a single platform a directory of its own, too.
 	ForceSplit  bool
 	Annotations []Annotation
+	// Config, when not nil, replaces the configuration that the frontend made.
+	Config []byte
 	// AttestationsApart keeps inline-only attestations out of images.
 	AttestationsApart bool
 	// NoArtifact lists attestations in a manifest that looks like an image's, as

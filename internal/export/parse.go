@@ -190,6 +190,10 @@ func (o *Output) setNames(value string) error {
 		if name = strings.TrimSpace(name); name == "" {
 			continue
 		}
+		if name == "*" {
+			o.NamedByFrontend = true
+			continue
+		}
 		ref, err := oci.ParseTagged(name)
 		if err != nil {
 			return err
@@ -244,9 +248,6 @@ func (o *Output) check() error {
 	}
 	if o.Push && o.Type != TypeImage {
 		return errdef.New(errdef.ErrInvalid, "push goes with type=image or type=registry, not with type=%s", o.Type)
-	}
-	if o.DockerTypes && o.Compression == oci.Zstd {
-		return errdef.New(errdef.ErrInvalid, "compression=zstd and oci-mediatypes=false exclude each other: docker has no type for it")
 	}
 	if o.DockerTypes && len(o.Annotations) > 0 {
 		return errdef.New(errdef.ErrInvalid, "annotations and oci-mediatypes=false exclude each other: docker's manifests have none")
@@ -315,6 +316,31 @@ func annotationKey(key, value string) (a Annotation, ok bool, err error) {
 	}
 	a, err = annotation(level, platform, name, value)
 	return a, true, err
+}
+
+// NameBy takes the frontend's names for an output that wants them.
+func (o *Output) NameBy(names string) error {
+	if !o.NamedByFrontend {
+		return nil
+	}
+	return o.setNames(names)
+}
+
+// Annotate adds what a frontend wants annotated, in the keys of --output, which go
+// before what the output itself says. ErrInvalid.
+func (o *Output) Annotate(metadata map[string][]byte) error {
+	var list []Annotation
+	for _, k := range slices.Sorted(maps.Keys(metadata)) {
+		a, ok, err := annotationKey(k, string(metadata[k]))
+		if err != nil {
+			return err
+		}
+		if ok {
+			list = append(list, a)
+		}
+	}
+	o.Annotations = append(list, o.Annotations...)
+	return nil
 }
 
 var levels = []Level{LevelManifest, LevelManifestDescriptor, LevelIndex, LevelIndexDescriptor}

@@ -81,7 +81,6 @@ func TestParseOutputRefuses(t *testing.T) {
 		{"type=image,compression-level=x", errdef.ErrInvalid, "want a number"},
 		{"type=image,compression-level=10", errdef.ErrInvalid, "want 0 to 9"},
 		{"type=image,compression=zstd,compression-level=23", errdef.ErrInvalid, "want 0 to 22"},
-		{"type=image,compression=zstd,oci-mediatypes=false", errdef.ErrInvalid, "exclude each other"},
 		{"type=image,annotation.a=b,oci-mediatypes=false", errdef.ErrInvalid, "exclude each other"},
 		{"type=image,annotation-index[linux/amd64].a=b", errdef.ErrInvalid, "has no platform"},
 		{"type=image,registry.insecure=true", errdef.ErrUnsupported, "without TLS"},

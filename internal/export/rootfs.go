@@ -1,6 +1,7 @@
 package export
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,7 +50,7 @@ func (x *Exporter) mount(ctx context.Context, src Source, split bool, o *Output)
 		m.files = append(m.files, f)
 		t := layer.Tree{Dir: fmt.Sprintf("/proc/self/fd/%d", f.Fd())}
 		if split {
-			t.Prefix = strings.ReplaceAll(oci.FormatPlatform(p.Platform), "/", "_")
+			t.Prefix = strings.ReplaceAll(cmp.Or(p.ID, oci.FormatPlatform(p.Platform)), "/", "_")
 		}
 		m.trees = append(m.trees, t)
 		platform := ""

@@ -10,7 +10,6 @@ package frontend
 
 import (
 	"context"
-	"encoding/json"
 	"maps"
 	"strconv"
 	"strings"
@@ -19,13 +18,13 @@ import (
 	"dhow/internal/errdef"
 	"dhow/internal/llb"
 
-	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/client/llb/sourceresolver"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	"github.com/moby/buildkit/frontend/dockerfile/builder"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	bkerrdefs "github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
+	spb "github.com/moby/buildkit/sourcepolicy/pb"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	fstypes "github.com/tonistiigi/fsutil/types"
 )
@@ -49,6 +48,8 @@ type Engine interface {
 	// NewContainer prepares a container that the frontend starts programs in. The
 	// edges are the trees of its mounts, nil for those that have none.
 	NewContainer(ctx context.Context, req gateway.NewContainerRequest, edges []*llb.Edge) (gateway.Container, error)
+	// AddPolicies has policies decide on sources from now on.
+	AddPolicies(list []*spb.Policy) error
 	// Warn takes a warning about the Dockerfile.
 	Warn(w Warning)
 }
@@ -147,15 +148,12 @@ func Convert(res *gateway.Result) (*Result, error) {
 	if _, ok := res.Metadata["result.txt"]; ok || res.Metadata["result.json"] != nil {
 		return out, nil
 	}
-	var list exptypes.Platforms
-	if raw := res.Metadata[exptypes.ExporterPlatformsKey]; raw != nil {
-		if err := json.Unmarshal(raw, &list); err != nil {
-			return nil, errdef.New(errdef.ErrInvalid, "decode the frontend's platforms: %w", err)
-		}
+	if len(res.Refs) > 0 && res.Metadata[exptypes.ExporterPlatformsKey] == nil {
+		return nil, errdef.New(errdef.ErrInvalid, "build result contains multiple refs without platforms mapping")
 	}
-	if len(list.Platforms) == 0 {
-		p := platforms.Normalize(platforms.DefaultSpec())
-		list.Platforms = []exptypes.Platform{{ID: platforms.FormatAll(p), Platform: p}}
+	list, err := exptypes.ParsePlatforms(res.Metadata)
+	if err != nil {
+		return nil, errdef.As(errdef.ErrInvalid, err)
 	}
 	out.Multi = len(res.Refs) > 0
 	for _, p := range list.Platforms {

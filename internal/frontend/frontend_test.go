@@ -17,6 +17,7 @@ import (
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
+	spb "github.com/moby/buildkit/sourcepolicy/pb"
 	"github.com/opencontainers/go-digest"
 	fstypes "github.com/tonistiigi/fsutil/types"
 )
@@ -56,6 +57,8 @@ func (f *files) ReadDir(context.Context, llb.Edge, string, string) ([]*fstypes.S
 func (f *files) NewContainer(context.Context, gateway.NewContainerRequest, []*llb.Edge) (gateway.Container, error) {
 	return nil, errNoContainers
 }
+
+func (f *files) AddPolicies([]*spb.Policy) error { return nil }
 
 func (f *files) StatFile(_ context.Context, _ llb.Edge, name string) (*fstypes.Stat, error) {
 	if _, ok := f.tree[name]; !ok {

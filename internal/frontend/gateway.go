@@ -52,6 +52,9 @@ func (g *gw) BuildOpts() gateway.BuildOpts { return g.build }
 
 // Solve decodes a definition into a reference that nobody has made yet.
 func (g *gw) Solve(ctx context.Context, req gateway.SolveRequest) (*gateway.Result, error) {
+	if err := g.engine.AddPolicies(req.SourcePolicies); err != nil {
+		return nil, err
+	}
 	if req.Frontend != "" {
 		if req.Definition != nil && len(req.Definition.Def) > 0 {
 			return nil, errdef.New(errdef.ErrInvalid, "cannot solve with both Definition and Frontend specified")

@@ -13,6 +13,7 @@ import (
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/solver/pb"
+	spb "github.com/moby/buildkit/sourcepolicy/pb"
 	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -176,12 +177,9 @@ func (g *Bridge) ref(id string) (gateway.Reference, error) {
 
 // bridgeSolve decodes a definition, or runs a frontend.
 func bridgeSolve(ctx context.Context, g *Bridge, req *gwpb.SolveRequest) (*gateway.Result, error) {
-	if len(req.SourcePolicies) > 0 {
-		return nil, errdef.New(errdef.ErrUnsupported, "source policies are not supported")
-	}
 	return g.client.Solve(ctx, gateway.SolveRequest{
 		Definition: req.Definition, Frontend: req.Frontend, FrontendOpt: req.FrontendOpt, FrontendInputs: req.FrontendInputs, Evaluate: req.Evaluate,
-		CacheImports: cacheImports(req),
+		CacheImports: cacheImports(req), SourcePolicies: req.SourcePolicies,
 	})
 }
 
@@ -298,8 +296,8 @@ func (s *Service) ResolveImageConfig(ctx context.Context, req *gwpb.ResolveImage
 		return nil, err
 	}
 	defer end()
-	if len(req.SourcePolicies) > 0 {
-		return nil, errdef.New(errdef.ErrUnsupported, "source policies are not supported")
+	if err := g.policies(req.SourcePolicies); err != nil {
+		return nil, err
 	}
 	opt := sourceresolver.Opt{LogName: req.LogName}
 	if sourceresolver.ResolverType(req.ResolverType) == sourceresolver.ResolverTypeOCILayout {
@@ -326,12 +324,11 @@ func (s *Service) ResolveSourceMeta(ctx context.Context, req *gwpb.ResolveSource
 	switch {
 	case req.Source == nil:
 		return nil, errdef.New(errdef.ErrInvalid, "source is required")
-	case len(req.SourcePolicies) > 0:
-		return nil, errdef.New(errdef.ErrUnsupported, "source policies are not supported")
 	case req.Image.GetAttestationChain() || len(req.Image.GetResolveAttestations()) > 0:
 		return nil, errdef.New(errdef.ErrUnsupported, "attestations of images are not supported")
-	case req.HTTP.GetChecksumRequest() != nil:
-		return nil, errdef.New(errdef.ErrUnsupported, "checksums with a suffix are not supported")
+	}
+	if err := g.policies(req.SourcePolicies); err != nil {
+		return nil, err
 	}
 	p := platformOf(req.Platform)
 	opt := sourceresolver.Opt{
@@ -342,14 +339,40 @@ func (s *Service) ResolveSourceMeta(ctx context.Context, req *gwpb.ResolveSource
 	if req.Git != nil {
 		opt.GitOpt = &sourceresolver.ResolveGitOpt{ReturnObject: req.Git.ReturnObject}
 	}
+	if c := req.HTTP.GetChecksumRequest(); c != nil {
+		opt.HTTPOpt = ChecksumOpt(c)
+	}
 	meta, err := g.client.ResolveSourceMetadata(ctx, req.Source, opt)
 	if err != nil {
 		return nil, err
 	}
-	return metaResponse(meta), nil
+	return MetaResponse(meta), nil
 }
 
-func metaResponse(m *sourceresolver.MetaResponse) *gwpb.ResolveSourceMetaResponse {
+// policies adds those of one call.
+func (g *Bridge) policies(list []*spb.Policy) error {
+	if c, ok := g.client.(*gw); ok {
+		return c.engine.AddPolicies(list)
+	}
+	return nil
+}
+
+// ChecksumOpt asks for the digest of a file with bytes put behind it.
+func ChecksumOpt(c *gwpb.ChecksumRequest) *sourceresolver.ResolveHTTPOpt {
+	algo := map[gwpb.ChecksumRequest_ChecksumAlgo]sourceresolver.ResolveHTTPChecksumAlgo{
+		gwpb.ChecksumRequest_CHECKSUM_ALGO_SHA256: sourceresolver.ResolveHTTPChecksumAlgoSHA256,
+		gwpb.ChecksumRequest_CHECKSUM_ALGO_SHA384: sourceresolver.ResolveHTTPChecksumAlgoSHA384,
+		gwpb.ChecksumRequest_CHECKSUM_ALGO_SHA512: sourceresolver.ResolveHTTPChecksumAlgoSHA512,
+	}
+	want, ok := algo[c.Algo]
+	if !ok {
+		want = sourceresolver.ResolveHTTPChecksumAlgo(-1) // refused by who resolves it
+	}
+	return &sourceresolver.ResolveHTTPOpt{ChecksumReq: &sourceresolver.ResolveHTTPChecksumRequest{Algo: want, Suffix: c.Suffix}}
+}
+
+// MetaResponse is what is known of a source in the words of the gateway.
+func MetaResponse(m *sourceresolver.MetaResponse) *gwpb.ResolveSourceMetaResponse {
 	out := &gwpb.ResolveSourceMetaResponse{Source: m.Op}
 	if m.Image != nil {
 		out.Image = &gwpb.ResolveSourceImageResponse{Digest: m.Image.Digest.String(), Config: m.Image.Config}
@@ -361,6 +384,9 @@ func metaResponse(m *sourceresolver.MetaResponse) *gwpb.ResolveSourceMetaRespons
 	}
 	if m.HTTP != nil {
 		out.HTTP = &gwpb.ResolveSourceHTTPResponse{Checksum: m.HTTP.Digest.String(), Filename: m.HTTP.Filename}
+		if c := m.HTTP.ChecksumResponse; c != nil {
+			out.HTTP.ChecksumResponse = &gwpb.ChecksumResponse{Digest: c.Digest, Suffix: c.Suffix}
+		}
 		if m.HTTP.LastModified != nil {
 			out.HTTP.LastModified = timestamppb.New(*m.HTTP.LastModified)
 		}

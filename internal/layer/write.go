@@ -69,6 +69,10 @@ func (w *writer) tree(t Tree) error {
 		return w.dir(root, "")
 	}
 	h := &header{name: t.Prefix + "/", kind: typeDir, mode: 0o755}
+	if w.prefix == t.Prefix {
+		return w.dir(root, h.name) // a second tree in the same place
+	}
+	w.prefix = t.Prefix
 	if w.epoch != nil {
 		h.mtime = w.epoch.Unix()
 	}
@@ -86,6 +90,7 @@ type writer struct {
 	links   map[inode]string // first name of files that have several
 	res     WriteResult
 	block   []byte
+	prefix  string // of the last tree
 }
 
 type inode struct{ dev, ino uint64 }

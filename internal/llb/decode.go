@@ -167,7 +167,7 @@ func (d *decoder) positions(dgst digest.Digest) []Position {
 		return nil
 	}
 	var out []Position
-	for _, l := range locs.Locations {
+	for place, l := range locs.Locations {
 		if l == nil || int(l.SourceIndex) >= len(d.def.Source.Infos) || l.SourceIndex < 0 {
 			continue
 		}
@@ -175,7 +175,10 @@ func (d *decoder) positions(dgst digest.Digest) []Position {
 			if r.GetStart() == nil {
 				continue
 			}
-			p := Position{Info: d.def.Source.Infos[l.SourceIndex], Start: int(r.Start.Line), End: int(r.Start.Line)}
+			if r.End == nil {
+				r = &pb.Range{Start: r.Start, End: r.Start}
+			}
+			p := Position{Info: d.def.Source.Infos[l.SourceIndex], Start: int(r.Start.Line), End: int(r.Start.Line), Range: r, Place: place}
 			if r.End != nil {
 				p.End = max(p.Start, int(r.End.Line))
 			}

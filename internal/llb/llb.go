@@ -33,6 +33,10 @@ type Edge struct {
 type Position struct {
 	Info       *pb.SourceInfo
 	Start, End int
+	// Range is the position as the definition has it, and Place which of the
+	// operation's locations it belongs to.
+	Range *pb.Range
+	Place int
 }
 
 // Graph is a decoded definition. Root is nil for the empty definition (scratch).

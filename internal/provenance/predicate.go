@@ -10,6 +10,7 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/llb"
+	"dhow/internal/oci"
 
 	slsa "github.com/in-toto/in-toto-golang/in_toto/slsa_provenance/common"
 	slsa02 "github.com/in-toto/in-toto-golang/in_toto/slsa_provenance/v0.2"
@@ -17,7 +18,6 @@ import (
 	dockerfile "github.com/moby/buildkit/frontend/dockerfile/version"
 	types "github.com/moby/buildkit/solver/llbsolver/provenance/types"
 	"github.com/moby/buildkit/solver/pb"
-	"github.com/moby/buildkit/util/purl"
 	"github.com/moby/buildkit/util/urlutil"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -167,14 +167,14 @@ func (c *Capture) dependencies() ([]slsa1.ResourceDescriptor, error) {
 		return packageurl.TypeDocker
 	}
 	for _, i := range c.Sources.Images {
-		uri, err := purl.RefToPURL(kind(i.Local), i.Ref, i.Platform)
+		uri, err := oci.PackageURL(kind(i.Local), i.Ref, i.Platform)
 		if err != nil {
-			return nil, errdef.New(errdef.ErrInvalid, "name image %s: %w", i.Ref, err)
+			return nil, err
 		}
 		add(uri, digestSet(i.Digest))
 	}
 	for _, b := range c.Sources.ImageBlobs {
-		uri, err := purl.RefToPURL(kind(b.Local), b.Ref, nil)
+		uri, err := oci.PackageURL(kind(b.Local), b.Ref, nil)
 		if err == nil {
 			var u packageurl.PackageURL
 			if u, err = packageurl.FromString(uri); err == nil {

@@ -55,6 +55,12 @@ type DirRequest struct {
 	// SharedKeyHint tells directories of one name apart that have nothing in common.
 	SharedKeyHint            string
 	Include, Exclude, Follow []string
+	// Resend has files sent whose size and times are those of a copy that is here.
+	Resend bool
+	// MetadataOnly has no files sent but those that Contents selects; the file
+	// .fsutil-metadata tells of the others.
+	MetadataOnly bool
+	Contents     []string
 	// Vertex is whom a display shows as waiting for the files.
 	Vertex digest.Digest
 }

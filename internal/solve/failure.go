@@ -15,8 +15,14 @@ type Failure struct {
 	Err           error
 }
 
-// Error is the cause's text.
-func (f *Failure) Error() string { return f.Err.Error() }
+// Error is the cause's text; where a key could not be made, it says so in the
+// words that people know from BuildKit.
+func (f *Failure) Error() string {
+	if f.Input >= 0 {
+		return "failed to compute cache key: " + f.Err.Error()
+	}
+	return f.Err.Error()
+}
 
 // Unwrap returns the cause.
 func (f *Failure) Unwrap() error { return f.Err }

@@ -1,6 +1,7 @@
 package source
 
 import (
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -50,23 +51,19 @@ func (h *httpSource) once(ctx context.Context, known *httpFile) (*httpFile, erro
 	stalled := errdef.New(errdef.ErrUnavailable, "nothing came for %s", httpStall)
 	watchdog := time.AfterFunc(httpStall, func() { cancel(stalled) })
 	defer watchdog.Stop()
-	req, err := h.request(ctx, known)
+	if known != nil {
+		if f, err := h.unchanged(ctx, known); f != nil || err != nil {
+			return f, err
+		}
+	}
+	resp, err := h.ask(ctx, http.MethodGet, known)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := h.client().Do(req)
-	if err != nil {
-		return nil, unavailable(ctx, err)
-	}
 	defer resp.Body.Close()
-	same := known != nil && (resp.StatusCode == http.StatusNotModified ||
-		// Some servers send the file again although its tag is the one asked about.
-		resp.StatusCode == http.StatusOK && known.ETag != "" && weak(resp.Header.Get("ETag")) == weak(known.ETag))
 	switch {
-	case same:
-		f := *known
-		f.Filename = h.name(resp)
-		return &f, nil
+	case known.is(resp):
+		return known.named(h.name(resp)), nil
 	case resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusRequestTimeout:
 		return nil, errdef.New(errdef.ErrUnavailable, "invalid response status %d", resp.StatusCode)
 	case resp.StatusCode == http.StatusNotFound, resp.StatusCode == http.StatusGone:
@@ -76,11 +73,61 @@ func (h *httpSource) once(ctx context.Context, known *httpFile) (*httpFile, erro
 	case resp.StatusCode != http.StatusOK:
 		return nil, errdef.New(errdef.ErrInvalid, "invalid response status %d", resp.StatusCode)
 	}
-	dgst, err := h.store(ctx, &fedReader{resp.Body, watchdog})
+	body := io.Reader(&fedReader{resp.Body, watchdog})
+	if resp.Header.Get("Content-Encoding") == "gzip" {
+		// Asked for by name, the transport leaves it to us.
+		zipped, err := gzip.NewReader(body)
+		if err != nil {
+			return nil, errdef.New(errdef.ErrInvalid, "unpack the answer: %w", err)
+		}
+		defer zipped.Close()
+		body = zipped
+	}
+	dgst, err := h.store(ctx, body)
 	if err != nil {
 		return nil, err
 	}
 	return &httpFile{ETag: resp.Header.Get("ETag"), LastModified: resp.Header.Get("Last-Modified"), Digest: dgst, Filename: h.name(resp)}, nil
+}
+
+// unchanged asks about a file that is here without having it sent, as some servers
+// send it again although its tag is the one asked about. Nil when it changed, or
+// when the server does not know the question.
+func (h *httpSource) unchanged(ctx context.Context, known *httpFile) (*httpFile, error) {
+	resp, err := h.ask(ctx, http.MethodHead, known)
+	if err != nil {
+		return nil, err
+	}
+	resp.Body.Close()
+	if !known.is(resp) {
+		return nil, nil
+	}
+	return known.named(h.name(resp)), nil
+}
+
+func (h *httpSource) ask(ctx context.Context, method string, known *httpFile) (*http.Response, error) {
+	req, err := h.request(ctx, method, known)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := h.client().Do(req)
+	if err != nil {
+		return nil, unavailable(ctx, err)
+	}
+	return resp, nil
+}
+
+// is says whether the server's answer means the file that is known.
+func (f *httpFile) is(resp *http.Response) bool {
+	return f != nil && (resp.StatusCode == http.StatusNotModified ||
+		resp.StatusCode == http.StatusOK && f.ETag != "" && weak(resp.Header.Get("ETag")) == weak(f.ETag))
+}
+
+// named is the same file under another name.
+func (f *httpFile) named(name string) *httpFile {
+	out := *f
+	out.Filename = name
+	return &out
 }
 
 // weak leaves out the mark of a tag that promises the same meaning, not the
@@ -140,8 +187,8 @@ func (e *errReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (h *httpSource) request(ctx context.Context, known *httpFile) (*http.Request, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, h.url, nil)
+func (h *httpSource) request(ctx context.Context, method string, known *httpFile) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, method, h.url, nil)
 	if err != nil {
 		return nil, errdef.As(errdef.ErrInvalid, err)
 	}
@@ -149,6 +196,9 @@ func (h *httpSource) request(ctx context.Context, known *httpFile) (*http.Reques
 	if req.Header.Get("User-Agent") == "" {
 		// Servers that know builders know BuildKit.
 		req.Header.Set("User-Agent", "dhow buildkit/v0.34")
+	}
+	if req.Header.Get("Accept-Encoding") == "" {
+		req.Header.Set("Accept-Encoding", "gzip")
 	}
 	if known != nil && known.ETag != "" {
 		req.Header.Set("If-None-Match", known.ETag)

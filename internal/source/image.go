@@ -68,7 +68,7 @@ func layerLimit(s string) (int, error) {
 	}
 	n, err := strconv.Atoi(s)
 	if err != nil || n < 1 {
-		return 0, errdef.New(errdef.ErrInvalid, "layer limit %q: want a number above 0", s)
+		return 0, errdef.New(errdef.ErrInvalid, "invalid layer limit %q: want a number above 0", s)
 	}
 	return n, nil
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"dhow/internal/buildcontext"
@@ -23,13 +24,16 @@ import (
 // its result is the scanned tree, and its key the digest of all that the filter
 // lets through.
 type localSource struct {
-	deps   *Deps
-	name   string
-	owner  string // id of the session that has it; "": the build's
-	hint   string // shared key hint
-	vertex digest.Digest
-	filter buildcontext.Filter
-	tree   *buildcontext.Tree
+	deps     *Deps
+	name     string
+	owner    string // id of the session that has it; "": the build's
+	hint     string // shared key hint
+	resend   bool
+	bare     bool // metadata only, but for contents
+	contents []string
+	vertex   digest.Digest
+	filter   buildcontext.Filter
+	tree     *buildcontext.Tree
 }
 
 // newLocalSource reads the attributes that select files and say whose they are.
@@ -44,12 +48,28 @@ func newLocalSource(d *Deps, v *llb.Vertex, name string, attrs map[string]string
 		pb.AttrExcludePatterns: &l.filter.Exclude,
 		pb.AttrIncludePatterns: &l.filter.Include,
 		pb.AttrFollowPaths:     &l.filter.Follow,
+
+		pb.AttrMetadataTransferExclude: &l.contents,
 	} {
 		if v := attrs[attr]; v != "" {
 			if err := json.Unmarshal([]byte(v), list); err != nil {
 				return nil, errdef.New(errdef.ErrInvalid, "local source %s: %s: %w", name, attr, err)
 			}
 		}
+	}
+	switch attrs[pb.AttrLocalDiffer] {
+	case pb.AttrLocalDifferNone:
+		l.resend = true
+	case "", pb.AttrLocalDifferMetadata:
+	default:
+		return nil, errdef.New(errdef.ErrInvalid, "local source %s: %s=%s is not known", name, pb.AttrLocalDiffer, attrs[pb.AttrLocalDiffer])
+	}
+	if v := attrs[pb.AttrMetadataTransfer]; v != "" {
+		b, err := strconv.ParseBool(v)
+		if err != nil {
+			return nil, errdef.New(errdef.ErrInvalid, "local source %s: invalid value for %s: %s", name, pb.AttrMetadataTransfer, v)
+		}
+		l.bare = b
 	}
 	return l, nil
 }
@@ -60,7 +80,7 @@ func (l *localSource) CacheMap(ctx context.Context) (*solve.CacheMap, error) {
 		dir, err := l.deps.Session.Dir(ctx, session.DirRequest{
 			Name: l.name, Session: l.owner, SharedKeyHint: l.hint,
 			Include: slices.Clone(l.filter.Include), Exclude: slices.Clone(l.filter.Exclude), Follow: slices.Clone(l.filter.Follow),
-			Vertex: l.vertex,
+			Vertex: l.vertex, Resend: l.resend, MetadataOnly: l.bare, Contents: slices.Clone(l.contents),
 		})
 		if err != nil {
 			return nil, err

@@ -31,8 +31,8 @@ import (
 //	                            "private" and "locked" ones; held while a step runs
 //
 // The key is made of the id and, where the directory begins as a copy of another
-// tree, of the digest of that tree, so that neither --no-cache nor building the
-// tree again loses the cache. A step takes the first directory whose lock it
+// tree, of the digest of that tree, so that building the tree again does not lose
+// the cache; --no-cache does. A step takes the first directory whose lock it
 // gets at once; only "locked" waits, for number 0. The directory is complete
 // when it has its name: it is made under another and renamed.
 
@@ -144,6 +144,13 @@ func (s *step) holdCache(ctx context.Context, m cacheMount) (*cacheDir, error) {
 		return nil, err
 	}
 	s.onRelease(dir.lock.Unlock)
+	if s.fresh {
+		// As BuildKit: who builds without cache wants none of any kind, and what the
+		// step leaves there is the cache from now on.
+		if err := sys.RemoveAll(dir.path); err != nil {
+			return nil, err
+		}
+	}
 	if err := s.fillCache(ctx, dir, m); err != nil {
 		return nil, err
 	}
@@ -167,7 +174,7 @@ func (s *step) holdCache(ctx context.Context, m cacheMount) (*cacheDir, error) {
 
 // lockCache takes the first directory whose lock is free for this kind of use.
 func (s *step) lockCache(ctx context.Context, top string, m cacheMount) (*cacheDir, error) {
-	exclusive := m.CacheOpt.Sharing != pb.CacheSharingOpt_SHARED
+	exclusive := m.CacheOpt.Sharing != pb.CacheSharingOpt_SHARED || s.fresh
 	for n := range maxCacheDirs {
 		at := filepath.Join(top, strconv.Itoa(n))
 		lock, ok, err := sys.TryLockFile(at+".lock", exclusive)

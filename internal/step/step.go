@@ -84,6 +84,7 @@ type Op struct {
 	platform oci.Platform
 	limits   limits
 	ins      int
+	fresh    bool // --no-cache: cache mounts begin anew, too
 }
 
 // ExitError says that a step's command ended with a code that the step does
@@ -134,7 +135,7 @@ func New(d *Deps, v *llb.Vertex, op *pb.ExecOp) (*Op, error) {
 		}
 	}
 	return &Op{
-		deps: d, op: op, name: v.Name, platform: p, ins: len(v.Inputs),
+		deps: d, op: op, name: v.Name, platform: p, ins: len(v.Inputs), fresh: v.Meta.IgnoreCache,
 		limits: d.limits(v.Meta.LinuxResources),
 	}, nil
 }
@@ -146,6 +147,9 @@ func (d *Deps) entitled(op *pb.ExecOp) error {
 	case pb.NetMode_UNSET, pb.NetMode_HOST, pb.NetMode_NONE:
 	default:
 		return errdef.New(errdef.ErrInvalid, "unknown network mode %d", op.Network)
+	}
+	if op.Security != pb.SecurityMode_SANDBOX && op.Security != pb.SecurityMode_INSECURE {
+		return errdef.New(errdef.ErrInvalid, "invalid security mode %d", op.Security)
 	}
 	for _, right := range []struct {
 		name   string
