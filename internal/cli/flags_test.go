@@ -9,12 +9,12 @@ import (
 	"dhow/internal/cli/console"
 )
 
-// try runs a command line that must not get as far as the store.
-func try(args ...string) (stdout, stderr string, status int) {
+// try runs a command line on an empty store.
+func try(t *testing.T, args ...string) (stdout, stderr string, status int) {
 	var out, errOut bytes.Buffer
-	a := &app{&console.Console{In: strings.NewReader(""), Out: &out, Err: &errOut, Version: Version{Version: "1.2.3", Commit: "abc"}, Root: "/proc/no/store"}}
+	a := &app{&console.Console{In: strings.NewReader(""), Out: &out, Err: &errOut, Version: Version{Version: "1.2.3", Commit: "abc"}}}
 	root := a.command()
-	root.SetArgs(args)
+	root.SetArgs(append([]string{"--root", t.TempDir()}, args...))
 	ctx := context.Background()
 	status = a.Report(ctx, root.ExecuteContext(ctx))
 	return out.String(), errOut.String(), status
@@ -55,12 +55,22 @@ func TestMistakesGetAdvice(t *testing.T) {
 		{"run --env-file /nonexistent busybox", []string{"no such file"}, 125},
 		{"run --rmm busybox", []string{"unknown flag: --rmm", "hint: did you mean --rm?"}, 125},
 		{"build --call=check,fmt=json .", []string{"fmt"}, 1},
-		{"inspect --type container x", []string{"only images"}, 1},
+		{"inspect --type task x", []string{`"task" is not a valid value for --type`, "hint: use container"}, 1},
+		{"update x", []string{"one or more flags"}, 1},
+		{"cp a b", []string{"at least one container source"}, 1},
+		{"cp a:b c:d", []string{"copying between containers is not supported", "hint: dhow cp a:b - | dhow cp - c:d"}, 1},
+		{"logs", []string{"requires at least 1 argument"}, 1},
+		{"logs --where x y", []string{"is no condition", "hint: write --where"}, 1},
+		{"events --since never", []string{"--since", "is no time"}, 1},
+		{"network create --ingress=true x", []string{"dhow has no --ingress: it is for swarms"}, 125},
+		{"rm --link x", []string{"dhow has no --link"}, 125},
+		{"health x walk", []string{"nothing that health does", "hint: dhow health x run"}, 1},
+		{"system prune --volumes --filter until=1h", []string{"not supported"}, 1},
 		{"builder prune --filter age=1", []string{`"age" is not known`}, 1},
 		{"builder prune --filter until=x", []string{"is no time"}, 1},
 	} {
 		t.Run(c.args, func(t *testing.T) {
-			_, stderr, code := try(strings.Fields(c.args)...)
+			_, stderr, code := try(t, strings.Fields(c.args)...)
 			if code != c.code {
 				t.Errorf("status: got %d, want %d", code, c.code)
 			}
@@ -77,7 +87,7 @@ func TestMistakesGetAdvice(t *testing.T) {
 }
 
 func TestFlagsThatAskForNothing(t *testing.T) {
-	_, stderr, _ := try("build", "--sbom=false", "--provenance=false", "/nonexistent/context")
+	_, stderr, _ := try(t, "build", "--sbom=false", "--provenance=false", "/nonexistent/context")
 	if strings.Contains(stderr, "dhow has no") {
 		t.Errorf("got %q, want false to be accepted", stderr)
 	}
@@ -85,7 +95,7 @@ func TestFlagsThatAskForNothing(t *testing.T) {
 
 func TestVersion(t *testing.T) {
 	for _, args := range [][]string{{"version", "-f", "{{.Version}}"}, {"-v"}} {
-		if out, _, code := try(args...); code != 0 || !strings.Contains(out, "1.2.3") {
+		if out, _, code := try(t, args...); code != 0 || !strings.Contains(out, "1.2.3") {
 			t.Errorf("%v: got %q, status %d", args, out, code)
 		}
 	}

@@ -3,10 +3,12 @@ package lifecycle
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
 
+	"dhow/internal/errdef"
 	"dhow/internal/image"
 	"dhow/internal/oci"
 	"dhow/internal/snapshot"
@@ -23,7 +25,10 @@ type CommitOptions struct {
 	Author  string
 	Message string
 	Changes []string // Dockerfile instructions
-	Pause   bool     // stop the container's processes meanwhile
+	// Pause stops the container's processes meanwhile; where that is not possible,
+	// Warn hears of it. Nil ignores that.
+	Pause bool
+	Warn  func(string)
 }
 
 // Commit makes an image of what a container changed.
@@ -41,15 +46,11 @@ func (cs *Containers) Commit(ctx context.Context, ref string, o CommitOptions) (
 		names = []oci.Ref{name.WithDefaultTag()}
 	}
 	if o.Pause && c.State.Status == dockertypes.StateRunning {
-		if err := cs.Pause(ctx, c.ID); err != nil && !notRunning(err) {
+		resume, err := cs.pauseFor(ctx, c, o.Warn)
+		if err != nil {
 			return img, fmt.Errorf("pause for the commit: %w", err)
-		} else if err == nil {
-			defer func() {
-				if uerr := cs.Unpause(context.WithoutCancel(ctx), c.ID); err == nil && !notRunning(uerr) {
-					err = uerr
-				}
-			}()
 		}
+		defer func() { err = errors.Join(err, resume()) }()
 	}
 	chain, err := snapshot.ParseChain(c.Chain)
 	if err != nil {
@@ -69,6 +70,29 @@ func (cs *Containers) Commit(ctx context.Context, ref string, o CommitOptions) (
 	}
 	event := supervise.Event(c.Record, "commit", map[string]string{"comment": o.Message, "imageID": img.ID.String(), "imageRef": o.Name})
 	return img, cs.store.AddEvents(ctx, event)
+}
+
+// pauseFor pauses a container if that is possible. resume, never nil, undoes it.
+func (cs *Containers) pauseFor(ctx context.Context, c *Container, warn func(string)) (resume func() error, err error) {
+	nothing := func() error { return nil }
+	switch err := cs.Pause(ctx, c.ID); {
+	case err == nil:
+	case notRunning(err):
+		return nothing, nil
+	case errors.Is(err, errdef.ErrUnsupported):
+		if warn != nil {
+			warn(fmt.Sprintf("the container goes on meanwhile: %v", err))
+		}
+		return nothing, nil
+	default:
+		return nothing, err
+	}
+	return func() error {
+		if err := cs.Unpause(context.WithoutCancel(ctx), c.ID); !notRunning(err) {
+			return err
+		}
+		return nil
+	}, nil
 }
 
 // commitConfig is the image's configuration: the container's, as far as it is

@@ -91,7 +91,8 @@ func (cs *Containers) Update(ctx context.Context, ref string, change func(*conta
 	if err != nil {
 		return err
 	}
-	if _, err = supervise.ChangeRecord(ctx, cs.store, c.ID, change, supervise.Event(c.Record, "update", nil)); err != nil {
+	_, err = supervise.ChangeRecord(ctx, cs.store, c.ID, change, supervise.Event(c.Record, "update", nil))
+	if err != nil {
 		return fmt.Errorf("cannot update container %s: %w", c.Name, err)
 	}
 	return cs.told(ctx, c, supervise.Client.Update)

@@ -57,6 +57,7 @@ func (s *supervisor) reload(ctx context.Context) error {
 
 // update applies the record's limits, and destinations of output, to what runs.
 func (s *supervisor) update(ctx context.Context) error {
+	before := limits(s.record())
 	if err := s.reload(ctx); err != nil {
 		return err
 	}
@@ -66,6 +67,9 @@ func (s *supervisor) update(ctx context.Context) error {
 	}
 	if err := s.log.Update(logDrivers(s.record())); err != nil {
 		return err
+	}
+	if before == limits(s.record()) {
+		return nil // changing them needs a cgroup, which not every container has
 	}
 	facts := r.facts
 	if err := findDevices(&facts, s.record()); err != nil {
@@ -77,6 +81,12 @@ func (s *supervisor) update(ctx context.Context) error {
 	}
 	spec.Linux.Resources.Devices = nil // they cannot be changed
 	return r.proc.Update(spec.Linux.Resources)
+}
+
+// limits are a record's, to be compared.
+func limits(rec *container.Record) string {
+	text, _ := json.Marshal(rec.Host.Resources) // the record was read from JSON
+	return string(text)
 }
 
 // joinNetwork connects the running container to one more network.

@@ -14,6 +14,7 @@ import (
 	"github.com/docker/cli/opts"
 	api "github.com/moby/moby/api/types/container"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 func (a *app) renameCommand() *cobra.Command {
@@ -64,7 +65,9 @@ func (a *app) updateCommand() *cobra.Command {
 // change is what the flags do to a record. At least one is needed.
 func (f *updateFlags) change(cmd *cobra.Command) (func(*container.Record) error, error) {
 	changed := cmd.Flags().Changed
-	if cmd.Flags().NFlag() == 0 {
+	given := false
+	cmd.LocalNonPersistentFlags().VisitAll(func(fl *pflag.Flag) { given = given || fl.Changed })
+	if !given {
 		return nil, errdef.WithHint(errdef.New(errdef.ErrInvalid, "you must provide one or more flags when using this command"), "see dhow update --help")
 	}
 	if changed("blkio-weight") {
@@ -151,6 +154,7 @@ func (a *app) commitCommand() *cobra.Command {
 			if cmd.Flags().Changed("no-pause") {
 				o.Pause = !noPause
 			}
+			o.Warn = a.warn
 			return a.withContainers(cmd.Context(), func(cs *lifecycle.Containers) error {
 				img, err := cs.Commit(cmd.Context(), args[0], o)
 				if err == nil {

@@ -2,6 +2,7 @@ package containers
 
 import (
 	"context"
+	"errors"
 
 	"dhow/internal/cli/console"
 	"dhow/internal/errdef"
@@ -106,10 +107,24 @@ func (a *app) attach(ctx context.Context, name string, stdin, sigProxy bool, key
 		if _, f.session, err = cs.Attach(ctx, c.ID, supervise.AttachOptions{Stdin: f.stdin, Stdout: true, Stderr: true, Size: a.size()}); err != nil {
 			return err
 		}
-		return f.session.Started(ctx)
+		if err := f.session.Started(ctx); err != nil {
+			return err
+		}
+		return f.redraw()
 	})
 	if err != nil {
 		return err
 	}
 	return a.serve(f)
+}
+
+// redraw has a program draw its screen again, for one who did not see it: it
+// hears of another size, then of the right one.
+func (f *follower) redraw() error {
+	size := f.app.size()
+	if !f.tty || size == nil {
+		return nil
+	}
+	other := supervise.Size{Rows: size.Rows + 1, Cols: size.Cols + 1}
+	return errors.Join(f.session.Resize(other), f.session.Resize(*size))
 }
