@@ -48,7 +48,7 @@ func (ns *Networks) Create(ctx context.Context, o CreateOptions) (*Network, erro
 }
 
 func (ns *Networks) create(ctx context.Context, n *Network, pools []Pool) error {
-	if _, err := ns.makeDefaults(ctx); err != nil {
+	if err := ns.makeDefaults(ctx); err != nil {
 		return err
 	}
 	if err := n.check(); err != nil {

@@ -152,14 +152,12 @@ func (ns *Networks) Inspect(ctx context.Context, ref string) (*Network, error) {
 	}
 	err := ns.store.ViewNetworks(ctx, look)
 	if errors.Is(err, errdef.ErrNotFound) {
-		// The first to ask makes the networks that are always there.
-		made, err1 := ns.makeDefaults(ctx)
-		switch {
-		case err1 != nil:
-			return nil, err1
-		case made:
-			err = ns.store.ViewNetworks(ctx, look)
+		// The first to ask makes the networks that are always there; or another
+		// process has just done so.
+		if err := ns.makeDefaults(ctx); err != nil {
+			return nil, err
 		}
+		err = ns.store.ViewNetworks(ctx, look)
 	}
 	if err != nil {
 		return nil, errdef.WithHint(err, "\"dhow network ls\" lists the networks")
@@ -168,7 +166,7 @@ func (ns *Networks) Inspect(ctx context.Context, ref string) (*Network, error) {
 }
 
 // makeDefaults adds bridge, host and none where they lack.
-func (ns *Networks) makeDefaults(ctx context.Context) (made bool, err error) {
+func (ns *Networks) makeDefaults(ctx context.Context) error {
 	var lacks []string
 	names := []string{DefaultNetwork, ModeHost, ModeNone}
 	check := func(tx *store.NetworkTx) error {
@@ -180,13 +178,13 @@ func (ns *Networks) makeDefaults(ctx context.Context) (made bool, err error) {
 		return err
 	}
 	if err := ns.store.ViewNetworks(ctx, check); err != nil || len(lacks) == 0 {
-		return false, err
+		return err
 	}
 	used, err := ns.hostPrefixes()
 	if err != nil {
-		return false, err
+		return err
 	}
-	return true, ns.store.UpdateNetworks(ctx, func(tx *store.NetworkTx) error {
+	return ns.store.UpdateNetworks(ctx, func(tx *store.NetworkTx) error {
 		if err := check(tx); err != nil {
 			return err
 		}
@@ -235,7 +233,7 @@ func choosePools(tx *store.NetworkTx, used []netip.Prefix, ipv6 bool) ([]Pool, e
 
 // List is all networks, by name.
 func (ns *Networks) List(ctx context.Context) ([]*Network, error) {
-	if _, err := ns.makeDefaults(ctx); err != nil {
+	if err := ns.makeDefaults(ctx); err != nil {
 		return nil, err
 	}
 	var list []*Network

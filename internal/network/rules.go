@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"golang.org/x/sys/unix"
 )
 
@@ -73,8 +74,9 @@ func (r *rules) sets() map[string]*nftables.Set {
 		s.Table = r.table
 		sets[s.Name] = s
 	}
-	add(&nftables.Set{Name: setBridges, KeyType: nftables.TypeIFName})
-	add(&nftables.Set{Name: setInternal, KeyType: nftables.TypeIFName})
+	// The byte order is how nft shows the names.
+	add(&nftables.Set{Name: setBridges, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian})
+	add(&nftables.Set{Name: setInternal, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian})
 	add(&nftables.Set{Name: setSame, KeyType: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName), Concatenation: true})
 	for _, fam := range []int{4, 6} {
 		addr := nftables.TypeIPAddr
