@@ -13,6 +13,8 @@ import (
 	"context"
 	"errors"
 	"os"
+	"runtime"
+	"slices"
 	"time"
 
 	"dhow/internal/container"
@@ -23,6 +25,7 @@ import (
 	"dhow/internal/sys"
 
 	dockertypes "github.com/moby/moby/api/types/container"
+	"golang.org/x/sync/errgroup"
 )
 
 // Containers is the way to the containers of one state directory. Safe for
@@ -67,17 +70,27 @@ func (cs *Containers) List(ctx context.Context) ([]*Container, error) {
 	if err != nil {
 		return nil, err
 	}
-	list := make([]*Container, 0, len(rows))
-	for _, row := range rows {
-		c, err := cs.look(ctx, row)
-		if errors.Is(err, errdef.ErrNotFound) {
-			continue // removed just now
-		}
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, c)
+	list := make([]*Container, len(rows))
+	var looks errgroup.Group // most of the time goes into reading JSON
+	looks.SetLimit(runtime.GOMAXPROCS(0))
+	const some = 64 // rows for one goroutine at a time
+	for first := 0; first < len(rows); first += some {
+		looks.Go(func() error {
+			for i := first; i < min(first+some, len(rows)); i++ {
+				c, err := cs.look(ctx, rows[i])
+				if err != nil && !errors.Is(err, errdef.ErrNotFound) {
+					return err
+				}
+				list[i] = c
+			}
+			return nil
+		})
 	}
+	if err := looks.Wait(); err != nil {
+		return nil, err
+	}
+	// Those that were removed just now are not there.
+	list = slices.DeleteFunc(list, func(c *Container) bool { return c == nil })
 	return list, nil
 }
 
