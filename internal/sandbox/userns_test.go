@@ -191,7 +191,7 @@ func ended(pidfd int) bool {
 
 // The other tests again, rootless, in a namespace with a single id.
 func TestRootless(t *testing.T) {
-	cmd := ordinaryUser(t, "test", "-test.v", "-test.timeout=40s")
+	cmd := ordinaryUser(t, "test", "-test.v", "-test.timeout=5m")
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
