@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"dhow/internal/store"
@@ -191,7 +192,12 @@ func (p *pruner) orphans(ctx context.Context) error {
 	for _, m := range mounts {
 		mountDirs[m.Dir] = true
 	}
+	containers, err := p.s.store.ContainerIDs(ctx)
+	if err != nil {
+		return err
+	}
 	for dir, known := range map[string]func(name string) bool{
+		p.s.store.ContainersDir():  func(name string) bool { return slices.Contains(containers, name) },
 		p.s.store.LayersDir():      func(name string) bool { _, ok := p.use.layers[name]; return ok },
 		p.s.store.CacheMountsDir(): func(name string) bool { return mountDirs[name] },
 	} {

@@ -93,13 +93,16 @@ func TestPruneReachability(t *testing.T) {
 	file(t, s, img, "free", 10000)
 	id := image(t, st, "{}", img)
 	cache(t, st, "k", time.Hour, cached, nil)
-	must(t, st.PinLayers(t.Context(), pinned), os.MkdirAll(filepath.Join(st.LayersDir(), "orphan", "fs", "x"), 0))
+	must(t, st.PinLayers(t.Context(), pinned), os.MkdirAll(filepath.Join(st.LayersDir(), "orphan", "fs", "x"), 0), os.Mkdir(filepath.Join(st.ContainersDir(), "c0"), 0), os.Mkdir(filepath.Join(st.ContainersDir(), "c1"), 0))
 	must(t, st.AddContainer(t.Context(), store.Container{ID: "c1", Name: "c", Chains: rooted.String(), Record: []byte("{}"), State: []byte("{}")}))
 
 	r := prune(t, s, st, PruneOptions{})
 	wantLeft(t, st, img, cached, pinned, rooted)
-	if r.Freed != 10000 || len(r.Removed) != 2 {
-		t.Errorf("got %+v, want one layer of 10000 bytes and an orphan", r)
+	if r.Freed != 10000 || len(r.Removed) != 3 {
+		t.Errorf("got %+v, want one layer of 10000 bytes and two orphans", r)
+	}
+	if _, err := os.Stat(filepath.Join(st.ContainersDir(), "c1")); err != nil {
+		t.Errorf("the directory of a container: %v", err)
 	}
 	must(t, st.RemoveContainer(t.Context(), "c1"))
 	prune(t, s, st, PruneOptions{})

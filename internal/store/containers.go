@@ -187,6 +187,20 @@ func (s *Store) Containers(ctx context.Context) (list []Container, err error) {
 	return list, nil
 }
 
+// ContainerIDs returns the ids of all containers.
+func (s *Store) ContainerIDs(ctx context.Context) (ids []string, err error) {
+	err = s.db.read(ctx, func(c *sqlite.Conn) error {
+		return query(c, "SELECT id FROM containers", func(st *sqlite.Stmt) error {
+			ids = append(ids, st.ColumnText(0))
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list containers: %w", err)
+	}
+	return ids, nil
+}
+
 // ContainerChains returns the chains that containers are made of, in text form.
 func (s *Store) ContainerChains(ctx context.Context) (chains []string, err error) {
 	err = s.db.read(ctx, func(c *sqlite.Conn) error {

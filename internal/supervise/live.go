@@ -273,8 +273,8 @@ func Discard(ctx context.Context, st *store.Store, rec *container.Record, o Remo
 		return "", err
 	}
 	trash = filepath.Join(temp, "c")
-	if err := os.Rename(Dir(st, rec.ID), trash); err != nil {
-		return "", err
+	if err := os.Rename(Dir(st, rec.ID), trash); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", err // a prune may have found it without its row
 	}
 	return temp, nil
 }
