@@ -206,6 +206,17 @@ func hostResources(r *container.Resources, numbers map[string]DeviceNumber) (*sp
 	if r.OomKillDisable != nil && *r.OomKillDisable {
 		memory(out).DisableOOMKiller = r.OomKillDisable
 	}
+	if r.CPURealtimePeriod != 0 || r.CPURealtimeRuntime != 0 {
+		if out.CPU == nil {
+			out.CPU = &specs.LinuxCPU{}
+		}
+		if period := uint64(r.CPURealtimePeriod); period != 0 {
+			out.CPU.RealtimePeriod = &period
+		}
+		if r.CPURealtimeRuntime != 0 {
+			out.CPU.RealtimeRuntime = &r.CPURealtimeRuntime
+		}
+	}
 	out.BlockIO, err = blockIO(r, numbers)
 	return out, err
 }

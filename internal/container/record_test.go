@@ -234,7 +234,7 @@ func TestDecideMounts(t *testing.T) {
 		got = append(got, strings.Join(slices.Sorted(slices.Values(strings.Fields(text))), " "))
 	}
 	want := []string{
-		"/shared rbind,ro ro v volume", "/over /x bind create rbind,rprivate", "/bind /host bind create rbind,rslave,ro ro",
+		"/shared nocopy rbind,ro ro v volume", "/over /x bind create rbind,rprivate", "/bind /host bind create rbind,rslave,ro ro",
 		"/named name nocopy rbind,rprivate volume", "/m /m bind bind,rprivate", "/sub a/b rbind,rprivate sub volume",
 		"/tmp mode=1770,size=1048576 noexec,nosuid,nodev,", "/image busybox image rbind,rprivate,ro ro", "/data anonymous rbind,rprivate volume",
 	}

@@ -213,6 +213,8 @@ func ValidateResources(r *container.Resources, cpus int) error {
 		return invalid("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
 	case r.CPUQuota > 0 && r.CPUQuota < 1000:
 		return invalid("CPU cfs quota can not be less than 1ms (i.e. 1000)")
+	case r.CPURealtimePeriod < 0:
+		return invalid("CPU real-time period cannot be negative, got %d", r.CPURealtimePeriod)
 	case r.BlkioWeight > 0 && (r.BlkioWeight < 10 || r.BlkioWeight > 1000):
 		return invalid("Range of blkio weight is from 10 to 1000")
 	}

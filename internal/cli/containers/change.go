@@ -55,10 +55,7 @@ func (a *app) updateCommand() *cobra.Command {
 	fl.StringVar(&f.restart, "restart", "", "Restart policy to apply when a container exits")
 	fl.StringArrayVar(&f.logDrivers, "log-driver", nil, "Logging drivers, in place of those the container has")
 	fl.StringArrayVar(&f.opts, "log-opt", nil, "Log driver options (KEY=VALUE, or DRIVER.KEY=VALUE with several drivers)")
-	console.RefuseFlags(fl, map[string]string{
-		"kernel-memory": "the kernel has no such limit any more",
-		"cpu-rt-period": "real-time groups are not managed", "cpu-rt-runtime": "real-time groups are not managed",
-	})
+	console.RefuseFlags(fl, map[string]string{"kernel-memory": "the kernel has no such limit any more"})
 	return cmd
 }
 
@@ -69,9 +66,6 @@ func (f *updateFlags) change(cmd *cobra.Command) (func(*container.Record) error,
 	cmd.LocalNonPersistentFlags().VisitAll(func(fl *pflag.Flag) { given = given || fl.Changed })
 	if !given {
 		return nil, errdef.WithHint(errdef.New(errdef.ErrInvalid, "you must provide one or more flags when using this command"), "see dhow update --help")
-	}
-	if changed("blkio-weight") {
-		return nil, errdef.New(errdef.ErrUnsupported, "dhow has no --blkio-weight: limits on block devices are not managed")
 	}
 	var policy api.RestartPolicy
 	var drivers []container.LogDriver
@@ -127,7 +121,8 @@ func (f *limitFlags) apply(to *api.Resources, changed func(string) bool) error {
 		"memory-swap": func() { to.MemorySwap = given.MemorySwap }, "cpus": func() { to.NanoCPUs = given.NanoCPUs },
 		"cpu-shares": func() { to.CPUShares = given.CPUShares }, "cpu-period": func() { to.CPUPeriod = given.CPUPeriod },
 		"cpu-quota": func() { to.CPUQuota = given.CPUQuota }, "cpuset-cpus": func() { to.CpusetCpus = given.CpusetCpus },
-		"cpuset-mems": func() { to.CpusetMems = given.CpusetMems },
+		"cpuset-mems": func() { to.CpusetMems = given.CpusetMems }, "blkio-weight": func() { to.BlkioWeight = given.BlkioWeight },
+		"cpu-rt-period": func() { to.CPURealtimePeriod = given.CPURealtimePeriod }, "cpu-rt-runtime": func() { to.CPURealtimeRuntime = given.CPURealtimeRuntime },
 		"pids-limit": func() {
 			if to.PidsLimit = given.PidsLimit; *given.PidsLimit <= 0 {
 				to.PidsLimit = nil

@@ -54,6 +54,7 @@ type limitFlags struct {
 	memory, memoryReservation                                  opts.MemBytes
 	memorySwap                                                 opts.MemSwapBytes
 	swappiness, cpuShares, cpuPeriod, cpuQuota, pids           int64
+	cpuRTPeriod, cpuRTRuntime                                  int64
 	cpus                                                       opts.NanoCPUs
 	cpusetCPUs, cpusetMems                                     string
 	blkioWeight                                                uint16
@@ -132,8 +133,7 @@ func refusedByCreate() map[string]string {
 		"storage-opt":    "a container's layer has no size of its own; put what must be bounded on a --tmpfs or a volume",
 		"use-api-socket": "there is no daemon whose socket could be mounted",
 		"kernel-memory":  "the kernel has no such limit any more",
-		"cpu-rt-period":  "real-time groups are not managed", "cpu-rt-runtime": "real-time groups are not managed",
-		"cpu-count": windows, "cpu-percent": windows, "io-maxbandwidth": windows, "io-maxiops": windows,
+		"cpu-count":      windows, "cpu-percent": windows, "io-maxbandwidth": windows, "io-maxiops": windows,
 	}
 }
 
@@ -203,6 +203,8 @@ func (f *limitFlags) register(fl *pflag.FlagSet) {
 	fl.Uint16Var(&f.blkioWeight, "blkio-weight", 0, "Block IO (relative weight), between 10 and 1000, or 0 to disable (default 0)")
 	fl.Int64Var(&f.cpuPeriod, "cpu-period", 0, "Limit CPU CFS (Completely Fair Scheduler) period")
 	fl.Int64Var(&f.cpuQuota, "cpu-quota", 0, "Limit CPU CFS (Completely Fair Scheduler) quota")
+	fl.Int64Var(&f.cpuRTPeriod, "cpu-rt-period", 0, "Limit CPU real-time period in microseconds")
+	fl.Int64Var(&f.cpuRTRuntime, "cpu-rt-runtime", 0, "Limit CPU real-time runtime in microseconds")
 	fl.Int64VarP(&f.cpuShares, "cpu-shares", "c", 0, "CPU shares (relative weight)")
 	fl.Var(&f.cpus, "cpus", "Number of CPUs")
 	fl.StringVar(&f.cpusetCPUs, "cpuset-cpus", "", "CPUs in which to allow execution (0-3, 0,1)")

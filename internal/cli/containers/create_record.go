@@ -50,18 +50,8 @@ func refuseUnmanaged(r *container.Record, _ *pflag.FlagSet) error {
 	refuse := func(flag, why string) error {
 		return errdef.New(errdef.ErrUnsupported, "dhow has no --%s: %s", flag, why)
 	}
-	const unmanaged = "limits on block devices are not managed"
-	switch {
-	case h.Runtime != "":
+	if h.Runtime != "" {
 		return refuse("runtime", "containers run in dhow's own sandbox")
-	case h.OomScoreAdj != 0:
-		return refuse("oom-score-adj", "it is not managed")
-	case len(h.DeviceCgroupRules) > 0:
-		return refuse("device-cgroup-rule", "a device node works if --device gave it, no other one does")
-	case h.BlkioWeight != 0 || len(h.BlkioWeightDevice) > 0:
-		return refuse("blkio-weight", unmanaged)
-	case len(container.BlockDevicePaths(&h.Resources)) > 0:
-		return refuse("device-read-bps", unmanaged)
 	}
 	for name, ep := range r.Networking.EndpointsConfig {
 		if len(ep.DriverOpts) > 0 {
@@ -120,6 +110,7 @@ func (f *limitFlags) resources() api.Resources {
 	r := api.Resources{
 		Memory: f.memory.Value(), MemoryReservation: f.memoryReservation.Value(), MemorySwap: f.memorySwap.Value(),
 		NanoCPUs: f.cpus.Value(), CPUShares: f.cpuShares, CPUPeriod: f.cpuPeriod, CPUQuota: f.cpuQuota,
+		CPURealtimePeriod: f.cpuRTPeriod, CPURealtimeRuntime: f.cpuRTRuntime,
 		CpusetCpus: f.cpusetCPUs, CpusetMems: f.cpusetMems, BlkioWeight: f.blkioWeight,
 		BlkioWeightDevice:  f.blkioWeightDevice.GetList(),
 		BlkioDeviceReadBps: f.deviceReadBps.GetList(), BlkioDeviceWriteBps: f.deviceWriteBps.GetList(),

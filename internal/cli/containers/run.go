@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"dhow/internal/cli/console"
@@ -16,6 +17,7 @@ import (
 	"github.com/docker/cli/cli/config"
 	"github.com/docker/cli/cli/config/configfile"
 	"github.com/docker/cli/opts"
+	api "github.com/moby/moby/api/types/container"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
@@ -253,9 +255,31 @@ func (w *waitFlag) wait(ctx context.Context, cs *lifecycle.Containers, c *lifecy
 	if !w.set {
 		return nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, w.timeout, errdef.WithHint(
-		errdef.New(errdef.ErrUnavailable, "container %s is not ready after %s", c.Name, w.timeout), "dhow health %s, dhow logs %s", c.Name, c.Name))
-	defer cancel()
-	_, err := cs.Wait(ctx, c.ID, supervise.WaitReady)
-	return err
+	return await(ctx, cs, c, supervise.WaitReady, w.timeout)
+}
+
+// await waits until a container is healthy or ready, and tells why it is not. The
+// container stays as it is.
+func await(ctx context.Context, cs *lifecycle.Containers, c *lifecycle.Container, condition api.WaitCondition, timeout time.Duration) error {
+	u, err := cs.Await(ctx, c.ID, condition, timeout)
+	if err != nil {
+		return err
+	}
+	if u == nil {
+		return nil
+	}
+	var text string
+	switch {
+	case u.Exited:
+		text = fmt.Sprintf("container %s ended with status %d before it was %s", c.Name, u.Exit.Code, condition)
+	case u.TimedOut:
+		text = fmt.Sprintf("container %s is not %s after %s", c.Name, condition, timeout)
+	default:
+		text = fmt.Sprintf("container %s is unhealthy", c.Name)
+	}
+	if out := strings.TrimSpace(u.Output); out != "" {
+		text += ": " + out
+	}
+	err = errdef.WithHint(errdef.New(errdef.ErrUnavailable, "%s", text), "it is left for you to see: dhow health %s, dhow logs %s", c.Name, c.Name)
+	return &supervise.StatusError{Status: 1, Err: err}
 }

@@ -196,6 +196,9 @@ func (a *app) waitCommand() *cobra.Command {
 			}
 			return a.withContainers(ctx, func(cs *lifecycle.Containers) error {
 				return a.Each(args, func(name string) error {
+					if c := api.WaitCondition(condition); c == supervise.WaitHealthy || c == supervise.WaitReady {
+						return a.waitFor(ctx, cs, name, c, timeout)
+					}
 					e, err := cs.Wait(ctx, name, api.WaitCondition(condition))
 					if err != nil {
 						return err
@@ -209,6 +212,19 @@ func (a *app) waitCommand() *cobra.Command {
 	cmd.Flags().StringVar(&condition, "condition", string(api.WaitConditionNotRunning), `What to wait for ("not-running", "next-exit", "removed", "healthy", "ready")`)
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "Time to wait at most (default: for ever)")
 	return cmd
+}
+
+// waitFor waits for a condition of dhow's own and prints it.
+func (a *app) waitFor(ctx context.Context, cs *lifecycle.Containers, name string, condition api.WaitCondition, timeout time.Duration) error {
+	c, err := cs.Find(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err := await(ctx, cs, c, condition, timeout); err != nil {
+		return err
+	}
+	a.print(condition)
+	return nil
 }
 
 func (a *app) rmCommand() *cobra.Command {
