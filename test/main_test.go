@@ -62,8 +62,10 @@ func prepare(scratch string) error {
 	shared.bin = os.Getenv("DHOW_BIN")
 	if shared.bin == "" {
 		shared.bin = filepath.Join(scratch, "bin")
-		if err := goTool("build", "-o", filepath.Join(shared.bin, "dhow"), "./cmd/dhow"); err != nil {
-			return err
+		for name, pkg := range map[string]string{"dhow": "./cmd/dhow", "healthserver": "./scripts/healthserver"} {
+			if err := goTool("build", "-o", filepath.Join(shared.bin, name), pkg); err != nil {
+				return err
+			}
 		}
 	}
 	shared.images = os.Getenv("DHOW_BASEIMAGES")
@@ -124,6 +126,7 @@ func setup(env *testscript.Env) error {
 	env.Setenv("EXAMPLES", examples)
 	env.Setenv("DHOW", filepath.Join(shared.bin, "dhow"))
 	env.Setenv("IMAGES", shared.images)
+	env.Setenv("BIN", shared.bin)
 	if shared.peer != nil {
 		env.Setenv("BUILDX_CONFIG", os.Getenv("BUILDX_CONFIG"))
 		env.Setenv("BUILDX_NO_DEFAULT_ATTESTATIONS", "1")
@@ -158,7 +161,7 @@ func removeContainers(env *testscript.Env) {
 }
 
 // condition answers [root], [userns] (an ordinary user with subordinate ids),
-// [dockerd] and [peer].
+// [dockerd], [peer] and [services].
 func condition(name string) (bool, error) {
 	switch name {
 	case "root":
@@ -169,6 +172,9 @@ func condition(name string) (bool, error) {
 		return exec.Command("docker", "info").Run() == nil, nil
 	case "peer":
 		return shared.peer != nil, nil
+	case "services": // an image with PostgreSQL, Redis and nginx was made
+		_, err := os.Stat(filepath.Join(shared.images, "services.tar"))
+		return err == nil, nil
 	}
 	return false, fmt.Errorf("unknown condition %q", name)
 }

@@ -258,7 +258,7 @@ func (p *pruner) leftovers(ctx context.Context) error {
 	if _, err := p.s.store.ForgetMemos(ctx, memos); err != nil {
 		return err
 	}
-	return errors.Join(p.s.store.RemoveContexts(memos), p.s.store.ForgetForms(ctx), p.s.store.RemoveLocks())
+	return errors.Join(p.s.store.RemoveContexts(memos), p.s.store.ForgetForms(ctx), p.s.store.RemoveLocks(), p.s.store.RemoveContainerDirs(ctx))
 }
 
 // mounts removes cache mounts.

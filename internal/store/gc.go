@@ -80,6 +80,43 @@ func (s *Store) RemoveLocks() error {
 	return nil
 }
 
+// RemoveContainerDirs removes the directories of containers that have no row:
+// whoever made or removed them was killed. Call it under Exclusive, since one
+// that is just being made has no row yet; one that is just being removed is
+// locked.
+func (s *Store) RemoveContainerDirs(ctx context.Context) error {
+	list, err := s.Containers(ctx)
+	if err != nil {
+		return err
+	}
+	known := map[string]bool{}
+	for _, c := range list {
+		known[c.ID] = true
+	}
+	err = s.sweep(containersDir, func(path string, fi os.FileInfo) error {
+		if known[fi.Name()] {
+			return nil
+		}
+		lock, ok, err := sys.TryLockFile(filepath.Join(path, "lock"), true)
+		if err != nil || !ok {
+			return err
+		}
+		defer lock.Unlock()
+		temp, err := s.TempDir("container")
+		if err != nil {
+			return err
+		}
+		if err := os.Rename(path, filepath.Join(temp, "c")); err != nil {
+			return err
+		}
+		return sys.RemoveAll(temp)
+	})
+	if err != nil {
+		return fmt.Errorf("remove containers' directories: %w", err)
+	}
+	return nil
+}
+
 // RemoveContexts removes what was remembered of build contexts that have not
 // changed since the given time; the next build of such a one reads all of it.
 func (s *Store) RemoveContexts(before time.Time) error {

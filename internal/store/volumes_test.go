@@ -3,10 +3,13 @@ package store
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"dhow/internal/errdef"
+	"dhow/internal/sys"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -66,5 +69,35 @@ func TestVolumes(t *testing.T) {
 	}
 	if _, err := s.Volume(ctx, "data"); !errors.Is(err, errdef.ErrNotFound) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Directories of containers without a row go, but for those that somebody holds.
+func TestRemoveContainerDirs(t *testing.T) {
+	s := openStore(t, t.TempDir())
+	ctx := context.Background()
+	if err := s.AddContainer(ctx, Container{ID: "known", Name: "k", Record: []byte("{}"), State: []byte("{}")}); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"known", "lost", "held"} {
+		if err := os.MkdirAll(filepath.Join(s.ContainersDir(), id, "fs", "d"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lock, err := sys.LockFile(ctx, filepath.Join(s.ContainersDir(), "held", "lock"), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Unlock()
+	if err := s.RemoveContainerDirs(ctx); err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	entries, err := os.ReadDir(s.ContainersDir())
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	if diff := cmp.Diff([]string{"held", "known"}, left); err != nil || diff != "" {
+		t.Errorf("left (-want +got):\n%s%v", diff, err)
 	}
 }
