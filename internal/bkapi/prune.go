@@ -2,6 +2,7 @@ package bkapi
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -58,12 +59,7 @@ func (s *Server) Prune(req *controlapi.PruneRequest, stream controlapi.Control_P
 	if req.KeepDuration > 0 {
 		o.Before = time.Now().Add(-time.Duration(req.KeepDuration))
 	}
-	s.gate.Lock()
-	defer s.gate.Unlock()
-	if err := s.engine.Store.Release(); err != nil {
-		return err
-	}
-	res, err := s.engine.Snapshots.Prune(stream.Context(), o)
+	res, err := s.prune(stream.Context(), o)
 	if err != nil {
 		return err
 	}
@@ -73,6 +69,35 @@ func (s *Server) Prune(req *controlapi.PruneRequest, stream controlapi.Control_P
 		}
 	}
 	return nil
+}
+
+// pruneWait is how long pruning waits for builds of this server.
+const pruneWait = 10 * time.Second
+
+// prune waits for the builds under way, but not for ever: it may be one of them
+// that asks.
+func (s *Server) prune(ctx context.Context, o snapshot.PruneOptions) (snapshot.PruneResult, error) {
+	for end := time.Now().Add(pruneWait); !s.gate.TryLock(); {
+		if time.Now().After(end) {
+			return snapshot.PruneResult{}, errdef.WithHint(errdef.New(errdef.ErrUnavailable, "builds are under way, nothing was removed"), "prune when they have ended")
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return snapshot.PruneResult{}, context.Cause(ctx)
+		}
+	}
+	defer s.gate.Unlock()
+	for {
+		if err := s.engine.Store.Release(); err != nil {
+			return snapshot.PruneResult{}, err
+		}
+		res, err := s.engine.Snapshots.Prune(ctx, o)
+		// A late call of a build that has ended may hold the store once more.
+		if !errors.Is(err, errdef.ErrConflict) || ctx.Err() != nil {
+			return res, err
+		}
+	}
 }
 
 // filtered reports whether there is a filter; clients send empty ones.

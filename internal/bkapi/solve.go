@@ -98,6 +98,7 @@ func (s *Server) leave(b *build) {
 	b.cancel(nil)
 	if b.client != nil {
 		frontend.Forget(b.client)
+		b.client = nil // it holds on to the trees of the build
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -213,6 +213,7 @@ func (e *Engine) RunJob(ctx context.Context, j *Job) (*BuildResult, error) {
 		return nil, err
 	}
 	defer b.caches.Close()
+	defer b.closeTrees()
 	release, err := b.begin(ctx)
 	if err != nil {
 		return nil, err
@@ -339,6 +340,17 @@ func (b *building) run(ctx context.Context) (*BuildResult, error) {
 		return out, err
 	}
 	return out, b.exportCaches(ctx, chains, out)
+}
+
+// closeTrees lets go of the directories that the build read in place.
+func (b *building) closeTrees() {
+	closed := map[*buildcontext.Tree]bool{}
+	for _, s := range b.solver.Steps() {
+		if s.Local != nil && !closed[s.Local] {
+			closed[s.Local] = true
+			_ = s.Local.Close() // it was read only
+		}
+	}
 }
 
 // explainFailure gives a failed step its log and its place in the Dockerfile.
