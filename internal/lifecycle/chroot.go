@@ -192,11 +192,14 @@ func unpack(r io.Reader, dir string, owner func(*tar.Header) (uid, gid int)) err
 		if err := unpackOne(tr, h, dir); err != nil {
 			return fmt.Errorf("write %s: %w", h.Name, err)
 		}
+		if h.Typeflag == tar.TypeLink {
+			continue // its attributes are those of the first name
+		}
 		uid, gid := owner(h)
 		if err := os.Lchown(h.Name, uid, gid); err != nil {
 			return err
 		}
-		if h.Typeflag != tar.TypeSymlink && h.Typeflag != tar.TypeLink {
+		if h.Typeflag != tar.TypeSymlink {
 			if err := os.Chmod(h.Name, h.FileInfo().Mode()); err != nil { // after chown, which clears set-user-id
 				return err
 			}
