@@ -3,7 +3,6 @@ package lifecycle
 import (
 	"context"
 	"errors"
-	"strings"
 	"time"
 
 	"dhow/internal/errdef"
@@ -12,63 +11,36 @@ import (
 	dockertypes "github.com/moby/moby/api/types/container"
 )
 
-// await waits until a container is healthy or ready. It fails when the container
-// will not be: it has ended and nothing brings it back, or it is unhealthy; and
-// when ctx ends. The error says what the last probe said; the container is left
-// as it is.
-func (cs *Containers) await(ctx context.Context, ref string, condition dockertypes.WaitCondition) error {
-	began := time.Now()
+// Await waits until a container is healthy (supervise.WaitHealthy) or ready
+// (WaitReady); a timeout of 0 is none. Why it will not be, or has not come to be
+// in time, is a non-nil Unready: it has ended and no policy brings it back, or it
+// is unhealthy. The container is left as it is. ErrNotFound without a check to
+// wait for.
+func (cs *Containers) Await(ctx context.Context, ref string, condition dockertypes.WaitCondition, timeout time.Duration) (*supervise.Unready, error) {
+	end := time.Now().Add(timeout)
 	for {
 		c, client, err := cs.running(ctx, ref)
-		if errors.Is(err, errdef.ErrConflict) {
-			return unready(c, condition, &supervise.Unready{Exited: true, Exit: supervise.ExitOf(c.State)}, 0)
+		if errors.Is(err, errdef.ErrConflict) && c != nil {
+			return &supervise.Unready{Exited: true, Exit: supervise.ExitOf(c.State)}, nil
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
-		u, err := client.Await(ctx, condition, remaining(ctx))
+		if timeout > 0 {
+			if timeout = time.Until(end); timeout <= 0 {
+				return &supervise.Unready{TimedOut: true}, nil
+			}
+		}
+		u, err := client.Await(ctx, condition, timeout)
 		switch {
-		case err == nil && u == nil:
-			return nil
-		case err == nil && !u.Exited:
-			return unready(c, condition, u, time.Since(began))
+		case err == nil && (u == nil || !u.Exited):
+			return u, nil
 		case err != nil && !errors.Is(err, errdef.ErrUnavailable) && !errors.Is(err, errdef.ErrConflict):
-			return err
+			return nil, err
 		}
 		// A run has ended; the restart policy may begin another one.
 		if err := sleep(ctx, removalPoll); err != nil {
-			return unready(c, condition, &supervise.Unready{TimedOut: true}, time.Since(began))
+			return nil, err
 		}
 	}
-}
-
-// remaining is the time until ctx ends, less what an answer takes; 0 for no end.
-func remaining(ctx context.Context) time.Duration {
-	const answer = 20 * time.Millisecond
-	end, ok := ctx.Deadline()
-	if !ok {
-		return 0
-	}
-	return max(time.Until(end)-answer, time.Millisecond)
-}
-
-// unready words why a container is not what was waited for.
-func unready(c *Container, condition dockertypes.WaitCondition, u *supervise.Unready, after time.Duration) error {
-	var err error
-	switch {
-	case u.Exited:
-		err = errdef.New(errdef.ErrUnavailable, "container %s is not %s: it has ended, with exit code %d", c.Name, condition, u.Exit.Code)
-		if u.Exit.Error != "" {
-			err = errdef.New(errdef.ErrUnavailable, "%w: %s", err, u.Exit.Error)
-		}
-		return errdef.WithHint(err, "dhow logs %s", c.Name)
-	case u.TimedOut:
-		err = errdef.New(errdef.ErrUnavailable, "container %s is not %s after %v", c.Name, condition, after.Round(100*time.Millisecond))
-	default:
-		err = errdef.New(errdef.ErrUnavailable, "container %s is unhealthy", c.Name)
-	}
-	if out := strings.TrimSpace(u.Output); out != "" {
-		err = errdef.New(errdef.ErrUnavailable, "%w: %s", err, out)
-	}
-	return errdef.WithHint(err, "dhow health %s, dhow logs %s", c.Name, c.Name)
 }

@@ -1,8 +1,8 @@
 package lifecycle
 
 import (
-	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -14,11 +14,15 @@ import (
 	dockertypes "github.com/moby/moby/api/types/container"
 )
 
-func (h *house) await(name string, condition dockertypes.WaitCondition, limit time.Duration) error {
-	ctx, cancel := context.WithTimeout(h.ctx, limit)
-	defer cancel()
-	_, err := h.Wait(ctx, name, condition)
-	return err
+// await returns what was awaited in words.
+func (h *house) await(name string, condition dockertypes.WaitCondition, limit time.Duration) string {
+	h.t.Helper()
+	u, err := h.Await(h.ctx, name, condition, limit)
+	h.must(err)
+	if u == nil {
+		return "well"
+	}
+	return fmt.Sprintf("exited=%v(%d) timedout=%v %s", u.Exited, u.Exit.Code, u.TimedOut, strings.TrimSpace(u.Output))
 }
 
 func TestAwait(t *testing.T) {
@@ -29,30 +33,35 @@ func TestAwait(t *testing.T) {
 		}
 	}
 	h.start(record("w1", "sleep 0.3; touch /ready; sleep 60", checked, ready("test -e /ready")))
-	h.must(h.await("w1", supervise.WaitHealthy, 10*time.Second))
-	h.must(h.await("w1", supervise.WaitReady, 10*time.Second))
+	for _, condition := range []dockertypes.WaitCondition{supervise.WaitHealthy, supervise.WaitReady} {
+		if got := h.await("w1", condition, 10*time.Second); got != "well" {
+			t.Errorf("%s: got %s", condition, got)
+		}
+	}
 	h.start(record("w2", "touch /sick; sleep 60", checked))
 	for _, condition := range []dockertypes.WaitCondition{supervise.WaitHealthy, supervise.WaitReady} {
-		if err := h.await("w2", condition, 10*time.Second); !errors.Is(err, errdef.ErrUnavailable) || !strings.Contains(err.Error(), "w2 is unhealthy: so sick") {
-			t.Errorf("%s: got %v", condition, err)
+		if got := h.await("w2", condition, 10*time.Second); got != "exited=false(0) timedout=false so sick" {
+			t.Errorf("%s: got %s", condition, got)
 		}
 	}
 	h.start(record("w3", "sleep 60", ready("echo not yet; exit 1")))
-	if err := h.await("w3", supervise.WaitReady, 500*time.Millisecond); !errors.Is(err, errdef.ErrUnavailable) || !strings.Contains(err.Error(), "w3 is not ready after 500ms: not yet") {
-		t.Errorf("got %v", err)
+	if got := h.await("w3", supervise.WaitReady, 500*time.Millisecond); got != "exited=false(0) timedout=true not yet" {
+		t.Errorf("got %s", got)
 	}
-	if err := h.await("w3", supervise.WaitHealthy, time.Second); !errors.Is(err, errdef.ErrNotFound) {
+	if _, err := h.Await(h.ctx, "w3", supervise.WaitHealthy, time.Second); !errors.Is(err, errdef.ErrNotFound) {
 		t.Errorf("without a health check: got %v", err)
 	}
 	h.start(record("w4", "sleep 0.1; exit 4", ready("false")))
 	for range 2 { // while it runs, and when it has ended
-		if err := h.await("w4", supervise.WaitReady, 10*time.Second); !errors.Is(err, errdef.ErrUnavailable) || !strings.Contains(err.Error(), "exit code 4") {
-			t.Errorf("got %v", err)
+		if got := h.await("w4", supervise.WaitReady, 10*time.Second); !strings.HasPrefix(got, "exited=true(4)") {
+			t.Errorf("got %s", got)
 		}
 	}
 	// The restart policy brings it to be ready in the end.
 	h.start(record("w5", "test -e /was || { touch /was; sleep 0.1; exit 1; }; touch /ready; sleep 60", ready("test -e /ready"), func(r *container.Record) {
 		r.Host.RestartPolicy.Name = "always"
 	}))
-	h.must(h.await("w5", supervise.WaitReady, 10*time.Second))
+	if got := h.await("w5", supervise.WaitReady, 10*time.Second); got != "well" {
+		t.Errorf("got %s", got)
+	}
 }

@@ -137,16 +137,6 @@ func (cs *Containers) Probe(ctx context.Context, ref string) (health.Result, err
 	return client.Probe(ctx)
 }
 
-// Await waits until a container is healthy or ready. A non-nil Unready says why
-// it is not.
-func (cs *Containers) Await(ctx context.Context, ref string, condition dockertypes.WaitCondition, timeout time.Duration) (*supervise.Unready, error) {
-	_, client, err := cs.running(ctx, ref)
-	if err != nil {
-		return nil, err
-	}
-	return client.Await(ctx, condition, timeout)
-}
-
 // Events returns what happened after the event numbered seq and not before
 // since, oldest first.
 func (cs *Containers) Events(ctx context.Context, seq int64, since time.Time) ([]store.Event, error) {

@@ -139,13 +139,8 @@ func (cs *Containers) Unpause(ctx context.Context, ref string) error {
 const removalPoll = 50 * time.Millisecond
 
 // Wait returns how a container ended once the condition holds; for one that
-// does not run that is at once, but for removal and the next exit. For
-// supervise.WaitHealthy and WaitReady it returns a zero Exit when the container
-// is that, and fails when it will not be.
+// does not run that is at once, but for removal and the next exit.
 func (cs *Containers) Wait(ctx context.Context, ref string, condition dockertypes.WaitCondition) (supervise.Exit, error) {
-	if condition == supervise.WaitHealthy || condition == supervise.WaitReady {
-		return supervise.Exit{}, cs.await(ctx, ref, condition)
-	}
 	c, err := cs.Find(ctx, ref)
 	if err != nil {
 		return supervise.Exit{}, err
