@@ -60,7 +60,11 @@ func (s *store) next() error {
 // findTools returns dhow and every peer that is installed and starts.
 func findTools(o options, fix *fixtures) []*tool {
 	tools := []*tool{newDhow(o.dhow, fix)}
-	for _, peer := range []func(*fixtures) (*tool, error){newDocker, newBuildKit, newPodman, newBuildah, newSkopeo} {
+	// The same client on dhow's server and on BuildKit's.
+	served := func(fix *fixtures) (*tool, error) {
+		return buildctlTool(fix, "dhow buildkitd", versionOf(o.dhow, "version"), o.dhow, "buildkitd")
+	}
+	for _, peer := range []func(*fixtures) (*tool, error){served, newDocker, newBuildKit, newPodman, newBuildah, newSkopeo} {
 		t, err := peer(fix)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "left out:", err)
@@ -153,13 +157,22 @@ func newDocker(fix *fixtures) (*tool, error) {
 	}, nil
 }
 
-// newBuildKit starts a buildkitd of our own and drives it through buildctl.
-// A build's result stays in its cache, which is the least it can do.
+// newBuildKit starts a buildkitd of our own.
 func newBuildKit(fix *fixtures) (*tool, error) {
-	if err := installed("buildkitd", "buildctl", "runc"); err != nil {
+	if err := installed("buildkitd", "runc"); err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(fix.work, "buildkit")
+	return buildctlTool(fix, "buildkit", versionOf("buildkitd", "--version"), "buildkitd")
+}
+
+// buildctlTool starts a program that takes buildkitd's command line and drives it
+// through buildctl. A build's result stays in its cache, which is the least it can
+// do.
+func buildctlTool(fix *fixtures, name, version string, program ...string) (*tool, error) {
+	if err := installed("buildctl"); err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(fix.work, strings.ReplaceAll(name, " ", "-"))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -173,13 +186,13 @@ func newBuildKit(fix *fixtures) (*tool, error) {
 		return command{args: append([]string{"buildctl", "--addr", socket}, args...)}
 	}
 	server := &server{dir: dir, store: store{base: filepath.Join(dir, "root")}, probe: cmd("debug", "workers"), line: func(root string) []string {
-		return []string{"buildkitd", "--root", root, "--addr", socket, "--config", toml, "--containerd-worker=false", "--oci-worker-gc=false"}
+		return append(program[:len(program):len(program)], "--root", root, "--addr", socket, "--config", toml, "--containerd-worker=false", "--oci-worker-gc=false")
 	}}
 	if err := server.start(); err != nil {
 		return nil, err
 	}
 	return &tool{
-		name: "buildkit", version: versionOf("buildkitd", "--version"), versionCmd: command{args: []string{"buildctl", "--version"}},
+		name: name, version: version, versionCmd: command{args: []string{"buildctl", "--version"}},
 		base:  func() error { return nil },
 		fresh: server.fresh,
 		build: func(b build) command {
