@@ -150,7 +150,7 @@ func (x *Exporter) distinct(ctx context.Context, src Source, o *Output) error {
 			}
 			rel := strings.TrimPrefix(path, m.trees[0].Dir+"/")
 			if other, ok := owners[rel]; ok {
-				err := errdef.New(errdef.ErrConflict, "%s is in the results for %s and for %s", rel, other, name)
+				err := errdef.New(errdef.ErrConflict, "cannot overwrite %s from %s with %s when split option is disabled", rel, other, name)
 				return errdef.WithHint(err, "leave out platform-split=false")
 			}
 			owners[rel] = name
