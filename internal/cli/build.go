@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"dhow/internal/cli/console"
+	"dhow/internal/cli/flags"
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
 	"dhow/internal/export"
@@ -58,7 +59,7 @@ func (a *app) buildCommand() *cobra.Command {
 	fl := cmd.Flags()
 	f.register(fl)
 	f.registerLimits(fl)
-	console.RefuseFlags(fl, map[string]string{
+	flags.Refuse(fl, map[string]string{
 		"builder":        "there is one builder: this program",
 		"isolation":      "it is for Windows",
 		"security-opt":   "use --allow security.insecure with RUN --security=insecure",
@@ -69,7 +70,7 @@ func (a *app) buildCommand() *cobra.Command {
 		"debug,D":        "use --progress plain",
 		"resource":       "use --memory and --cpus",
 	})
-	console.GrantFlags(fl, "a step leaves no container behind", "rm", "force-rm")
+	flags.Grant(fl, "a step leaves no container behind", "rm", "force-rm")
 	a.ProfileFlag(cmd)
 	return cmd
 }

@@ -17,6 +17,7 @@ import (
 
 	"dhow/internal/bkapi"
 	"dhow/internal/cli/console"
+	"dhow/internal/cli/flags"
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
 	"dhow/internal/registry"
@@ -104,7 +105,7 @@ func (a *app) buildkitdCommand() *cobra.Command {
 	// There is one worker, and it never collects garbage on its own accord.
 	fl.StringVar(&f.ociWorker, "oci-worker", "auto", "Accepted for buildkitd: true or auto")
 	fl.BoolVar(&f.noise, "debug", false, "Accepted for buildkitd: no more is logged")
-	console.RefuseFlags(fl, map[string]string{
+	flags.Refuse(fl, map[string]string{
 		"containerd-worker": "it needs no containerd",
 		"oci-worker-gc":     "garbage is collected by dhow builder prune",
 	})

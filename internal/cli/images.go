@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"dhow/internal/cli/console"
+	"dhow/internal/cli/flags"
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
 	"dhow/internal/image"
@@ -75,7 +76,7 @@ func (a *app) imagesCommand() *cobra.Command {
 	fl.StringVar(&format, "format", "", "Format output using a custom template: 'table', 'json', or a Go template")
 	fl.BoolVar(&noTrunc, "no-trunc", false, "Don't truncate output")
 	fl.BoolVarP(&quiet, "quiet", "q", false, "Only show image IDs")
-	console.RefuseFlags(fl, map[string]string{"tree": "an image's platforms are shown by dhow image inspect --platform"})
+	flags.Refuse(fl, map[string]string{"tree": "an image's platforms are shown by dhow image inspect --platform"})
 	return cmd
 }
 
@@ -108,7 +109,7 @@ func (a *app) rmiCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "Force removal of the image")
 	cmd.Flags().BoolVar(&noPrune, "no-prune", false, "Do not delete untagged parents")
-	console.RefuseFlags(cmd.Flags(), map[string]string{"platform": "an image is removed with all its platforms"})
+	flags.Refuse(cmd.Flags(), map[string]string{"platform": "an image is removed with all its platforms"})
 	return cmd
 }
 

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"dhow/internal/cli/console"
+	"dhow/internal/cli/flags"
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
 	"dhow/internal/snapshot"
@@ -70,7 +71,7 @@ func (a *app) builderPruneCommand() *cobra.Command {
 	fl.StringArrayVar(&filter, "filter", nil, `Provide filter values (e.g. "until=24h")`)
 	fl.BoolVarP(&force, "force", "f", false, "Do not prompt for confirmation")
 	fl.StringVar(&keep, "keep-storage", "", "Amount of disk space to keep for cache")
-	console.RefuseFlags(fl, map[string]string{"max-used-space": "use --keep-storage", "min-free-space": "use --keep-storage", "reserved-space": "use --keep-storage"})
+	flags.Refuse(fl, map[string]string{"max-used-space": "use --keep-storage", "min-free-space": "use --keep-storage", "reserved-space": "use --keep-storage"})
 	return cmd
 }
 

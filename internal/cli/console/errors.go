@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"dhow/internal/cli/flags"
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
 
@@ -82,7 +83,7 @@ func UnknownCommand(cmd *cobra.Command, name string) error {
 
 // FlagError turns cobra's complaint into one with advice.
 func FlagError(cmd *cobra.Command, err error) error {
-	var refused *refusedError
+	var refused *flags.RefusedError
 	if errors.As(err, &refused) {
 		err = refused
 	}

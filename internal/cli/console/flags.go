@@ -2,14 +2,12 @@ package console
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 
 	"dhow/internal/errdef"
 	"dhow/internal/oci"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 )
 
 // ExactArgs is cobra.ExactArgs in docker's words.
@@ -87,53 +85,3 @@ func HostOr(platform string) (oci.Platform, error) {
 	}
 	return oci.ParsePlatform(platform)
 }
-
-// RefuseFlags adds docker's flags that dhow does not have: naming one is an
-// error that says why, but for a value that asks for nothing ("--sbom=false").
-// A name may have its letter behind a comma.
-func RefuseFlags(fl *pflag.FlagSet, reasons map[string]string) {
-	for name, why := range reasons {
-		name, letter, _ := strings.Cut(name, ",")
-		f := fl.VarPF(&refused{name: name, why: why}, name, letter, "")
-		f.Hidden = true
-		f.NoOptDefVal = "true"
-	}
-}
-
-type refused struct{ name, why string }
-
-func (r *refused) String() string { return "" }
-func (r *refused) Type() string   { return "" }
-func (r *refused) Set(v string) error {
-	if off, err := strconv.ParseBool(v); err == nil && !off {
-		return nil
-	}
-	return &refusedError{fmt.Sprintf("dhow has no --%s: %s", r.name, r.why)}
-}
-
-// GrantFlags adds flags that ask for what is so anyway; only their opposites are
-// refused, with the reason.
-func GrantFlags(fl *pflag.FlagSet, why string, names ...string) {
-	for _, name := range names {
-		f := fl.VarPF(&granted{name: name, why: why}, name, "", "")
-		f.Hidden = true
-		f.NoOptDefVal = "true"
-	}
-}
-
-type granted struct{ name, why string }
-
-func (g *granted) String() string { return "true" }
-func (g *granted) Type() string   { return "bool" }
-func (g *granted) Set(v string) error {
-	on, err := strconv.ParseBool(v)
-	if err == nil && !on {
-		return &refusedError{fmt.Sprintf("dhow has no --%s=false: %s", g.name, g.why)}
-	}
-	return err
-}
-
-// refusedError is shown as it is: what was written behind the flag is no matter.
-type refusedError struct{ msg string }
-
-func (e *refusedError) Error() string { return e.msg }

@@ -2,9 +2,9 @@ package containers
 
 import (
 	"io"
-	"runtime"
 
 	"dhow/internal/cli/console"
+	"dhow/internal/cli/flags"
 	"dhow/internal/container"
 	"dhow/internal/errdef"
 	"dhow/internal/lifecycle"
@@ -30,13 +30,13 @@ func (a *app) renameCommand() *cobra.Command {
 
 // updateFlags are those of dhow update.
 type updateFlags struct {
-	limits           limitFlags
+	limits           flags.Limits
 	restart          string
 	logDrivers, opts []string
 }
 
 func (a *app) updateCommand() *cobra.Command {
-	f := updateFlags{limits: newCreateFlags().limits}
+	f := updateFlags{limits: flags.New().Limits}
 	cmd := &cobra.Command{
 		Use: "update [OPTIONS] CONTAINER [CONTAINER...]", Short: "Update configuration of one or more containers", Args: console.MinArgs(1),
 		ValidArgsFunction: a.completeContainers(anyState),
@@ -51,11 +51,11 @@ func (a *app) updateCommand() *cobra.Command {
 		},
 	}
 	fl := cmd.Flags()
-	f.limits.register(fl)
+	f.limits.Register(fl)
 	fl.StringVar(&f.restart, "restart", "", "Restart policy to apply when a container exits")
 	fl.StringArrayVar(&f.logDrivers, "log-driver", nil, "Logging drivers, in place of those the container has")
 	fl.StringArrayVar(&f.opts, "log-opt", nil, "Log driver options (KEY=VALUE, or DRIVER.KEY=VALUE with several drivers)")
-	console.RefuseFlags(fl, map[string]string{"kernel-memory": "the kernel has no such limit any more"})
+	flags.Refuse(fl, map[string]string{"kernel-memory": "the kernel has no such limit any more"})
 	return cmd
 }
 
@@ -79,7 +79,7 @@ func (f *updateFlags) change(cmd *cobra.Command) (func(*container.Record) error,
 		}
 	}
 	if changed("log-driver") || changed("log-opt") {
-		if drivers, err = logDrivers(f.logDrivers, f.opts); err != nil {
+		if drivers, err = flags.LogDrivers(f.logDrivers, f.opts); err != nil {
 			return nil, errdef.As(errdef.ErrInvalid, err)
 		}
 		var list []logs.Driver
@@ -100,40 +100,8 @@ func (f *updateFlags) change(cmd *cobra.Command) (func(*container.Record) error,
 		if drivers != nil {
 			r.Logs, r.Host.LogConfig = drivers, api.LogConfig{Type: drivers[0].Name, Config: drivers[0].Options}
 		}
-		return f.limits.apply(&r.Host.Resources, changed)
+		return f.limits.Apply(&r.Host.Resources, changed)
 	}, nil
-}
-
-// apply sets the limits that were given.
-func (f *limitFlags) apply(to *api.Resources, changed func(string) bool) error {
-	given := f.resources()
-	if changed("cpus") && (to.CPUPeriod != 0 || to.CPUQuota != 0) {
-		return errdef.New(errdef.ErrInvalid, "Conflicting options: Nano CPUs cannot be updated as CPU Period or CPU Quota has already been set")
-	}
-	if (changed("cpu-period") || changed("cpu-quota")) && to.NanoCPUs != 0 {
-		return errdef.New(errdef.ErrInvalid, "Conflicting options: CPU Period and Quota cannot be updated as NanoCPUs has already been set")
-	}
-	if changed("memory") && !changed("memory-swap") && to.MemorySwap > 0 && given.Memory > to.MemorySwap {
-		return errdef.WithHint(errdef.New(errdef.ErrInvalid, "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time"), "add --memory-swap")
-	}
-	for flag, set := range map[string]func(){
-		"memory": func() { to.Memory = given.Memory }, "memory-reservation": func() { to.MemoryReservation = given.MemoryReservation },
-		"memory-swap": func() { to.MemorySwap = given.MemorySwap }, "cpus": func() { to.NanoCPUs = given.NanoCPUs },
-		"cpu-shares": func() { to.CPUShares = given.CPUShares }, "cpu-period": func() { to.CPUPeriod = given.CPUPeriod },
-		"cpu-quota": func() { to.CPUQuota = given.CPUQuota }, "cpuset-cpus": func() { to.CpusetCpus = given.CpusetCpus },
-		"cpuset-mems": func() { to.CpusetMems = given.CpusetMems }, "blkio-weight": func() { to.BlkioWeight = given.BlkioWeight },
-		"cpu-rt-period": func() { to.CPURealtimePeriod = given.CPURealtimePeriod }, "cpu-rt-runtime": func() { to.CPURealtimeRuntime = given.CPURealtimeRuntime },
-		"pids-limit": func() {
-			if to.PidsLimit = given.PidsLimit; *given.PidsLimit <= 0 {
-				to.PidsLimit = nil
-			}
-		},
-	} {
-		if changed(flag) {
-			set()
-		}
-	}
-	return container.ValidateResources(to, runtime.NumCPU())
 }
 
 func (a *app) commitCommand() *cobra.Command {

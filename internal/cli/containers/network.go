@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"dhow/internal/cli/console"
+	"dhow/internal/cli/flags"
 	"dhow/internal/container"
 	"dhow/internal/errdef"
 	"dhow/internal/lifecycle"
@@ -66,7 +67,7 @@ func (a *app) networkCreate() *cobra.Command {
 	fl.StringSliceVar(&f.subnets, "subnet", nil, "Subnet in CIDR format that represents a network segment")
 	_ = fl.MarkHidden("attachable") // every network is
 	const swarm = "it is for swarms"
-	console.RefuseFlags(fl, map[string]string{
+	flags.Refuse(fl, map[string]string{
 		"config-from": swarm, "config-only": swarm, "ingress": swarm, "scope": swarm,
 		"ipam-driver": "addresses are given by dhow itself", "ipam-opt": "addresses are given by dhow itself",
 	})
@@ -347,7 +348,7 @@ func (a *app) networkConnect() *cobra.Command {
 	fl.StringArrayVar(&f.links, "link", nil, "Add link to another container")
 	fl.StringVar(&f.mac, "mac-address", "", "Container MAC address")
 	_ = fl.MarkHidden("mac-address") // docker's connect has it in the API only
-	console.RefuseFlags(fl, map[string]string{"driver-opt": "networks have no driver with options", "link-local-ip": "it is not managed"})
+	flags.Refuse(fl, map[string]string{"driver-opt": "networks have no driver with options", "link-local-ip": "it is not managed"})
 	return cmd
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"dhow/internal/cli/console"
+	"dhow/internal/cli/flags"
 	"dhow/internal/errdef"
 	"dhow/internal/lifecycle"
 	"dhow/internal/oci"
@@ -37,7 +38,7 @@ func (a *app) dockerConfig() *configfile.ConfigFile {
 
 // createCommand is dhow create.
 func (a *app) createCommand() *cobra.Command {
-	f := newCreateFlags()
+	f := flags.New()
 	cmd := &cobra.Command{
 		Use: "create [OPTIONS] IMAGE [COMMAND] [ARG...]", Short: "Create a new container", Args: console.MinArgs(1),
 		ValidArgsFunction: a.completeImages,
@@ -45,12 +46,12 @@ func (a *app) createCommand() *cobra.Command {
 			return statusOf(a.create(cmd, f, args))
 		},
 	}
-	f.register(cmd.Flags())
+	f.Register(cmd.Flags())
 	a.ProfileFlag(cmd)
 	return cmd
 }
 
-func (a *app) create(cmd *cobra.Command, f *createFlags, args []string) error {
+func (a *app) create(cmd *cobra.Command, f *flags.Create, args []string) error {
 	r, done, err := a.createRequest(cmd, f, args)
 	if err != nil {
 		return err
@@ -62,32 +63,32 @@ func (a *app) create(cmd *cobra.Command, f *createFlags, args []string) error {
 			return err
 		}
 		a.print(c.ID)
-		return writeCIDFile(f.cidFile, c.ID)
+		return writeCIDFile(f.CIDFile, c.ID)
 	})
 }
 
 // createRequest reads the flags. done ends the display of a pull.
-func (a *app) createRequest(cmd *cobra.Command, f *createFlags, args []string) (r lifecycle.CreateRequest, done func(), err error) {
-	f.proxies = a.dockerConfig().ParseProxyConfig("default", opts.ConvertKVStringsToMapWithNil(f.env.GetSlice()))
-	if r.Record, err = f.record(cmd.Flags(), args); err != nil {
+func (a *app) createRequest(cmd *cobra.Command, f *flags.Create, args []string) (r lifecycle.CreateRequest, done func(), err error) {
+	f.Proxies = a.dockerConfig().ParseProxyConfig("default", opts.ConvertKVStringsToMapWithNil(f.Env.GetSlice()))
+	if r.Record, err = f.Record(cmd.Flags(), args); err != nil {
 		return r, nil, err
 	}
-	if f.cidFile != "" {
-		if _, err := os.Stat(f.cidFile); err == nil {
-			return r, nil, errdef.New(errdef.ErrConflict, "container ID file found, make sure the other container isn't running or delete %s", f.cidFile)
+	if f.CIDFile != "" {
+		if _, err := os.Stat(f.CIDFile); err == nil {
+			return r, nil, errdef.New(errdef.ErrConflict, "container ID file found, make sure the other container isn't running or delete %s", f.CIDFile)
 		}
 	}
-	if f.platform != "" {
-		if r.Platform, err = oci.ParsePlatform(f.platform); err != nil {
+	if f.Platform != "" {
+		if r.Platform, err = oci.ParsePlatform(f.Platform); err != nil {
 			return r, nil, err
 		}
 	}
 	if size := a.size(); size != nil {
 		r.Record.Host.ConsoleSize = [2]uint{uint(size.Rows), uint(size.Cols)}
 	}
-	r.Pull, r.Warn = f.pull, a.warn
+	r.Pull, r.Warn = f.Pull, a.warn
 	d := console.NewLayerDisplay(a.Err)
-	if !f.quiet {
+	if !f.Quiet {
 		r.Progress = d.Update
 	}
 	return r, d.Close, nil
@@ -117,14 +118,14 @@ func statusOf(err error) error {
 
 // runFlags are what run has beside create.
 type runFlags struct {
-	*createFlags
+	*flags.Create
 	detach, sigProxy bool
 	detachKeys       string
 	wait             waitFlag
 }
 
 func (a *app) runCommand() *cobra.Command {
-	f := &runFlags{createFlags: newCreateFlags()}
+	f := &runFlags{Create: flags.New()}
 	cmd := &cobra.Command{
 		Use: "run [OPTIONS] IMAGE [COMMAND] [ARG...]", Short: "Create and run a new container from an image", Args: console.MinArgs(1),
 		ValidArgsFunction: a.completeImages,
@@ -133,7 +134,7 @@ func (a *app) runCommand() *cobra.Command {
 		},
 	}
 	fl := cmd.Flags()
-	f.register(fl)
+	f.Register(fl)
 	fl.BoolVarP(&f.detach, "detach", "d", false, "Run container in background and print container ID")
 	fl.BoolVar(&f.sigProxy, "sig-proxy", true, "Proxy received signals to the process")
 	fl.StringVar(&f.detachKeys, "detach-keys", "", "Override the key sequence for detaching a container")
@@ -147,7 +148,7 @@ func (a *app) run(cmd *cobra.Command, f *runFlags, args []string) error {
 	if err != nil {
 		return err
 	}
-	r, done, err := a.createRequest(cmd, f.createFlags, args)
+	r, done, err := a.createRequest(cmd, f.Create, args)
 	if err != nil {
 		return err
 	}
@@ -156,7 +157,7 @@ func (a *app) run(cmd *cobra.Command, f *runFlags, args []string) error {
 	switch {
 	case f.wait.set && !f.detach:
 		return errdef.WithHint(errdef.New(errdef.ErrInvalid, "--wait waits for a container in the background"), "add --detach")
-	case f.detach && f.attach.Len() > 0:
+	case f.detach && f.Attach.Len() > 0:
 		return errdef.New(errdef.ErrInvalid, "conflicting options: cannot specify both --attach and --detach")
 	case f.detach:
 		c.AttachStdin, c.AttachStdout, c.AttachStderr, c.StdinOnce = false, false, false, false
@@ -196,13 +197,13 @@ func (a *app) launch(ctx context.Context, cs *lifecycle.Containers, f *runFlags,
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := writeCIDFile(f.cidFile, c.ID); err != nil {
+	if err := writeCIDFile(f.CIDFile, c.ID); err != nil {
 		s.Close()
 		return nil, nil, errors.Join(err, cs.Remove(ctx, c.ID, supervise.RemoveOptions{Force: true, Volumes: true}))
 	}
 	if err := s.Started(ctx); err != nil {
 		s.Close()
-		if f.autoRemove {
+		if f.AutoRemove {
 			rerr := cs.Remove(context.WithoutCancel(ctx), c.ID, supervise.RemoveOptions{Force: true, Volumes: true})
 			if rerr != nil && !errors.Is(rerr, errdef.ErrNotFound) {
 				a.warn(console.OneLine(rerr))

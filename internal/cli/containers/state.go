@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"dhow/internal/cli/console"
+	"dhow/internal/cli/flags"
 	"dhow/internal/errdef"
 	"dhow/internal/lifecycle"
 	"dhow/internal/supervise"
@@ -43,7 +44,7 @@ func (a *app) startCommand() *cobra.Command {
 	fl.StringVar(&keys, "detach-keys", "", "Override the key sequence for detaching a container")
 	fl.BoolVarP(&interactive, "interactive", "i", false, "Attach container's STDIN")
 	wait.register(fl)
-	console.RefuseFlags(fl, map[string]string{"checkpoint": "processes are not checkpointed", "checkpoint-dir": "processes are not checkpointed"})
+	flags.Refuse(fl, map[string]string{"checkpoint": "processes are not checkpointed", "checkpoint-dir": "processes are not checkpointed"})
 	return cmd
 }
 
@@ -251,6 +252,6 @@ func (a *app) rmCommand() *cobra.Command {
 	fl := cmd.Flags()
 	fl.BoolVarP(&o.Force, "force", "f", false, "Force the removal of a running container (uses SIGKILL)")
 	fl.BoolVarP(&o.Volumes, "volumes", "v", false, "Remove anonymous volumes associated with the container")
-	console.RefuseFlags(fl, map[string]string{"link,l": "links go with the containers"})
+	flags.Refuse(fl, map[string]string{"link,l": "links go with the containers"})
 	return cmd
 }

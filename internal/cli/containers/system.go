@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"dhow/internal/cli/console"
+	"dhow/internal/cli/flags"
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
 	"dhow/internal/image"
@@ -61,7 +62,7 @@ func (a *app) dfCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&format, "format", "", "Format output using a custom template: 'table', 'json', or a Go template")
-	console.RefuseFlags(cmd.Flags(), map[string]string{"verbose,v": "see dhow images, dhow ps -as, dhow volume ls and dhow builds"})
+	flags.Refuse(cmd.Flags(), map[string]string{"verbose,v": "see dhow images, dhow ps -as, dhow volume ls and dhow builds"})
 	return cmd
 }
 
@@ -229,7 +230,7 @@ func (a *app) infoCommand() *cobra.Command {
 // info is docker's object, as far as there is something to say.
 func (a *app) info(ctx context.Context, e *engine.Engine) (system.Info, error) {
 	in := system.Info{
-		ServerVersion: a.Version.Version, Driver: "overlayfs", LoggingDriver: defaultLogDriver, CgroupDriver: "cgroupfs", CgroupVersion: "1",
+		ServerVersion: a.Version.Version, Driver: "overlayfs", LoggingDriver: flags.DefaultLogDriver, CgroupDriver: "cgroupfs", CgroupVersion: "1",
 		OSType: "linux", Architecture: runtime.GOARCH, NCPU: runtime.NumCPU(), DockerRootDir: e.Store.Root(),
 		MemoryLimit: true, SwapLimit: true, PidsLimit: true, CPUCfsQuota: true, CPUCfsPeriod: true, CPUSet: true, CPUShares: true,
 		SystemTime: time.Now().Format(time.RFC3339Nano), SecurityOptions: []string{"name=seccomp,profile=builtin", "name=cgroupns"}, DefaultRuntime: "dhow",

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"dhow/internal/cli/console"
+	"dhow/internal/cli/flags"
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
 	"dhow/internal/volume"
@@ -60,7 +61,7 @@ func (a *app) volumeCreate() *cobra.Command {
 	fl.StringArrayVar(&labels, "label", nil, "Set metadata for a volume")
 	fl.StringArrayVarP(&options, "opt", "o", nil, "Set driver specific options")
 	const swarm = "it is for swarms"
-	console.RefuseFlags(fl, map[string]string{
+	flags.Refuse(fl, map[string]string{
 		"availability": swarm, "group": swarm, "limit-bytes": swarm, "required-bytes": swarm, "scope": swarm, "secret": swarm,
 		"sharing": swarm, "topology-preferred": swarm, "topology-required": swarm, "type": swarm,
 	})
@@ -104,7 +105,7 @@ func (a *app) volumeLs() *cobra.Command {
 	cmd.Flags().StringArrayVarP(&filter, "filter", "f", nil, `Provide filter values (e.g. "dangling=true")`)
 	cmd.Flags().StringVar(&format, "format", "", "Format output using a custom template: 'table', 'json', or a Go template")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "Only display volume names")
-	console.RefuseFlags(cmd.Flags(), map[string]string{"cluster": "it is for swarms"})
+	flags.Refuse(cmd.Flags(), map[string]string{"cluster": "it is for swarms"})
 	return cmd
 }
 

@@ -1,4 +1,4 @@
-package containers
+package flags
 
 import (
 	"bytes"
@@ -22,12 +22,12 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// record turns the flags into what is asked for: the image is not merged in yet.
+// Record turns the flags into what is asked for: the image is not merged in yet.
 // args are the image and the command. ErrInvalid and ErrUnsupported, in docker's
 // words where docker has some.
-func (f *createFlags) record(fl *pflag.FlagSet, args []string) (*container.Record, error) {
-	if !slices.Contains([]string{"always", "missing", "never"}, f.pull) {
-		return nil, errdef.WithHint(errdef.New(errdef.ErrInvalid, "--pull %q is not known", f.pull), "use always, missing or never")
+func (f *Create) Record(fl *pflag.FlagSet, args []string) (*container.Record, error) {
+	if !slices.Contains([]string{"always", "missing", "never"}, f.Pull) {
+		return nil, errdef.WithHint(errdef.New(errdef.ErrInvalid, "--pull %q is not known", f.Pull), "use always, missing or never")
 	}
 	r := &container.Record{Name: f.name, Config: f.config(fl, args), Host: f.host(fl)}
 	for _, step := range []func(r *container.Record, fl *pflag.FlagSet) error{
@@ -70,7 +70,7 @@ func refuseUnmanaged(r *container.Record, _ *pflag.FlagSet) error {
 }
 
 // config are the settings that need no reading.
-func (f *createFlags) config(fl *pflag.FlagSet, args []string) *api.Config {
+func (f *Create) config(fl *pflag.FlagSet, args []string) *api.Config {
 	c := &api.Config{
 		Image: args[0], Cmd: args[1:],
 		Hostname: f.hostname, Domainname: f.domainname, User: f.user, WorkingDir: f.workdir, StopSignal: f.stopSignal,
@@ -88,14 +88,14 @@ func (f *createFlags) config(fl *pflag.FlagSet, args []string) *api.Config {
 }
 
 // host are the settings that need no reading.
-func (f *createFlags) host(fl *pflag.FlagSet) *api.HostConfig {
+func (f *Create) host(fl *pflag.FlagSet) *api.HostConfig {
 	h := &api.HostConfig{
-		ContainerIDFile: f.cidFile, AutoRemove: f.autoRemove, Privileged: f.privileged, ReadonlyRootfs: f.readOnly,
+		ContainerIDFile: f.CIDFile, AutoRemove: f.AutoRemove, Privileged: f.privileged, ReadonlyRootfs: f.readOnly,
 		CapAdd: f.capAdd, CapDrop: f.capDrop, GroupAdd: f.groupAdd.GetSlice(), OomScoreAdj: f.oomScoreAdj,
 		ShmSize: f.shmSize.Value(), Runtime: f.runtime, Umask: f.umask.Value(),
 		Annotations: f.annotations.GetAll(), Sysctls: f.sysctls.GetAll(),
 		Binds: nil, VolumesFrom: f.volumesFrom, VolumeDriver: f.volumeDriver, Mounts: f.mounts.Value(),
-		Resources: f.limits.resources(),
+		Resources: f.Limits.resources(),
 	}
 	h.CgroupParent, h.Ulimits = f.cgroupParent, f.ulimits.GetList()
 	h.OomKillDisable = &f.oomKillDisable
@@ -106,7 +106,7 @@ func (f *createFlags) host(fl *pflag.FlagSet) *api.HostConfig {
 }
 
 // resources are the limits in docker's words.
-func (f *limitFlags) resources() api.Resources {
+func (f *Limits) resources() api.Resources {
 	r := api.Resources{
 		Memory: f.memory.Value(), MemoryReservation: f.memoryReservation.Value(), MemorySwap: f.memorySwap.Value(),
 		NanoCPUs: f.cpus.Value(), CPUShares: f.cpuShares, CPUPeriod: f.cpuPeriod, CPUQuota: f.cpuQuota,
@@ -129,8 +129,8 @@ func validStream(s string) (string, error) {
 }
 
 // fillStreams decides what the command is connected with.
-func (f *createFlags) fillStreams(r *container.Record, _ *pflag.FlagSet) error {
-	c, list := r.Config, f.attach.GetSlice()
+func (f *Create) fillStreams(r *container.Record, _ *pflag.FlagSet) error {
+	c, list := r.Config, f.Attach.GetSlice()
 	all := len(list) == 0
 	c.AttachStdin = f.interactive || slices.Contains(list, "stdin")
 	c.AttachStdout = all || slices.Contains(list, "stdout")
@@ -140,12 +140,12 @@ func (f *createFlags) fillStreams(r *container.Record, _ *pflag.FlagSet) error {
 }
 
 // fillLists reads environment and labels, from files too.
-func (f *createFlags) fillLists(r *container.Record, _ *pflag.FlagSet) error {
-	env, err := opts.ReadKVEnvStrings(f.envFiles.GetSlice(), f.env.GetSlice())
+func (f *Create) fillLists(r *container.Record, _ *pflag.FlagSet) error {
+	env, err := opts.ReadKVEnvStrings(f.envFiles.GetSlice(), f.Env.GetSlice())
 	if err != nil {
 		return fmt.Errorf("--env-file: %w", err)
 	}
-	env = withProxies(env, f.proxies)
+	env = withProxies(env, f.Proxies)
 	labels, err := opts.ReadKVStrings(f.labelFiles.GetSlice(), f.labels.GetSlice())
 	if err != nil {
 		return fmt.Errorf("--label-file: %w", err)
@@ -167,7 +167,7 @@ func withProxies(env []string, proxies map[string]*string) []string {
 }
 
 // fillModes reads the namespaces' modes.
-func (f *createFlags) fillModes(r *container.Record, fl *pflag.FlagSet) error {
+func (f *Create) fillModes(r *container.Record, fl *pflag.FlagSet) error {
 	h := r.Host
 	h.PidMode, h.IpcMode, h.UTSMode = api.PidMode(f.pid), api.IpcMode(f.ipc), api.UTSMode(f.uts)
 	h.UsernsMode, h.CgroupnsMode = api.UsernsMode(f.userns), api.CgroupnsMode(f.cgroupns)
@@ -183,14 +183,14 @@ func (f *createFlags) fillModes(r *container.Record, fl *pflag.FlagSet) error {
 		return errors.New("--userns: invalid USER mode")
 	case !h.CgroupnsMode.Valid():
 		return errors.New("--cgroupns: invalid CGROUP mode")
-	case f.limits.swappiness < -1 || f.limits.swappiness > 100:
-		return fmt.Errorf("invalid value: %d. Valid memory swappiness range is 0-100", f.limits.swappiness)
+	case f.Limits.swappiness < -1 || f.Limits.swappiness > 100:
+		return fmt.Errorf("invalid value: %d. Valid memory swappiness range is 0-100", f.Limits.swappiness)
 	}
 	return nil
 }
 
 // fillStorage tells volumes with a source from those that are anonymous.
-func (f *createFlags) fillStorage(r *container.Record, _ *pflag.FlagSet) error {
+func (f *Create) fillStorage(r *container.Record, _ *pflag.FlagSet) error {
 	if f.volumeDriver != "" && f.volumeDriver != "local" {
 		return errdef.WithHint(errdef.New(errdef.ErrUnsupported, "--volume-driver %s: there is one driver, local", f.volumeDriver),
 			"its options type, device and o mount nfs and other file systems")
@@ -232,7 +232,7 @@ func (f *createFlags) fillStorage(r *container.Record, _ *pflag.FlagSet) error {
 
 // fillSecurity reads profiles from their files, so that the record has them
 // whole.
-func (f *createFlags) fillSecurity(r *container.Record, _ *pflag.FlagSet) error {
+func (f *Create) fillSecurity(r *container.Record, _ *pflag.FlagSet) error {
 	for _, opt := range f.securityOpt {
 		if opt == "systempaths=unconfined" {
 			r.Host.MaskedPaths, r.Host.ReadonlyPaths = []string{}, []string{}
@@ -262,7 +262,7 @@ func (f *createFlags) fillSecurity(r *container.Record, _ *pflag.FlagSet) error 
 }
 
 // fillDevices reads --device HOST[:CONTAINER][:PERMISSIONS].
-func (f *createFlags) fillDevices(r *container.Record, _ *pflag.FlagSet) error {
+func (f *Create) fillDevices(r *container.Record, _ *pflag.FlagSet) error {
 	for _, d := range f.devices.GetSlice() {
 		m, err := parseDevice(d)
 		if err != nil {
@@ -316,7 +316,7 @@ func validPermissions(s string) bool {
 
 // fillRestart reads --restart: docker's policies, of which the last counts, and
 // on-unhealthy, which goes with any of them.
-func (f *createFlags) fillRestart(r *container.Record, _ *pflag.FlagSet) error {
+func (f *Create) fillRestart(r *container.Record, _ *pflag.FlagSet) error {
 	for _, p := range f.restart {
 		if name, most, _ := strings.Cut(p, ":"); name == "on-unhealthy" {
 			r.Restart.OnUnhealthy = true
@@ -336,17 +336,16 @@ func (f *createFlags) fillRestart(r *container.Record, _ *pflag.FlagSet) error {
 		}
 		r.Host.RestartPolicy = policy
 	}
-	if f.autoRemove && !r.Host.RestartPolicy.IsNone() {
+	if f.AutoRemove && !r.Host.RestartPolicy.IsNone() {
 		return errors.New("conflicting options: cannot specify both --restart and --rm")
 	}
 	r.Restart.Delay, r.Restart.Reset = f.restartDelay, f.restartReset
 	return nil
 }
 
-// fillLogs reads --log-driver and --log-opt, whose keys may begin with the name
-// of the driver that they are for; else they are for the first.
-func (f *createFlags) fillLogs(r *container.Record, _ *pflag.FlagSet) error {
-	drivers, err := logDrivers(f.logDrivers, f.logOpts)
+// fillLogs decides where the output goes.
+func (f *Create) fillLogs(r *container.Record, _ *pflag.FlagSet) error {
+	drivers, err := LogDrivers(f.logDrivers, f.logOpts)
 	if err != nil {
 		return err
 	}
@@ -355,12 +354,14 @@ func (f *createFlags) fillLogs(r *container.Record, _ *pflag.FlagSet) error {
 	return nil
 }
 
-// defaultLogDriver is docker's.
-const defaultLogDriver = "json-file"
+// DefaultLogDriver is docker's.
+const DefaultLogDriver = "json-file"
 
-func logDrivers(names, options []string) ([]container.LogDriver, error) {
+// LogDrivers reads --log-driver and --log-opt, whose keys may begin with the name
+// of the driver that they are for; else they are for the first.
+func LogDrivers(names, options []string) ([]container.LogDriver, error) {
 	if len(names) == 0 {
-		names = []string{defaultLogDriver}
+		names = []string{DefaultLogDriver}
 	}
 	var drivers []container.LogDriver
 	for i, name := range names {

@@ -1,4 +1,4 @@
-package containers
+package flags
 
 import (
 	"errors"

@@ -1,31 +1,38 @@
-package containers
+// Package flags are the flags that shape a container, docker's and dhow's own, and
+// the record that they come to. It makes no container and prints nothing.
+//
+// Invariant: a flag is in the record or refused by name; none is ignored.
+package flags
 
 import (
 	"os"
 	"time"
 
-	"dhow/internal/cli/console"
-
 	"github.com/docker/cli/opts"
 	"github.com/spf13/pflag"
 )
 
-// createFlags are the flags of `dhow create` and `dhow run` as the user wrote
-// them; see record for what they come to.
-type createFlags struct {
-	name, platform, pull, cidFile string
-	quiet                         bool
-	proxies                       map[string]*string // docker's config.json has them
+// Create are the flags of `dhow create` and `dhow run` as the user wrote them;
+// see Record for what they come to. Make it with New.
+type Create struct {
+	Platform, Pull, CIDFile string
+	Quiet                   bool
+	Proxies                 map[string]*string // docker's config.json has them
+	Attach, Env             opts.ListOpts
+	AutoRemove              bool
+	Limits                  Limits
+
+	name string
 
 	// The process.
-	attach, env, envFiles, labels, labelFiles, groupAdd opts.ListOpts
-	annotations, sysctls                                *opts.MapOpts
-	ulimits                                             *opts.UlimitOpt
-	umask                                               opts.UmaskOpt
-	entrypoint, hostname, domainname, user, workdir     string
-	stopSignal, runtime                                 string
-	stopTimeout                                         int
-	interactive, tty, init, autoRemove, readOnly        bool
+	envFiles, labels, labelFiles, groupAdd          opts.ListOpts
+	annotations, sysctls                            *opts.MapOpts
+	ulimits                                         *opts.UlimitOpt
+	umask                                           opts.UmaskOpt
+	entrypoint, hostname, domainname, user, workdir string
+	stopSignal, runtime                             string
+	stopTimeout                                     int
+	interactive, tty, init, readOnly                bool
 
 	// Isolation.
 	capAdd, capDrop, securityOpt           []string
@@ -40,7 +47,6 @@ type createFlags struct {
 	mounts                                 opts.MountOpt
 	volumeDriver                           string
 
-	limits              limitFlags
 	net                 networkFlags
 	health              healthFlags
 	logDrivers, logOpts []string
@@ -49,8 +55,8 @@ type createFlags struct {
 	restartReset        time.Duration
 }
 
-// limitFlags are those that `dhow update` has too.
-type limitFlags struct {
+// Limits are those that `dhow update` has too.
+type Limits struct {
 	memory, memoryReservation                                  opts.MemBytes
 	memorySwap                                                 opts.MemSwapBytes
 	swappiness, cpuShares, cpuPeriod, cpuQuota, pids           int64
@@ -81,14 +87,15 @@ type healthFlags struct {
 	readyInterval, readyTimeout                   time.Duration
 }
 
-func newCreateFlags() *createFlags {
-	f := &createFlags{
-		attach: opts.NewListOpts(validStream), env: opts.NewListOpts(opts.ValidateEnv), envFiles: opts.NewListOpts(nil),
+// New returns flags to be registered.
+func New() *Create {
+	f := &Create{
+		Attach: opts.NewListOpts(validStream), Env: opts.NewListOpts(opts.ValidateEnv), envFiles: opts.NewListOpts(nil),
 		labels: opts.NewListOpts(opts.ValidateLabel), labelFiles: opts.NewListOpts(nil), groupAdd: opts.NewListOpts(nil),
 		annotations: opts.NewMapOpts(nil, nil), sysctls: opts.NewMapOpts(nil, opts.ValidateSysctl), ulimits: opts.NewUlimitOpt(nil),
 		devices: opts.NewListOpts(nil), deviceRules: opts.NewListOpts(nil),
 	}
-	f.limits = limitFlags{
+	f.Limits = Limits{
 		swappiness:        -1,
 		blkioWeightDevice: opts.NewWeightdeviceOpt(opts.ValidateWeightDevice),
 		deviceReadBps:     opts.NewThrottledeviceOpt(opts.ValidateThrottleBpsDevice),
@@ -104,25 +111,25 @@ func newCreateFlags() *createFlags {
 	return f
 }
 
-// register adds the flags to a command's.
-func (f *createFlags) register(fl *pflag.FlagSet) {
+// Register adds the flags to a command's.
+func (f *Create) Register(fl *pflag.FlagSet) {
 	fl.SetInterspersed(false)
 	fl.StringVar(&f.name, "name", "", "Assign a name to the container")
-	fl.StringVar(&f.platform, "platform", os.Getenv("DOCKER_DEFAULT_PLATFORM"), "Set platform if server is multi-platform capable")
-	fl.StringVar(&f.pull, "pull", "missing", `Pull image before running ("always", "missing", "never")`)
-	fl.BoolVarP(&f.quiet, "quiet", "q", false, "Suppress the pull output")
-	fl.StringVar(&f.cidFile, "cidfile", "", "Write the container ID to the file")
+	fl.StringVar(&f.Platform, "platform", os.Getenv("DOCKER_DEFAULT_PLATFORM"), "Set platform if server is multi-platform capable")
+	fl.StringVar(&f.Pull, "pull", "missing", `Pull image before running ("always", "missing", "never")`)
+	fl.BoolVarP(&f.Quiet, "quiet", "q", false, "Suppress the pull output")
+	fl.StringVar(&f.CIDFile, "cidfile", "", "Write the container ID to the file")
 	fl.Bool("help", false, "Print usage") // -h is --hostname
 	f.registerProcess(fl)
 	f.registerIsolation(fl)
 	f.registerStorage(fl)
-	f.limits.register(fl)
-	f.limits.registerBlkio(fl)
+	f.Limits.Register(fl)
+	f.Limits.registerBlkio(fl)
 	f.net.register(fl)
 	f.health.register(fl)
 	f.registerLife(fl)
-	console.RefuseFlags(fl, refusedByCreate())
-	console.GrantFlags(fl, "images are checked by digest", "disable-content-trust")
+	Refuse(fl, refusedByCreate())
+	Grant(fl, "images are checked by digest", "disable-content-trust")
 }
 
 // refusedByCreate are docker's flags that dhow does not have, and why.
@@ -137,12 +144,12 @@ func refusedByCreate() map[string]string {
 	}
 }
 
-func (f *createFlags) registerProcess(fl *pflag.FlagSet) {
-	fl.VarP(&f.attach, "attach", "a", "Attach to STDIN, STDOUT or STDERR")
+func (f *Create) registerProcess(fl *pflag.FlagSet) {
+	fl.VarP(&f.Attach, "attach", "a", "Attach to STDIN, STDOUT or STDERR")
 	fl.Var(f.annotations, "annotation", "Add an annotation to the container (passed through to the OCI runtime)")
 	fl.StringVar(&f.domainname, "domainname", "", "Container NIS domain name")
 	fl.StringVar(&f.entrypoint, "entrypoint", "", "Overwrite the default ENTRYPOINT of the image")
-	fl.VarP(&f.env, "env", "e", "Set environment variables")
+	fl.VarP(&f.Env, "env", "e", "Set environment variables")
 	fl.Var(&f.envFiles, "env-file", "Read in a file of environment variables")
 	fl.Var(&f.groupAdd, "group-add", "Add additional groups to join")
 	fl.StringVarP(&f.hostname, "hostname", "h", "", "Container host name")
@@ -151,7 +158,7 @@ func (f *createFlags) registerProcess(fl *pflag.FlagSet) {
 	fl.VarP(&f.labels, "label", "l", "Set meta data on a container")
 	fl.Var(&f.labelFiles, "label-file", "Read in a line delimited file of labels")
 	fl.BoolVar(&f.readOnly, "read-only", false, "Mount the container's root filesystem as read only")
-	fl.BoolVar(&f.autoRemove, "rm", false, "Automatically remove the container and its associated anonymous volumes when it exits")
+	fl.BoolVar(&f.AutoRemove, "rm", false, "Automatically remove the container and its associated anonymous volumes when it exits")
 	fl.StringVar(&f.runtime, "runtime", "", "OCI runtime to use for this container (a path, or a name such as runc, crun, runsc)")
 	fl.StringVar(&f.stopSignal, "stop-signal", "", "Signal to stop the container")
 	fl.IntVar(&f.stopTimeout, "stop-timeout", 0, "Timeout (in seconds) to stop a container")
@@ -163,7 +170,7 @@ func (f *createFlags) registerProcess(fl *pflag.FlagSet) {
 	fl.StringVarP(&f.workdir, "workdir", "w", "", "Working directory inside the container")
 }
 
-func (f *createFlags) registerIsolation(fl *pflag.FlagSet) {
+func (f *Create) registerIsolation(fl *pflag.FlagSet) {
 	fl.StringArrayVar(&f.capAdd, "cap-add", nil, "Add Linux capabilities")
 	fl.StringArrayVar(&f.capDrop, "cap-drop", nil, "Drop Linux capabilities")
 	fl.StringVar(&f.cgroupParent, "cgroup-parent", "", "Optional parent cgroup for the container")
@@ -183,7 +190,7 @@ func (f *createFlags) registerIsolation(fl *pflag.FlagSet) {
 	fl.StringVar(&f.uts, "uts", "", "UTS namespace to use")
 }
 
-func (f *createFlags) registerStorage(fl *pflag.FlagSet) {
+func (f *Create) registerStorage(fl *pflag.FlagSet) {
 	fl.Var(&f.mounts, "mount", "Attach a filesystem mount to the container")
 	fl.StringArrayVar(&f.tmpfs, "tmpfs", nil, "Mount a tmpfs directory")
 	fl.StringArrayVarP(&f.binds, "volume", "v", nil, "Bind mount a volume")
@@ -191,7 +198,7 @@ func (f *createFlags) registerStorage(fl *pflag.FlagSet) {
 	fl.StringArrayVar(&f.volumesFrom, "volumes-from", nil, "Mount volumes from the specified container(s)")
 }
 
-func (f *createFlags) registerLife(fl *pflag.FlagSet) {
+func (f *Create) registerLife(fl *pflag.FlagSet) {
 	fl.StringArrayVar(&f.logDrivers, "log-driver", nil, "Logging driver for the container; repeat it for several destinations")
 	fl.StringArrayVar(&f.logOpts, "log-opt", nil, "Log driver options (KEY=VALUE, or DRIVER.KEY=VALUE with several drivers)")
 	fl.StringArrayVar(&f.restart, "restart", nil, `Restart policy to apply when a container exits ("no", "always", "unless-stopped", "on-failure[:max]"), and "on-unhealthy[:max]"`)
@@ -199,7 +206,8 @@ func (f *createFlags) registerLife(fl *pflag.FlagSet) {
 	fl.DurationVar(&f.restartReset, "restart-reset", 0, "Running time after which the delay begins anew (default 10s)")
 }
 
-func (f *limitFlags) register(fl *pflag.FlagSet) {
+// Register adds those that can be changed while a container runs.
+func (f *Limits) Register(fl *pflag.FlagSet) {
 	fl.Uint16Var(&f.blkioWeight, "blkio-weight", 0, "Block IO (relative weight), between 10 and 1000, or 0 to disable (default 0)")
 	fl.Int64Var(&f.cpuPeriod, "cpu-period", 0, "Limit CPU CFS (Completely Fair Scheduler) period")
 	fl.Int64Var(&f.cpuQuota, "cpu-quota", 0, "Limit CPU CFS (Completely Fair Scheduler) quota")
@@ -215,7 +223,7 @@ func (f *limitFlags) register(fl *pflag.FlagSet) {
 	fl.Int64Var(&f.pids, "pids-limit", 0, "Tune container pids limit (set -1 for unlimited)")
 }
 
-func (f *limitFlags) registerBlkio(fl *pflag.FlagSet) {
+func (f *Limits) registerBlkio(fl *pflag.FlagSet) {
 	fl.Var(&f.blkioWeightDevice, "blkio-weight-device", "Block IO weight (relative device weight)")
 	fl.Var(&f.deviceReadBps, "device-read-bps", "Limit read rate (bytes per second) from a device")
 	fl.Var(&f.deviceReadIOps, "device-read-iops", "Limit read rate (IO per second) from a device")
