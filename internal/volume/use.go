@@ -325,24 +325,25 @@ func (v *Volumes) shared(ctx context.Context, name string) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		if f := mountedIn(row, name); f != nil {
-			return f, nil
+		if f, err := mountedIn(row, name); err != nil || f != nil {
+			return f, err
 		}
 	}
 	return nil, nil
 }
 
 // mountedIn clones the mount of a volume in a container; nil if it does not run
-// (any more).
-func mountedIn(row store.Container, name string) *os.File {
+// (any more). ErrUnsupported for ordinary users: each of their containers is in a
+// user namespace of its own, whose mounts no other can take.
+func mountedIn(row store.Container, name string) (*os.File, error) {
 	var rec container.Record
 	var state container.State
-	if json.Unmarshal(row.Record, &rec) != nil || json.Unmarshal(row.State, &state) != nil {
-		return nil
+	if err := errors.Join(json.Unmarshal(row.Record, &rec), json.Unmarshal(row.State, &state)); err != nil {
+		return nil, err
 	}
 	process := living(state)
 	if process == nil {
-		return nil
+		return nil, nil
 	}
 	defer process.Close()
 	for _, m := range rec.Mounts {
@@ -350,16 +351,23 @@ func mountedIn(row store.Container, name string) *os.File {
 			continue
 		}
 		f, err := sys.CloneFromProcess(process, m.Destination, sys.CloneOptions{NoDev: true})
+		if errors.Is(err, unix.EPERM) && sys.InUserNS() {
+			err = errdef.New(errdef.ErrUnsupported, "container %s uses it, and ordinary users' containers cannot share memory", row.Name)
+			return nil, errdef.WithHint(err, "stop that one first, or use a volume on the disk")
+		}
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			continue // it has ended, or hidden the place
+		}
 		if err != nil {
-			continue
+			return nil, err
 		}
 		var fs unix.Statfs_t
 		if unix.Fstatfs(int(f.Fd()), &fs) == nil && (fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC) {
-			return f
+			return f, nil
 		}
 		f.Close() // something else was mounted over it
 	}
-	return nil
+	return nil, nil
 }
 
 // living opens the container's first process, if it is the one of the state.
