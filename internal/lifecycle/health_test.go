@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -97,4 +98,53 @@ func TestHealthEvents(t *testing.T) {
 	if n := count["exec_die"]; n < 2 || count["exec_create"] != n || count["exec_start"] != n || count["health_status: healthy"] != 1 {
 		t.Errorf("got the events %v", count)
 	}
+}
+
+// A killed supervisor costs no health: the next one goes on from the timeline,
+// and leaves alone what is paused.
+func TestHealthAdopted(t *testing.T) {
+	h := newHouse(t)
+	c := h.start(record("h5", "sleep 60", checked))
+	c = h.until("h5", "healthy", is(dockertypes.Healthy))
+	kill := func() {
+		t.Helper()
+		before := c.State.Supervisor
+		h.must(syscall.Kill(before, syscall.SIGKILL))
+		c = h.until("h5", "adopted", func(c *Container) bool { return c.supervised && c.State.Supervisor != before })
+	}
+	kill()
+	if c.State.Health != dockertypes.Healthy {
+		t.Errorf("adopted: got %s", c.State.Health)
+	}
+	h.exec("h5", "touch /sick")
+	h.until("h5", "unhealthy", is(dockertypes.Unhealthy))
+	h.exec("h5", "rm /sick")
+	c = h.until("h5", "healthy again", is(dockertypes.Healthy))
+	h.must(h.Pause(h.ctx, "h5"))
+	kill()
+	count := func() (probes int) {
+		t.Helper()
+		entries, err := health.Read(supervise.TimelinePath(c.Dir))
+		h.must(err)
+		for i, e := range entries {
+			if e.Kind == health.KindProbe {
+				probes++
+			}
+			if i > 0 && e.Seq != entries[i-1].Seq+1 {
+				t.Errorf("entry %d follows %d", e.Seq, entries[i-1].Seq)
+			}
+		}
+		return probes
+	}
+	time.Sleep(100 * time.Millisecond) // it has been taken over and paused again
+	before := count()
+	time.Sleep(300 * time.Millisecond)
+	if after := count(); after != before {
+		t.Errorf("%d probes of a paused container", after-before)
+	}
+	if c, err := h.Find(h.ctx, "h5"); err != nil || c.State.Status != dockertypes.StatePaused || c.State.Health != dockertypes.Unhealthy {
+		t.Errorf("got %+v, %v", c.State, err)
+	}
+	h.must(h.Unpause(h.ctx, "h5"))
+	h.until("h5", "healthy after the pause", is(dockertypes.Healthy))
 }

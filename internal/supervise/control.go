@@ -325,16 +325,22 @@ func (s *supervisor) pause(ctx context.Context) error {
 	if paused {
 		return errdef.New(errdef.ErrConflict, "container %.12s is already paused", s.id)
 	}
-	if m := s.monitor(r); m != nil {
+	m := s.monitor(r)
+	if m != nil {
 		m.Pause()
 	}
 	if err := r.proc.Pause(); err != nil {
-		if m := s.monitor(r); m != nil {
+		if m != nil {
 			m.Resume()
 		}
 		return err
 	}
-	return s.transition(ctx, "pause", nil, func(st *container.State) { st.Status = dockertypes.StatePaused })
+	return s.transition(ctx, "pause", nil, func(st *container.State) {
+		st.Status = dockertypes.StatePaused
+		if m != nil {
+			st.Health = m.Health().Status // docker takes what is not probed for unhealthy
+		}
+	})
 }
 
 func (s *supervisor) resume(ctx context.Context) error {

@@ -43,7 +43,14 @@ func (s *supervisor) watchHealth(ctx context.Context, r *run, adopted bool) {
 		Warn:    s.complain,
 	}
 	m := health.Start(cfg)
-	s.change(func() { r.health, r.timeline = m, timeline })
+	paused := false
+	s.change(func() {
+		r.health, r.timeline = m, timeline
+		paused = s.state.Status == dockertypes.StatePaused // it was taken over so
+	})
+	if paused {
+		m.Pause()
+	}
 }
 
 // firstHealth is the status of a container that has just started.
