@@ -184,8 +184,16 @@ func (s *sender) write() error {
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
 		return os.NewSyscallError("fcntl", err)
 	}
-	_, _, err = s.conn.WriteMsgUnix(nil, unix.UnixRights(fd), nil)
-	return err
+	rc, err := s.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var errno error
+	err = rc.Write(func(socket uintptr) bool {
+		errno = unix.Sendmsg(int(socket), nil, unix.UnixRights(fd), nil, 0)
+		return errno != unix.EAGAIN
+	})
+	return errors.Join(err, os.NewSyscallError("sendmsg", errno))
 }
 
 func (s *sender) Close() error {
