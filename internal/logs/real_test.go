@@ -396,7 +396,7 @@ func collector(t *testing.T, args ...string) *bufio.Scanner {
 	t.Helper()
 	path := os.Getenv("DHOW_COLLECTOR")
 	if path == "" {
-		t.Skip("DHOW_COLLECTOR is not set: go build -C test/collector -o FILE builds it")
+		t.Skip("DHOW_COLLECTOR is not set: scripts/collector FILE builds it")
 	}
 	cmd := exec.Command(path, args...)
 	cmd.Stderr = os.Stderr

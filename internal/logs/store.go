@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"dhow/internal/errdef"
@@ -352,15 +353,13 @@ func (s *Store) flush() {
 	}
 }
 
-// reason is the innermost text of an error of the file system, without paths.
+// reason is the text of an error of the file system, without paths.
 func reason(err error) string {
-	for {
-		next := errors.Unwrap(err)
-		if next == nil {
-			return err.Error()
-		}
-		err = next
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return errno.Error()
 	}
+	return err.Error()
 }
 
 func lossMarker(lost Stats) []byte {
