@@ -79,6 +79,7 @@ type reader struct {
 type plan struct {
 	segment
 	spans []span // nil: all
+	idx   *index // of the segment in this form; nil if it was not read yet
 }
 
 // span is a stretch of a segment: from a block on (an index in its list) up to
@@ -367,7 +368,7 @@ func (r *reader) open() (bool, error) {
 	for len(r.ahead) > 0 {
 		p := r.ahead[0]
 		r.ahead = r.ahead[1:]
-		sf, err := openSegment(r.dir, p.number, p.format)
+		sf, err := openSegmentAs(p, r.dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // rotated away
 		}
@@ -438,7 +439,7 @@ func tailPlan(dir string, all []plan, since, until int64, n int) ([]plan, error)
 		spans, found := sf.lastSpans(since, until, need)
 		sf.close()
 		if found >= need {
-			all[i].spans, all[i].gz = spans, sf.seg.gz
+			all[i].spans, all[i].gz, all[i].idx = spans, sf.seg.gz, sf.idx
 			return all[i:], nil
 		}
 		need -= found

@@ -132,6 +132,13 @@ type segmentFile struct {
 // openSegment opens a segment in the form it has now. os.ErrNotExist means that it
 // was rotated away.
 func openSegment(dir string, number uint64, f format) (*segmentFile, error) {
+	return openSegmentAs(plan{segment: segment{number: number, format: f}}, dir)
+}
+
+// openSegmentAs opens the segment of a plan, whose index need not be read again
+// while the segment has the same form.
+func openSegmentAs(p plan, dir string) (*segmentFile, error) {
+	number, f := p.number, p.format
 	s := segment{number: number, format: f}
 	var err error
 	// A segment that is being compressed has one form or the other at any time, and
@@ -141,7 +148,10 @@ func openSegment(dir string, number uint64, f format) (*segmentFile, error) {
 			var file *os.File
 			file, err = os.Open(s.path(dir))
 			if err == nil {
-				return newSegmentFile(dir, s, file)
+				if p.idx != nil && p.gz == s.gz {
+					return newSegmentFile(dir, s, file, p.idx), nil
+				}
+				return readSegmentFile(dir, s, file)
 			}
 			if !errors.Is(err, os.ErrNotExist) {
 				return nil, err
@@ -151,7 +161,7 @@ func openSegment(dir string, number uint64, f format) (*segmentFile, error) {
 	return nil, err
 }
 
-func newSegmentFile(dir string, s segment, f *os.File) (*segmentFile, error) {
+func readSegmentFile(dir string, s segment, f *os.File) (*segmentFile, error) {
 	st, err := f.Stat()
 	if err != nil {
 		f.Close()
@@ -161,11 +171,15 @@ func newSegmentFile(dir string, s segment, f *os.File) (*segmentFile, error) {
 	if s.gz {
 		size = 1<<63 - 1
 	}
-	sf := &segmentFile{segmentReader: segmentReader{seg: s}, f: f, idx: readIndex(s.indexPath(dir), size)}
+	return newSegmentFile(dir, s, f, readIndex(s.indexPath(dir), size)), nil
+}
+
+func newSegmentFile(dir string, s segment, f *os.File, idx *index) *segmentFile {
+	sf := &segmentFile{segmentReader: segmentReader{seg: s}, f: f, idx: idx}
 	// A segment that grows may get a raw file later, but before the entries that
 	// need it.
 	sf.grew = func() { sf.openRaw(dir) }
-	return sf, nil
+	return sf
 }
 
 // openRaw opens the raw file if there is one.
