@@ -49,10 +49,10 @@ type limiter struct {
 	total    count
 
 	// sample
-	window     int64 // when it began
-	seen, kept int64 // bytes in it
-	every      int64 // keep every so manyth line
-	lines      int64
+	window int64 // when it began
+	seen   int64 // bytes in it
+	every  int64 // keep every so manyth line
+	lines  int64
 
 	// drop-oldest
 	queue  []queued

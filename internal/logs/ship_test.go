@@ -22,7 +22,6 @@ type fake struct {
 	hang     bool   // Send hangs until its context ends
 	poison   string // a record with this text is rejected
 	break_   int    // after so many batches, fail once after half a batch
-	sent     chan struct{}
 	sessions int
 }
 

@@ -1,5 +1,7 @@
 package provenance
 
+//lint:file-ignore SA1019 BuildKit's predicates have dependencies in this older form
+
 import (
 	"cmp"
 	"encoding/json"

@@ -180,6 +180,7 @@ func TestAllLimits(t *testing.T) {
 	}
 	spec := testSpec("sleep", "60")
 	spec.Linux.Resources = &specs.LinuxResources{
+		//lint:ignore SA1019 what the warning is about
 		Memory:         &specs.LinuxMemory{Limit: &num, Swap: &swap, Reservation: &num, Swappiness: &swappiness, DisableOOMKiller: &yes, Kernel: &num},
 		CPU:            &specs.LinuxCPU{Shares: &shares, Period: &period, Quota: &quota, Cpus: "0", Mems: "0"},
 		Pids:           &specs.LinuxPids{Limit: &pids},

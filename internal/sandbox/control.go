@@ -131,17 +131,6 @@ func eachProcess(f func(pid int)) error {
 	return nil
 }
 
-// firstOfNamespace tells whether the process is pid 1 where it lives.
-func firstOfNamespace(pid int) bool {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
-	if err != nil {
-		return false
-	}
-	_, rest, _ := strings.Cut(string(data), "\nNSpid:")
-	line, _, _ := strings.Cut(rest, "\n")
-	return strings.HasSuffix(line, "\t1")
-}
-
 // clockTick is the unit of times in /proc, in ns: USER_HZ is 100 everywhere.
 const clockTick = 1e9 / 100
 

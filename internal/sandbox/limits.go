@@ -132,6 +132,7 @@ func (l *limits) memory(m *specs.LinuxMemory) {
 	set(&l.OomKillDisable, m.DisableOOMKiller)
 	set(&l.MemoryCheckBeforeUpdate, m.CheckBeforeUpdate)
 	l.MemorySwappiness = m.Swappiness
+	//lint:ignore SA1019 a spec may have it all the same
 	if m.Kernel != nil || m.KernelTCP != nil {
 		l.warnings = append(l.warnings, "the limit on kernel memory is left out: kernels have none any more, it is part of the limit on memory")
 	}

@@ -35,17 +35,17 @@ type Create struct {
 	interactive, tty, init, readOnly                bool
 
 	// Isolation.
-	capAdd, capDrop, securityOpt           []string
-	privileged                             bool
-	pid, ipc, uts, userns, cgroupns        string
-	cgroupParent                           string
-	devices, deviceRules                   opts.ListOpts
-	shmSize                                opts.MemBytes
-	oomScoreAdj                            int
-	oomKillDisable                         bool
-	binds, tmpfs, volumesFrom, storageOpts []string
-	mounts                                 opts.MountOpt
-	volumeDriver                           string
+	capAdd, capDrop, securityOpt    []string
+	privileged                      bool
+	pid, ipc, uts, userns, cgroupns string
+	cgroupParent                    string
+	devices, deviceRules            opts.ListOpts
+	shmSize                         opts.MemBytes
+	oomScoreAdj                     int
+	oomKillDisable                  bool
+	binds, tmpfs, volumesFrom       []string
+	mounts                          opts.MountOpt
+	volumeDriver                    string
 
 	net                 networkFlags
 	health              healthFlags

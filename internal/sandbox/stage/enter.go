@@ -9,8 +9,12 @@ package stage
 //	SyncFD: takes a MsgError of the kind FailEnter
 //	EnterFD: the namespace
 
+//lint:ignore U1000 the bounds of the code, which assembly takes the addresses of
 func enterCode()
+
+//lint:ignore U1000 the bounds of the code, which assembly takes the addresses of
 func enterEnd()
+
 func enterBounds() (start, end uintptr)
 
 // EnterFD is the descriptor of the user namespace to enter.

@@ -16,8 +16,12 @@ import (
 //	argv: "dhow-init", "t" (terminal) or "-", path, arguments of the program…
 //	SyncFD: open; closed once the program has been executed, or told why not
 
+//lint:ignore U1000 the bounds of the code, which assembly takes the addresses of
 func initCode()
+
+//lint:ignore U1000 the bounds of the code, which assembly takes the addresses of
 func initEnd()
+
 func initBounds() (start, end uintptr)
 
 // InitCode is the init process's machine code, which starts at its first byte
