@@ -95,7 +95,7 @@ func (a *app) buildkitdCommand() *cobra.Command {
 	fl.StringVar(&f.config, "config", "", "Path to a buildkitd.toml")
 	fl.StringSliceVar(&f.entitlements, "allow-insecure-entitlement", nil, `Let clients ask for "network.host" or "security.insecure"`)
 	fl.StringSliceVar(&f.entitlements, "allow-entitlement", nil, "The same as --allow-insecure-entitlement")
-	fl.StringSliceVar(&f.cdi, "cdi-spec-dir", nil, "Directory with descriptions of CDI devices")
+	fl.StringSliceVar(&f.cdi, "cdi-spec-dir", nil, "Directory with descriptions of CDI devices, which are not supported: it is not read")
 	fl.StringVar(&f.tls.Cert, "tlscert", "", "Certificate to use on tcp addresses")
 	fl.StringVar(&f.tls.Key, "tlskey", "", "Key of the certificate")
 	fl.StringVar(&f.tls.CA, "tlscacert", "", "Certificate of who signs the certificates that clients must have")
@@ -119,6 +119,9 @@ func (a *app) buildkitd(ctx context.Context, f *buildkitdFlags) error {
 	}
 	if on, err := strconv.ParseBool(f.ociWorker); f.ociWorker != "auto" && (err != nil || !on) || c.Worker.OCI.Enabled != nil && !*c.Worker.OCI.Enabled {
 		return errdef.New(errdef.ErrUnsupported, "buildkitd without its worker")
+	}
+	if len(f.cdi) > 0 || len(c.CDI.SpecDirs) > 0 {
+		fmt.Fprintln(a.Err, "dhow: CDI devices are not supported: their descriptions are not read, and a build that asks for one is refused")
 	}
 	if a.Root == "" {
 		a.Root = c.Root
