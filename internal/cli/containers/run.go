@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"dhow/internal/cli/console"
@@ -221,6 +222,11 @@ func (a *app) launch(ctx context.Context, cs *lifecycle.Containers, f *runFlags,
 func (a *app) serve(f *follower) error {
 	defer f.session.Close()
 	e, detached, err := f.follow(context.Background())
+	if f.unread.Load() {
+		const brokenPipe = 128 + int(syscall.SIGPIPE) // as a program of the shell's
+		a.warn("nobody reads the output any more; the program goes on, see dhow ps")
+		return console.ExitError{Code: brokenPipe}
+	}
 	if err != nil || detached {
 		return err
 	}

@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"dhow/internal/cli/console"
@@ -34,7 +36,25 @@ type follower struct {
 	proxy      bool // signals go to the program
 	detachKeys []byte
 
-	detached chan struct{} // closed when the user lets go
+	detached chan struct{} // closed when the user lets go, or nobody reads the output
+	once     sync.Once     // guards the closing
+	unread   atomic.Bool   // nobody reads the output
+}
+
+// reader is where output goes. When it goes away the program is let go of, as
+// with docker: it runs on.
+type reader struct {
+	io.Writer
+	f *follower
+}
+
+func (r reader) Write(p []byte) (int, error) {
+	n, err := r.Writer.Write(p)
+	if err != nil {
+		r.f.unread.Store(true)
+		r.f.letGo()
+	}
+	return n, err
 }
 
 // defaultDetachKeys are docker's.
@@ -94,7 +114,7 @@ func (f *follower) follow(ctx context.Context) (e supervise.Exit, detached bool,
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		e, err = f.session.Follow(ctx, f.app.Out, errs)
+		e, err = f.session.Follow(ctx, reader{f.app.Out, f}, reader{errs, f})
 	}()
 	select {
 	case <-done:
@@ -120,7 +140,7 @@ func (f *follower) copyInput() {
 	}
 	_, err := io.Copy(to, from)
 	if errors.Is(err, detach.EscapeError{}) {
-		close(f.detached)
+		f.letGo()
 		return
 	}
 	_ = to.Close() // the program ended before its input
@@ -159,13 +179,7 @@ func (f *follower) forwardSignals() (stop func()) {
 }
 
 // letGo leaves the program running.
-func (f *follower) letGo() {
-	select {
-	case <-f.detached:
-	default:
-		close(f.detached)
-	}
-}
+func (f *follower) letGo() { f.once.Do(func() { close(f.detached) }) }
 
 func (f *follower) pass(s os.Signal) {
 	switch s {
