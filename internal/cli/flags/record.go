@@ -18,7 +18,6 @@ import (
 
 	"github.com/docker/cli/opts"
 	api "github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/mount"
 	"github.com/spf13/pflag"
 )
 
@@ -59,11 +58,6 @@ func refuseUnmanaged(r *container.Record, _ *pflag.FlagSet) error {
 		}
 		if ep.IPAMConfig != nil && len(ep.IPAMConfig.LinkLocalIPs) > 0 {
 			return refuse("link-local-ip", "it is not managed")
-		}
-	}
-	for _, m := range h.Mounts {
-		if m.Type == mount.TypeImage {
-			return errdef.New(errdef.ErrUnsupported, "--mount type=image: images are not mounted into containers")
 		}
 	}
 	return nil
