@@ -93,13 +93,16 @@ func (b *builder) buildRoot() error {
 	if err != nil {
 		return err
 	}
-	attrs := uint64(unix.MOUNT_ATTR_NODEV)
-	if b.allDevices || b.guarded {
-		attrs = 0
-	}
 	// Private: a clone of a shared mount is its peer, and what is mounted inside
 	// would appear on the machine.
-	if err := setAttr(f, attrs, unix.MS_PRIVATE, true); err != nil {
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE}
+	switch {
+	case b.allDevices && b.inUserNS:
+		attr.Attr_set = 0 // the kernel opens no device there in any case
+	case b.allDevices || b.guarded:
+		attr.Attr_set, attr.Attr_clr = 0, unix.MOUNT_ATTR_NODEV // trees are mounted nodev
+	}
+	if err := unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
 		return fmt.Errorf("set the options of the root file system: %w", err)
 	}
 	b.plan.Root = b.pass(f)
