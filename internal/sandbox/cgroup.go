@@ -141,7 +141,7 @@ func newCgroup(name string, l *limits, inUserNS bool) (*cgroup, error) {
 		return nil, err
 	}
 	if err := c.manager.Apply(-1); err != nil { // -1 makes it without moving anyone in
-		return nil, errors.Join(err, c.remove())
+		return nil, errors.Join(explainRealtime(err, name, res), c.remove())
 	}
 	if dir, ok := c.paths[""]; ok {
 		l.fitWeights(dir)
@@ -155,6 +155,18 @@ func newCgroup(name string, l *limits, inUserNS bool) (*cgroup, error) {
 		return nil, errors.Join(err, c.remove())
 	}
 	return c, nil
+}
+
+// explainRealtime says what to do about real-time CPU time that a cgroup's
+// parent has not: a new one has none, and what it gets is taken from its own
+// parent, so that only the machine's owner can decide how much that is.
+func explainRealtime(err error, name string, res *cgroups.Resources) error {
+	if res.CpuRtRuntime == 0 || !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	budget := path.Join(cgroupRoot, "cpu", path.Dir(name), "cpu.rt_runtime_us")
+	return errdef.WithHint(errdef.As(errdef.ErrInvalid, err),
+		"the real-time CPU time may be more than its parent has left: raise %s", budget)
 }
 
 // offersController tells whether a cgroup of version 2, or the closest one
