@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"io"
 	"io/fs"
+	"math"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -95,10 +96,12 @@ func readProgress(file *os.File) (p progress, seq uint64, err error) {
 			continue
 		}
 		length := int(le.Uint32(slot[8:]))
-		if length > n-progressHead || crc32.Checksum(slot[progressHead:progressHead+length], castagnoli) != le.Uint32(slot[12:]) {
+		// Zeros have the checksum of nothing.
+		if length == 0 || length > n-progressHead || crc32.Checksum(slot[progressHead:progressHead+length], castagnoli) != le.Uint32(slot[12:]) {
 			continue
 		}
-		if s := le.Uint64(slot[:]); s > seq {
+		// A number that none can follow was never written.
+		if s := le.Uint64(slot[:]); s > seq && s != math.MaxUint64 {
 			var q progress
 			if err := json.Unmarshal(slot[progressHead:progressHead+length], &q); err != nil {
 				return p, 0, fmt.Errorf("%s: %w", file.Name(), err)
