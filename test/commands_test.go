@@ -27,6 +27,8 @@ func commands() map[string]func(ts *testscript.TestScript, neg bool, args []stri
 		"sshserver":    cmdSSHServer,
 		"interrupt":    cmdInterrupt,
 		"fill":         cmdFill,
+		"destination":  cmdDestination,
+		"freeaddress":  cmdFreeAddress,
 		"buildkitd":    cmdBuildkitd,
 	}
 }

@@ -1,0 +1,87 @@
+package test
+
+import (
+	"io"
+	"net"
+	"os"
+	"sync"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// destination is a server of log lines: it appends what comes in to a file.
+type destination struct {
+	listener net.Listener
+	file     *os.File
+	wait     sync.WaitGroup
+
+	mu     sync.Mutex
+	conns  map[net.Conn]bool // guarded by mu
+	closed bool              // guarded by mu
+}
+
+// cmdDestination starts a server on loopback whose connections are appended to
+// a file: destination ADDRESS FILE. ADDRESS is HOST:PORT; it lasts until the script
+// ends.
+func cmdDestination(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: destination ADDRESS FILE")
+	}
+	l, err := net.Listen("tcp", args[0])
+	ts.Check(err)
+	file, err := os.OpenFile(ts.MkAbs(args[1]), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
+	ts.Check(err)
+	d := &destination{listener: l, file: file, conns: map[net.Conn]bool{}}
+	d.wait.Add(1)
+	go d.serve()
+	ts.Defer(d.close)
+}
+
+// cmdFreeAddress sets a variable to a loopback address where nobody listens:
+// freeaddress VARIABLE
+func cmdFreeAddress(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: freeaddress VARIABLE")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	ts.Setenv(args[0], l.Addr().String())
+	ts.Check(l.Close())
+}
+
+func (d *destination) serve() {
+	defer d.wait.Done()
+	for {
+		c, err := d.listener.Accept()
+		if err != nil {
+			return // closed
+		}
+		d.mu.Lock()
+		if d.closed {
+			c.Close()
+		}
+		d.conns[c] = true
+		d.mu.Unlock()
+		d.wait.Add(1)
+		go func() {
+			defer d.wait.Done()
+			io.Copy(d.file, c)
+			c.Close()
+			d.mu.Lock()
+			delete(d.conns, c)
+			d.mu.Unlock()
+		}()
+	}
+}
+
+func (d *destination) close() {
+	d.listener.Close()
+	d.mu.Lock()
+	d.closed = true
+	for c := range d.conns {
+		c.Close()
+	}
+	d.mu.Unlock()
+	d.wait.Wait()
+	d.file.Close()
+}
