@@ -165,6 +165,7 @@ func (s *Server) job(ctx context.Context, req *controlapi.SolveRequest, sess *re
 	platforms := req.FrontendAttrs["platform"]
 	j.Platforms = &platforms
 	j.ProvenanceEnv = s.options.ProvenanceEnv
+	j.FreshCaches = true // as BuildKit; dhow build keeps them
 	j.KeepFailed = req.Frontend == "" && req.Definition == nil
 	j.Target = "bkapi " + j.Name + " " + req.FrontendAttrs["target"] + " " + req.FrontendAttrs["platform"]
 	if plainRef.MatchString(req.Ref) {

@@ -67,4 +67,6 @@ type Options struct {
 	// KeepFailed makes a failed operation's error a *solve.Failure, with the trees
 	// that it left.
 	KeepFailed bool
+	// FreshCaches is step.Deps.FreshCaches.
+	FreshCaches bool
 }

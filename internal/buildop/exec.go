@@ -25,7 +25,7 @@ func (d *Deps) steps() *step.Deps {
 	return &step.Deps{
 		Store: d.Store, Snapshots: d.Snapshots, Session: d.Session, Trees: stepTrees{d}, Mounts: d.Mounts,
 		Platform: d.Platform, MemoryBytes: d.MemoryBytes, NanoCPUs: d.NanoCPUs,
-		Allow: d.Allow, AllowSecretInLayer: d.AllowSecretInLayer, Epoch: d.Epoch, KeepFailed: d.KeepFailed,
+		Allow: d.Allow, AllowSecretInLayer: d.AllowSecretInLayer, Epoch: d.Epoch, KeepFailed: d.KeepFailed, FreshCaches: d.FreshCaches,
 	}
 }
 

@@ -118,6 +118,8 @@ type Job struct {
 	// KeepFailed keeps what failed steps left until the next prune, for a client
 	// who may look into it.
 	KeepFailed bool
+	// FreshCaches empties cache mounts where the cache is not to be used.
+	FreshCaches bool
 	// Progress takes the status stream; called from several goroutines.
 	Progress func(*client.SolveStatus)
 	// Solve says what is to be made. It asks the engine what it needs to know.
@@ -250,7 +252,7 @@ func (e *Engine) newBuilding(ctx context.Context, j *Job) (*building, error) {
 		return nil, err
 	}
 	b.deps.Epoch, b.deps.Lock, b.deps.Offline = j.Epoch, j.Lock, j.Offline
-	b.deps.KeepFailed = j.KeepFailed
+	b.deps.KeepFailed, b.deps.FreshCaches = j.KeepFailed, j.FreshCaches
 	b.policy = &policy{deps: b.deps, check: j.CheckPolicy}
 	b.deps.Policy = b.policy.apply
 	if err := b.policy.add(j.Policies); err != nil {

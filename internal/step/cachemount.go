@@ -32,7 +32,7 @@ import (
 //
 // The key is made of the id and, where the directory begins as a copy of another
 // tree, of the digest of that tree, so that building the tree again does not lose
-// the cache; --no-cache does. A step takes the first directory whose lock it
+// the cache; --no-cache does where Deps.FreshCaches says so. A step takes the first directory whose lock it
 // gets at once; only "locked" waits, for number 0. The directory is complete
 // when it has its name: it is made under another and renamed.
 

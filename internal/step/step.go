@@ -51,6 +51,9 @@ type Deps struct {
 	Epoch *time.Time
 	// KeepFailed makes a failed step's error a *solve.Failure with its trees.
 	KeepFailed bool
+	// FreshCaches lets a step that is run again on demand (--no-cache) begin with
+	// empty cache mounts, as BuildKit has it. Else they survive that.
+	FreshCaches bool
 }
 
 // CacheMounts is where cache mounts of other machines are. id is what the
@@ -84,7 +87,7 @@ type Op struct {
 	platform oci.Platform
 	limits   limits
 	ins      int
-	fresh    bool // --no-cache: cache mounts begin anew, too
+	fresh    bool // cache mounts begin anew
 }
 
 // ExitError says that a step's command ended with a code that the step does
@@ -135,7 +138,7 @@ func New(d *Deps, v *llb.Vertex, op *pb.ExecOp) (*Op, error) {
 		}
 	}
 	return &Op{
-		deps: d, op: op, name: v.Name, platform: p, ins: len(v.Inputs), fresh: v.Meta.IgnoreCache,
+		deps: d, op: op, name: v.Name, platform: p, ins: len(v.Inputs), fresh: v.Meta.IgnoreCache && d.FreshCaches,
 		limits: d.limits(v.Meta.LinuxResources),
 	}, nil
 }
