@@ -28,6 +28,10 @@ func (s *Server) ListenBuildHistory(req *controlapi.BuildHistoryRequest, stream 
 	}
 	heard, stop := s.listen()
 	defer stop()
+	// From here on nothing is missed, which a client can wait for.
+	if err := stream.SendHeader(nil); err != nil {
+		return err
+	}
 	events, err := s.history(stream.Context(), req)
 	if err != nil {
 		return err

@@ -40,6 +40,8 @@ func TestHistory(t *testing.T) {
 	c := serve(t)
 	live, err := c.ControlClient().ListenBuildHistory(t.Context(), &controlapi.BuildHistoryRequest{})
 	must(t, err)
+	_, err = live.Header() // it listens
+	must(t, err)
 	good, err := llb.Scratch().File(llb.Mkfile("/f", 0o644, []byte("body"))).Marshal(t.Context())
 	must(t, err)
 	bad, err := llb.Scratch().File(llb.Rm("/missing")).Marshal(t.Context())
