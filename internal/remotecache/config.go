@@ -311,6 +311,9 @@ func (doc *configDoc) marked(i int, prefix string) bool {
 
 func (doc *configDoc) addResult(all known, i int) error {
 	r := doc.Records[i]
+	if r.Digest == "" {
+		return nil
+	}
 	en := &entry{key: r.Digest.String(), outputs: make([]entryOutput, 1)}
 	var err error
 	if en.outputs[0], err = doc.output(r); err != nil {
@@ -319,6 +322,9 @@ func (doc *configDoc) addResult(all known, i int) error {
 	all[en.key] = en
 	for _, in := range r.Inputs[0] {
 		key := doc.Records[in.Link].Digest.String()
+		if key == "" {
+			continue
+		}
 		if all[key] == nil || all[key].key != key {
 			all[key] = en
 		}

@@ -179,6 +179,8 @@ func FuzzConfig(f *testing.F) {
 	}
 	f.Add(raw)
 	f.Add([]byte(buildkitConfig))
+	// A result without a name, and a name that leads to one without.
+	f.Add([]byte(`{"records":[{"inputs":[[{"selector":"dhow.key","link":1}]]},{"digest":"0","inputs":[[{"selector":"dhow.key","link":0}]]}]}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		all, err := decodeConfig(raw)
 		if err != nil {
@@ -188,7 +190,7 @@ func FuzzConfig(f *testing.F) {
 			return
 		}
 		for k, en := range all {
-			if en == nil || en.key == "" && k != "" || len(en.outputs) == 0 || len(en.outputs) > maxOutputs {
+			if en == nil || en.key == "" || k == "" || len(en.outputs) == 0 || len(en.outputs) > maxOutputs {
 				t.Fatalf("%s: got %+v", k, en)
 			}
 		}
