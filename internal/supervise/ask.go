@@ -32,8 +32,8 @@ func (s *supervisor) stats() (dockertypes.StatsResponse, error) {
 	rec := s.record()
 	out := dockertypes.StatsResponse{ID: rec.ID, Name: "/" + rec.Name, OSType: "linux", Read: time.Now().UTC()}
 	r, err := s.current()
-	if err != nil || r.proc == nil {
-		return out, errdef.New(errdef.ErrConflict, "container %.12s is not running", s.id)
+	if err != nil {
+		return out, err
 	}
 	st, err := r.proc.Stats()
 	if err != nil {
@@ -148,8 +148,8 @@ func networkStats(pid int) (map[string]dockertypes.NetworkStats, error) {
 // pids are the container's processes as the machine numbers them.
 func (s *supervisor) pids() ([]int, error) {
 	r, err := s.current()
-	if err != nil || r.proc == nil {
-		return nil, errdef.New(errdef.ErrConflict, "container %.12s is not running", s.id)
+	if err != nil {
+		return nil, err
 	}
 	return r.proc.Pids()
 }
@@ -256,8 +256,8 @@ func (s *supervisor) awaitReady(ctx context.Context) (*Unready, error) {
 // descriptor, which works in any namespace.
 func (s *supervisor) sendRoot(c *conn) error {
 	r, err := s.current()
-	if err != nil || r.proc == nil {
-		return errdef.New(errdef.ErrConflict, "container %.12s is not running", s.id)
+	if err != nil {
+		return err
 	}
 	root, err := r.proc.Root()
 	if err != nil {

@@ -7,7 +7,6 @@ import (
 	"os"
 	"syscall"
 
-	"dhow/internal/errdef"
 	"github.com/moby/sys/signal"
 )
 
@@ -59,9 +58,6 @@ func (s *supervisor) attach(_ context.Context, c *conn, o AttachOptions) (any, e
 	r, err := s.current()
 	if err != nil {
 		return nil, err
-	}
-	if r.proc == nil {
-		return nil, errdef.New(errdef.ErrConflict, "container %.12s is not running", s.id)
 	}
 	if o.Size != nil && r.console != nil {
 		if err := r.proc.Resize(o.Size.Rows, o.Size.Cols); err != nil {

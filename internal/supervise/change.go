@@ -62,7 +62,7 @@ func (s *supervisor) update(ctx context.Context) error {
 		return err
 	}
 	r, err := s.current()
-	if err != nil || r.proc == nil {
+	if err != nil {
 		return nil // the next run has them
 	}
 	if err := s.log.Update(logDrivers(s.record())); err != nil {

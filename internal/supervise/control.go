@@ -221,7 +221,7 @@ func (s *supervisor) restart(ctx context.Context, o StopOptions) error {
 func (s *supervisor) end(ctx context.Context, o StopOptions) error {
 	r, err := s.current()
 	if err != nil {
-		return nil // between two runs: nothing to end
+		return nil // nothing to end
 	}
 	rec := s.record()
 	sig, timeout, err := stopHow(rec, o)

@@ -54,8 +54,8 @@ type execution struct {
 // startExec starts the program inside the first one's namespaces.
 func (s *supervisor) startExec(ctx context.Context, o ExecOptions) (*execution, error) {
 	r, err := s.current()
-	if err != nil || r.proc == nil {
-		return nil, errdef.New(errdef.ErrConflict, "container %.12s is not running", s.id)
+	if err != nil {
+		return nil, err
 	}
 	s.mu.Lock()
 	paused := s.state.Status == dockertypes.StatePaused

@@ -270,11 +270,12 @@ func (s *supervisor) record() *container.Record {
 	return s.rec
 }
 
-// current is the process that runs, or ErrConflict.
+// current is the run whose process is known, or ErrConflict: there may be none
+// between two runs, and for a moment one whose end was lost.
 func (s *supervisor) current() (*run, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.run == nil {
+	if s.run == nil || s.run.proc == nil {
 		return nil, errdef.New(errdef.ErrConflict, "container %.12s is not running", s.id)
 	}
 	return s.run, nil
