@@ -10,23 +10,59 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// addCommands is the whole command line, in docker's order: what is used every
-// day first, then the same by what it manages.
-func (a *app) addCommands(root *cobra.Command) {
-	root.AddGroup(&cobra.Group{ID: "common", Title: "Common Commands:"}, &cobra.Group{ID: "manage", Title: "Management Commands:"})
+// commands is the whole command line, in docker's order: what is used every day
+// first, then the same by what it manages.
+func (a *app) commands() map[string][]console.Command {
 	about := containers.New(a.Console)
-	common := append(about.Common, a.buildCommand(), a.pullCommand(), a.pushCommand(), a.imagesCommand(), a.versionCommand())
-	for _, c := range common {
-		c.GroupID = "common"
+	return map[string][]console.Command{
+		commonGroup: append(about.Common,
+			console.Command{Name: "build", Make: a.buildCommand},
+			console.Command{Name: "pull", Make: a.pullCommand},
+			console.Command{Name: "push", Make: a.pushCommand},
+			console.Command{Name: "images", Make: a.imagesCommand},
+			console.Command{Name: "version", Make: a.versionCommand}),
+		manageGroup: append(about.Manage,
+			console.Command{Name: "image", Make: a.imageCommand},
+			console.Command{Name: "manifest", Make: a.manifestCommand},
+			console.Command{Name: "builder", Make: a.builderCommand},
+			console.Command{Name: "builds", Make: a.buildsCommand},
+			console.Command{Name: "buildkitd", Make: a.buildkitdCommand}),
+		"": append(about.Others,
+			console.Command{Name: "rmi", Make: a.rmiCommand},
+			console.Command{Name: "tag", Make: a.tagCommand},
+			console.Command{Name: "history", Make: a.historyCommand},
+			console.Command{Name: "import", Make: a.importCommand},
+			console.Command{Name: "load", Make: a.loadCommand},
+			console.Command{Name: "save", Make: a.saveCommand},
+			console.Command{Name: "search", Make: a.searchCommand},
+			console.Command{Name: "lock", Make: a.lockCommand},
+			console.Command{Name: "login", Make: a.loginCommand},
+			console.Command{Name: "logout", Make: a.logoutCommand}),
 	}
-	manage := append(about.Manage, a.imageCommand(), a.manifestCommand(), a.builderCommand(), a.buildsCommand(), a.buildkitdCommand())
-	for _, c := range manage {
-		c.GroupID = "manage"
+}
+
+// The groups in which help shows commands.
+const commonGroup, manageGroup = "common", "manage"
+
+// addCommands adds the command that is called, and all when it is none of them:
+// the flags of all take 3 ms to make, as long as many commands run.
+func (a *app) addCommands(root *cobra.Command, called string) {
+	root.AddGroup(&cobra.Group{ID: commonGroup, Title: "Common Commands:"}, &cobra.Group{ID: manageGroup, Title: "Management Commands:"})
+	groups := a.commands()
+	for id, list := range groups {
+		for _, c := range list {
+			if c.Name == called {
+				groups = map[string][]console.Command{id: {c}}
+			}
+		}
 	}
-	root.AddCommand(common...)
-	root.AddCommand(manage...)
-	root.AddCommand(about.Others...)
-	root.AddCommand(a.rmiCommand(), a.tagCommand(), a.historyCommand(), a.importCommand(), a.loadCommand(), a.saveCommand(), a.searchCommand(), a.lockCommand(), a.loginCommand(), a.logoutCommand())
+	for id, list := range groups {
+		for _, c := range list {
+			cmd := c.Make()
+			cmd.GroupID = id
+			root.AddCommand(cmd)
+		}
+	}
 }
 
 func (a *app) printShortVersion() {

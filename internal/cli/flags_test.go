@@ -13,7 +13,7 @@ import (
 func try(t *testing.T, args ...string) (stdout, stderr string, status int) {
 	var out, errOut bytes.Buffer
 	a := &app{&console.Console{In: strings.NewReader(""), Out: &out, Err: &errOut, Version: Version{Version: "1.2.3", Commit: "abc"}}}
-	root := a.command()
+	root := a.command(nil)
 	root.SetArgs(append([]string{"--root", t.TempDir()}, args...))
 	ctx := context.Background()
 	status = a.Report(ctx, root.ExecuteContext(ctx))
@@ -113,5 +113,27 @@ func TestShort(t *testing.T) {
 	}
 	if got := short(strings.Repeat("ä", 100)); len([]rune(got)) != 60 {
 		t.Errorf("got %d characters", len([]rune(got)))
+	}
+}
+
+// TestOneCommandIsMade: a command that is called is the only one made, and the
+// same as among all.
+func TestOneCommandIsMade(t *testing.T) {
+	a := &app{&console.Console{}}
+	all := a.command(nil)
+	for group, list := range a.commands() {
+		for _, c := range list {
+			want, _, err := all.Find([]string{c.Name})
+			if err != nil {
+				t.Fatal(err)
+			}
+			made := a.command([]string{c.Name}).Commands()
+			if len(made) != 1 || made[0].Name() != c.Name || made[0].UsageString() != want.UsageString() || made[0].GroupID != group || want.GroupID != group {
+				t.Errorf("%s: got %d commands and %q, want %q alone", c.Name, len(made), made[0].Name(), want.Name())
+			}
+		}
+	}
+	if one := a.command([]string{"b"}); len(one.Commands()) != len(all.Commands()) {
+		t.Errorf("an alias finds %d commands, want all %d", len(one.Commands()), len(all.Commands()))
 	}
 }

@@ -69,7 +69,7 @@ const lockPatience = 20 * time.Second
 // Main is the supervisor's whole life, in a process that Launch started: there is
 // RoleVar in its environment. It returns the exit status.
 func Main() int {
-	tuneMemory()
+	debug.SetGCPercent(whileStarting)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	if err := supervise(ctx); err != nil {
@@ -111,13 +111,14 @@ func supervise(ctx context.Context) error {
 	return s.live(ctx, starter, args)
 }
 
-// tuneMemory trades a little processor time for memory: there is one such
+// The garbage collector's targets (GOGC). A start allocates less than the 16 MB
+// at which the first collection then comes, and one would take it a millisecond.
+// Afterwards a little processor time is traded for memory: there is one such
 // process a container, and it does little.
-func tuneMemory() {
-	const gcPercent, soft = 40, 12 << 20
-	debug.SetGCPercent(gcPercent)
-	debug.SetMemoryLimit(soft)
-}
+const (
+	whileStarting, whileResting = 400, 40
+	restingLimit                = 12 << 20 // bytes; soft
+)
 
 // rest gives memory back when the supervisor has had nothing to do for a while:
 // what a start needs is most of what it ever has.
@@ -136,6 +137,8 @@ func (s *supervisor) rest(ctx context.Context) {
 		}
 		if used, err := s.store.Idle(); used {
 			s.complain(err)
+			debug.SetGCPercent(whileResting)
+			debug.SetMemoryLimit(restingLimit)
 			debug.FreeOSMemory()
 		}
 		select {

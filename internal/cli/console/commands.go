@@ -9,6 +9,21 @@ import (
 	"golang.org/x/term"
 )
 
+// Command is one that is made when it is called, or listed.
+type Command struct {
+	Name string
+	Make func() *cobra.Command
+}
+
+// MakeAll makes them all.
+func MakeAll(list []Command) []*cobra.Command {
+	var made []*cobra.Command
+	for _, c := range list {
+		made = append(made, c.Make())
+	}
+	return made
+}
+
 // Group is a command that only holds others.
 func (c *Console) Group(use, short string, sub ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{

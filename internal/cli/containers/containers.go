@@ -21,34 +21,64 @@ type app struct{ *console.Console }
 
 // Commands are what this package adds to the command line.
 type Commands struct {
-	Common []*cobra.Command // used every day
-	Manage []*cobra.Command // groups
-	Others []*cobra.Command
+	Common []console.Command // used every day
+	Manage []console.Command // groups
+	Others []console.Command
 }
 
 // New returns the commands about containers.
 func New(c *console.Console) Commands {
 	a := &app{c}
 	return Commands{
-		Common: []*cobra.Command{a.runCommand(), a.execCommand(), a.psCommand()},
-		Manage: []*cobra.Command{a.containerCommand(), a.networkCommand(), a.systemCommand(), a.volumeCommand()},
-		Others: append(a.subCommands(), a.eventsCommand(), a.healthCommand(), a.infoCommand(), a.inspectCommand()),
+		Common: []console.Command{
+			{Name: "run", Make: a.runCommand},
+			{Name: "exec", Make: a.execCommand},
+			{Name: "ps", Make: a.psCommand},
+		},
+		Manage: []console.Command{
+			{Name: "container", Make: a.containerCommand},
+			{Name: "network", Make: a.networkCommand},
+			{Name: "system", Make: a.systemCommand},
+			{Name: "volume", Make: a.volumeCommand},
+		},
+		Others: append(a.subCommands(),
+			console.Command{Name: "events", Make: a.eventsCommand},
+			console.Command{Name: "health", Make: a.healthCommand},
+			console.Command{Name: "info", Make: a.infoCommand},
+			console.Command{Name: "inspect", Make: a.inspectCommand}),
 	}
 }
 
 // subCommands are those that stand at the top and in the group container, too.
-func (a *app) subCommands() []*cobra.Command {
-	return []*cobra.Command{
-		a.attachCommand(), a.commitCommand(), a.cpCommand(), a.createCommand(), a.diffCommand(), a.exportCommand(), a.killCommand(), a.logsCommand(),
-		a.pauseCommand(), a.portCommand(), a.renameCommand(), a.restartCommand(), a.rmCommand(), a.startCommand(), a.statsCommand(), a.stopCommand(),
-		a.topCommand(), a.unpauseCommand(), a.updateCommand(), a.waitCommand(),
+func (a *app) subCommands() []console.Command {
+	return []console.Command{
+		{Name: "attach", Make: a.attachCommand},
+		{Name: "commit", Make: a.commitCommand},
+		{Name: "cp", Make: a.cpCommand},
+		{Name: "create", Make: a.createCommand},
+		{Name: "diff", Make: a.diffCommand},
+		{Name: "export", Make: a.exportCommand},
+		{Name: "kill", Make: a.killCommand},
+		{Name: "logs", Make: a.logsCommand},
+		{Name: "pause", Make: a.pauseCommand},
+		{Name: "port", Make: a.portCommand},
+		{Name: "rename", Make: a.renameCommand},
+		{Name: "restart", Make: a.restartCommand},
+		{Name: "rm", Make: a.rmCommand},
+		{Name: "start", Make: a.startCommand},
+		{Name: "stats", Make: a.statsCommand},
+		{Name: "stop", Make: a.stopCommand},
+		{Name: "top", Make: a.topCommand},
+		{Name: "unpause", Make: a.unpauseCommand},
+		{Name: "update", Make: a.updateCommand},
+		{Name: "wait", Make: a.waitCommand},
 	}
 }
 
 // containerCommand is the group that has each of the commands again.
 func (a *app) containerCommand() *cobra.Command {
 	ls := console.Renamed(a.psCommand(), "ls [OPTIONS]", "list", "ps")
-	return a.Group("container COMMAND", "Manage containers", append(a.subCommands(),
+	return a.Group("container COMMAND", "Manage containers", append(console.MakeAll(a.subCommands()),
 		a.execCommand(), a.inspectKind(kindContainer, "Display detailed information on one or more containers"), ls, a.pruneCommand(), a.runCommand())...)
 }
 
