@@ -80,7 +80,7 @@ func (b *begunFile) load(dir string, s Stream) (line []byte, since int64, err er
 		return nil, 0, nil // empty, or torn
 	}
 	n := le.Uint32(head[24:])
-	if n == 0 || n > maxLine {
+	if n == 0 || n > longestMaxLine {
 		return nil, 0, nil
 	}
 	line = make([]byte, n)

@@ -76,17 +76,15 @@ func (s *Store) reshape(drivers []Driver) error {
 	if now.compress && s.pack == nil {
 		s.pack = startPacker(s)
 	}
-	if now.format == was.format {
-		return s.tidy()
-	}
 	old, err := readDescriptor(s.dir)
 	if err != nil {
 		return err
 	}
-	d := old
-	d.Format, d.Hidden = now.format.String(), now.hidden
-	if err := writeDescriptor(s.dir, old, d); err != nil {
+	if err := writeDescriptor(s.dir, old, now.descriptor(old.Boot)); err != nil {
 		return err
+	}
+	if now.format == was.format {
+		return s.tidy()
 	}
 	s.flush()
 	s.rotate()

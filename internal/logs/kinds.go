@@ -73,7 +73,8 @@ func cacheOptions() map[string]func(string) error {
 func sharedOptions() map[string]func(string) error {
 	return map[string]func(string) error{
 		"mode":            driver.OneOf("blocking", "non-blocking"),
-		"max-buffer-size": driver.Bytes,
+		"max-buffer-size": driver.Memory(0, math.MaxInt64),
+		"max-line":        driver.Memory(shortestMaxLine, longestMaxLine),
 		"rate":            checkRate,
 		"rate-policy":     driver.OneOf(policyBlock, policyOldest, policySample),
 	}

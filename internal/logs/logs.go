@@ -33,6 +33,7 @@ package logs
 
 import (
 	"math"
+	"slices"
 
 	"dhow/internal/logs/driver"
 )
@@ -61,7 +62,15 @@ type Driver struct {
 const (
 	defaultMaxSize  = 20_000_000
 	defaultMaxFiles = 5
-	maxLine         = 1 << 20
+)
+
+// Bounds of a line, in bytes: longer ones are several records (Partial). Less than
+// a part of a json-file could not be told from one; more does not fit into an entry
+// of the compact format.
+const (
+	defaultMaxLine  = 1 << 20
+	shortestMaxLine = jsonPart
+	longestMaxLine  = 16<<20 - 1<<10
 )
 
 // shape is how the local store is kept, which follows from the drivers.
@@ -70,6 +79,7 @@ type shape struct {
 	maxSize  int64  // of a segment before the next one begins
 	maxFiles int    // segments, the current one among them
 	compress bool
+	maxLine  int            // bytes of a line before it is cut
 	hidden   bool           // lines are only kept to be shipped
 	options  driver.Options // of the driver that is the store
 }
@@ -77,14 +87,15 @@ type shape struct {
 // shapeOf decides the local store. The driver that is one decides; without one it
 // is the compact form, as docker's dual logging has it.
 func shapeOf(drivers []Driver) shape {
-	s := shape{format: formatCompact}
+	s := shape{format: formatCompact, maxLine: defaultMaxLine}
 	prefix := "cache-"
 	if len(drivers) == 0 {
 		s.format, prefix = formatJSON, ""
 	} else {
 		s.options = drivers[0].Options
 	}
-	for _, d := range drivers {
+	for _, d := range slices.Backward(drivers) {
+		s.maxLine = int(driver.Options(d.Options).Memory("max-line", int64(s.maxLine)))
 		switch d.Name {
 		case driverNone:
 			return shape{}

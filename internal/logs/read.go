@@ -71,6 +71,7 @@ type reader struct {
 	count   totals       // of the log up to the end of the segment at, once that was read
 	counted bool         // count is known
 	from    place        // where to begin, if its segment is not 0
+	maxLine int          // bytes of a line
 	lost    totals       // rotated away since the last record
 	gone    totals       // the same, before the last record
 }
@@ -111,7 +112,11 @@ type place struct {
 }
 
 func newReader(dir string, o ReadOptions) *reader {
-	r := &reader{dir: dir, o: o, since: math.MinInt64, until: math.MaxInt64}
+	r := &reader{dir: dir, o: o, since: math.MinInt64, until: math.MaxInt64, maxLine: defaultMaxLine}
+	// Without a descriptor that can be read, lines are of the usual length.
+	if d, err := readDescriptor(dir); err == nil && d.MaxLine > 0 {
+		r.maxLine = d.MaxLine
+	}
 	if !o.Since.IsZero() {
 		r.since = o.Since.UnixNano()
 	}
@@ -144,7 +149,7 @@ func (r *reader) start() error {
 	if r.o.Tail == 0 {
 		return nil
 	}
-	r.ahead, err = tailPlan(r.dir, r.ahead, r.since, r.until, r.o.Tail)
+	r.ahead, err = r.tailPlan(r.ahead)
 	if err != nil {
 		return err
 	}
@@ -232,7 +237,7 @@ func (r *reader) join(e *entry, rec *Record) bool {
 			p.nanos, p.attrs, p.at = e.nanos, append(p.attrs[:0], e.attrs...), r.before
 		}
 		p.line = append(p.line, e.line...)
-		if goesOn && len(p.line) < maxLine {
+		if goesOn && len(p.line) < r.maxLine {
 			return false
 		}
 		rec.Line, nanos = p.line, p.nanos
@@ -425,18 +430,18 @@ func (s *segmentFile) chosen(since, until int64) []span {
 	return spans
 }
 
-// tailPlan leaves out what is not needed for the last n lines.
-func tailPlan(dir string, all []plan, since, until int64, n int) ([]plan, error) {
-	need := n
+// tailPlan leaves out what is not needed for the last lines (Tail).
+func (r *reader) tailPlan(all []plan) ([]plan, error) {
+	need := r.o.Tail
 	for i := len(all) - 1; i >= 0; i-- {
-		sf, err := openSegment(dir, all[i].number, all[i].format)
+		sf, err := openSegment(r.dir, all[i].number, all[i].format)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		spans, found := sf.lastSpans(since, until, need)
+		spans, found := sf.lastSpans(r.since, r.until, need, r.maxLine)
 		sf.close()
 		if found >= need {
 			all[i].spans, all[i].gz, all[i].idx = spans, sf.seg.gz, sf.idx
@@ -449,7 +454,7 @@ func tailPlan(dir string, all []plan, since, until int64, n int) ([]plan, error)
 
 // lastSpans returns the stretches that have the last n lines of the time, as far
 // as the segment has them, and how many it has for certain.
-func (s *segmentFile) lastSpans(since, until int64, n int) ([]span, int) {
+func (s *segmentFile) lastSpans(since, until int64, n, maxLine int) ([]span, int) {
 	blocks := s.idx.blocks
 	found, first := 0, len(blocks)
 	for first > 0 && found < n {
@@ -459,7 +464,7 @@ func (s *segmentFile) lastSpans(since, until int64, n int) ([]span, int) {
 		}
 	}
 	// A line in parts may have begun in a block before.
-	for range maxLine / blockSize * 2 {
+	for range max(maxLine/blockSize, 1) * 2 {
 		if first == 0 || first == len(blocks) || blocks[first].lines == blocks[first].entries {
 			break
 		}

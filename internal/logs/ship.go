@@ -68,7 +68,7 @@ func newShipper(s *Store, d Driver, info Info, end place) (*shipper, error) {
 		return nil, err
 	}
 	o := driver.Options(d.Options)
-	sh := &shipper{store: s, name: d.Name, options: o, d: delivery(k, o), blocking: o["mode"] == "blocking",
+	sh := &shipper{store: s, name: d.Name, options: o, d: delivery(k, o, s.shape.maxLine), blocking: o["mode"] == "blocking",
 		wake: make(chan struct{}, 1), drain: make(chan struct{}), done: make(chan struct{})}
 	var fresh bool
 	if sh.file, sh.p, fresh, err = openProgress(s.dir, d.Name); err != nil {
@@ -87,7 +87,7 @@ func newShipper(s *Store, d Driver, info Info, end place) (*shipper, error) {
 }
 
 // delivery fills in the defaults.
-func delivery(k driver.Kind, o driver.Options) driver.Delivery {
+func delivery(k driver.Kind, o driver.Options, maxLine int) driver.Delivery {
 	var d driver.Delivery
 	if k.Delivery != nil {
 		d = k.Delivery(o)
@@ -101,7 +101,7 @@ func delivery(k driver.Kind, o driver.Options) driver.Delivery {
 		d.Timeout = sendTimeout
 	}
 	if o["max-buffer-size"] != "" {
-		d.Bound = o.Size("max-buffer-size", 0)
+		d.Bound = max(o.Memory("max-buffer-size", 0), 1)
 	}
 	return d
 }

@@ -74,6 +74,7 @@ type descriptor struct {
 	Version int
 	Format  string // "json", "local" or "none"
 	Hidden  bool   `json:",omitempty"` // not for reading: cache-disabled
+	MaxLine int    `json:",omitempty"` // bytes of a line; 0 is defaultMaxLine
 	Boot    string // when it was last opened for writing
 }
 
@@ -132,11 +133,10 @@ func (s *Store) openLocked() error {
 	if err != nil {
 		return err
 	}
-	d := descriptor{Version: 1, Format: "none", Hidden: s.shape.hidden, Boot: bootID()}
+	d := s.shape.descriptor(bootID())
 	if s.shape.format == 0 {
 		return writeDescriptor(s.dir, old, d)
 	}
-	d.Format = s.shape.format.String()
 	// A process that is killed leaves whole files; a machine that stops may not.
 	w, err := openWriter(s.dir, s.shape.format, old.Boot != d.Boot)
 	if err != nil {
@@ -157,6 +157,18 @@ func (s *Store) openLocked() error {
 		s.pack = startPacker(s)
 	}
 	return nil
+}
+
+// descriptor says how to read what is written in this shape.
+func (s shape) descriptor(boot string) descriptor {
+	d := descriptor{Version: 1, Format: "none", Hidden: s.hidden, Boot: boot}
+	if s.format != 0 {
+		d.Format = s.format.String()
+	}
+	if s.maxLine != defaultMaxLine {
+		d.MaxLine = s.maxLine
+	}
+	return d
 }
 
 func readDescriptor(dir string) (d descriptor, err error) {

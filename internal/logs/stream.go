@@ -21,7 +21,7 @@ func (s *stream) limit() int {
 	if s.store.shape.format == formatJSON {
 		return jsonPart
 	}
-	return maxLine
+	return s.store.shape.maxLine
 }
 
 func (s *stream) Write(p []byte) (int, error) {

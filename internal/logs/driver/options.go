@@ -83,6 +83,14 @@ func (o Options) Size(key string, otherwise int64) int64 {
 	return otherwise
 }
 
+// Memory returns a checked size in units of 1024, or otherwise when it is not set.
+func (o Options) Memory(key string, otherwise int64) int64 {
+	if n, err := units.RAMInBytes(o[key]); err == nil {
+		return n
+	}
+	return otherwise
+}
+
 // Duration returns a checked duration, or otherwise when it is not set.
 func (o Options) Duration(key string, otherwise time.Duration) time.Duration {
 	if d, err := time.ParseDuration(o[key]); err == nil {
@@ -121,6 +129,20 @@ func Bytes(v string) error {
 		return fmt.Errorf("want a size above zero, such as 20m")
 	}
 	return nil
+}
+
+// Memory checks for a size in units of 1024 within the bounds, which count.
+func Memory(low, high int64) func(string) error {
+	return func(v string) error {
+		n, err := units.RAMInBytes(v)
+		switch {
+		case err != nil || n < 0:
+			return fmt.Errorf("want a size, such as 512k or 1m")
+		case n < low || n > high:
+			return fmt.Errorf("want a size from %s to %s", units.BytesSize(float64(low)), units.BytesSize(float64(high)))
+		}
+		return nil
+	}
 }
 
 // Period checks for a duration that is not negative.
