@@ -133,8 +133,8 @@ func (s *Server) find(ctx context.Context, ref string) (*build, error) {
 	}
 }
 
-// plainRef is what may be part of a file name.
-var plainRef = regexp.MustCompile(`^[a-z0-9]{8,64}$`)
+// plainRef is what may be part of a file name, if it has 8 to 64 characters.
+var plainRef = regexp.MustCompile(`^[a-z0-9]+$`)
 
 // job is the request in the engine's words.
 func (s *Server) job(ctx context.Context, req *controlapi.SolveRequest, sess *remote) (*engine.Job, error) {
@@ -168,7 +168,7 @@ func (s *Server) job(ctx context.Context, req *controlapi.SolveRequest, sess *re
 	j.FreshCaches = true // as BuildKit; dhow build keeps them
 	j.KeepFailed = req.Frontend == "" && req.Definition == nil
 	j.Target = "bkapi " + j.Name + " " + req.FrontendAttrs["target"] + " " + req.FrontendAttrs["platform"]
-	if plainRef.MatchString(req.Ref) {
+	if 8 <= len(req.Ref) && len(req.Ref) <= 64 && plainRef.MatchString(req.Ref) {
 		j.ID = req.Ref
 	}
 	for _, e := range req.Entitlements {
