@@ -77,8 +77,22 @@ func (b *builder) buildCgroup() error {
 		return nil
 	}
 	b.warnings = append(b.warnings, l.warnings...)
-	b.plan.WaitCgroup = b.cg.dir == nil
 	b.plan.WaitReady = b.plan.WaitReady || b.cg.maxPids != nil
+	return b.passCgroup(b.cg)
+}
+
+// passCgroup gives the stage the files by which it enters a cgroup of version 1.
+func (b *builder) passCgroup(cg *cgroup) error {
+	if cg == nil || cg.dir != nil {
+		return nil
+	}
+	for _, dir := range cg.controllers() {
+		f, err := os.OpenFile(path.Join(dir, "tasks"), os.O_WRONLY, 0)
+		if err != nil {
+			return fmt.Errorf("enter the cgroup: %w", err)
+		}
+		b.plan.Cgroups = append(b.plan.Cgroups, b.pass(b.own(f)))
+	}
 	return nil
 }
 

@@ -38,8 +38,9 @@ func (b *builder) buildJoin() error {
 			return err
 		}
 	}
-	b.plan.WaitReady = b.cfg.Join.cgroup() != nil || b.cfg.BeforeExec != nil
-	return nil
+	cg := b.cfg.Join.cgroup()
+	b.plan.WaitReady = cg != nil && cg.dir != nil || b.cfg.BeforeExec != nil
+	return b.passCgroup(cg)
 }
 
 // joinNamespaces opens the process whose namespaces are entered: the thread that

@@ -141,13 +141,6 @@ func (p *Process) message(sock int, msg, oob []byte) error {
 		p.stubs = append(p.stubs, text)
 	case stage.MsgConsole:
 		return p.takeConsole(oob)
-	case stage.MsgCgroup:
-		if err := p.cgroup().add(p.proc.Pid); err != nil {
-			return err
-		}
-		if _, err := unix.Write(sock, []byte{stage.MsgCgroup}); err != nil {
-			return fmt.Errorf("let the sandbox go on: %w", err)
-		}
 	case stage.MsgReady:
 		if err := p.ready(); err != nil {
 			return err
@@ -168,9 +161,9 @@ func (p *Process) message(sock int, msg, oob []byte) error {
 // more threads than a low limit on processes allows, so that it comes under it
 // only now.
 func (p *Process) ready() error {
-	if cg := p.cgroup(); p.joined != nil && cg != nil {
+	if cg := p.cgroup(); p.joined != nil && cg != nil && cg.dir != nil {
 		add := cg.add
-		if p.scope != nil && cgroup2() { // it is below that cgroup
+		if p.scope != nil { // it is below that cgroup
 			add = p.scope.add
 		}
 		if err := add(p.proc.Pid); err != nil {

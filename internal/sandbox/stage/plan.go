@@ -24,8 +24,8 @@ type Plan struct {
 	Join         []Join
 	Inside       bool // Join has the mount namespace, too: the root is there already
 	NewCgroupNS  bool
-	WaitCgroup   bool // ask the parent to put us in a cgroup before NewCgroupNS
-	WaitReady    bool // let the parent do its last before the program is executed
+	Cgroups      []int // files of cgroups of version 1 that take a thread in: before NewCgroupNS, or last if Inside
+	WaitReady    bool  // let the parent do its last before the program is executed
 	NewUTS       bool
 	Hostname     string
 	Domainname   string
@@ -120,7 +120,7 @@ func (p *Plan) code(c *coder) {
 	list(c, &p.Groups, code32)
 	code64(c, &p.Umask)
 	code64(c, &p.OOMScore)
-	c.flags(&p.NoNewPrivs, &p.InUserNS, &p.NewCgroupNS, &p.WaitCgroup, &p.WaitReady, &p.NewUTS, &p.LoopbackUp,
+	c.flags(&p.NoNewPrivs, &p.InUserNS, &p.NewCgroupNS, &p.WaitReady, &p.NewUTS, &p.LoopbackUp,
 		&p.RootReadOnly, &p.TTY, &p.OwnStdio, &p.Init, &p.Inside, &p.NullStdio[0], &p.NullStdio[1], &p.NullStdio[2])
 	for _, v := range []*uint64{&p.Bounding, &p.Effective, &p.Permitted, &p.Inheritable, &p.Ambient,
 		&p.FilterFlags, &p.DeathSignal, &p.Rows, &p.Cols} {
@@ -133,6 +133,7 @@ func (p *Plan) code(c *coder) {
 		c.u64(&r.Hard)
 	})
 	c.bytes(&p.Filter)
+	list(c, &p.Cgroups, code64)
 	list(c, &p.Join, func(c *coder, j *Join) { code64(c, &j.FD); c.u64(&j.Flag) })
 	c.str(&p.Hostname)
 	c.str(&p.Domainname)

@@ -67,12 +67,11 @@ func joinNamespaces(p *Plan) *failure {
 	return nil
 }
 
-// joinCgroup waits until the parent has put us in our cgroup, and makes that
-// the root of a cgroup namespace. clone(2) cannot do the latter: it would take
-// the parent's cgroup for the root.
+// joinCgroup enters our cgroup and makes it the root of a cgroup namespace.
+// clone(2) cannot do the latter: it would take the parent's cgroup for the root.
 func joinCgroup(p *Plan) *failure {
-	if p.WaitCgroup {
-		if f := askParent(MsgCgroup); f != nil {
+	if !p.Inside {
+		if f := enterCgroups(p); f != nil {
 			return f
 		}
 	}
@@ -81,6 +80,20 @@ func joinCgroup(p *Plan) *failure {
 	}
 	_, _, e := syscall.RawSyscall(syscall.SYS_UNSHARE, 0x02000000, 0, 0) // CLONE_NEWCGROUP
 	return fail("make a cgroup namespace", e)
+}
+
+// enterCgroups moves this thread, which will be the only one. Whoever moves
+// another thread or a process waits until every processor has scheduled, 7 ms;
+// one that moves itself, as "0", takes 0.03 ms (Linux, cgroup_procs_write_start).
+func enterCgroups(p *Plan) *failure {
+	self := [1]byte{'0'}
+	for _, fd := range p.Cgroups {
+		_, _, e := syscall.RawSyscall(syscall.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&self[0])), 1)
+		if e != 0 {
+			return fail("enter the cgroup", e)
+		}
+	}
+	return nil
 }
 
 // askParent sends a message and waits for the answer.
@@ -331,6 +344,11 @@ func setIdentity(p *Plan) *failure {
 	}
 	// From here on our threads may be more than the cgroup allows. That hinders
 	// no one: no new one is needed, and exec ends all but this.
+	if p.Inside {
+		if f := enterCgroups(p); f != nil {
+			return f
+		}
+	}
 	if p.WaitReady {
 		if f := askParent(MsgReady); f != nil {
 			return f

@@ -39,8 +39,6 @@ const (
 //	  |-- 'C' + master of the pty -->|
 //	  |-- 'S' path of a stub ------->|
 //	  |-- 'W' warning -------------->|
-//	  |-- 'G' ready to join -------->|  (only if Plan.WaitCgroup)
-//	  |<------------ 'G' joined -----|
 //	  |-- 'R' ready to execute ----->|  (only if Plan.WaitReady)
 //	  |<------------ 'R' go on ------|
 //	  |-- 'E' errno kind text ------>|  and exits
@@ -48,7 +46,6 @@ const (
 	MsgConsole = 'C'
 	MsgStub    = 'S'
 	MsgWarning = 'W'
-	MsgCgroup  = 'G'
 	MsgReady   = 'R'
 	MsgError   = 'E'
 )
