@@ -141,15 +141,15 @@ type Inspection struct {
 
 // Extra is what docker's object has no place for.
 type Extra struct {
-	Reason         string         `json:",omitempty"` // why dhow ended or restarted the container
-	Signal         int            `json:",omitempty"` // that ended it
-	Health         HealthOptions  //
-	Restart        RestartOptions //
-	LogDrivers     []LogDriver    `json:",omitempty"`
-	SupervisorPid  int            `json:",omitempty"`
-	StoppedByHand  bool           `json:",omitempty"`
-	ImagePlatform  string         //
-	LogDestination any            `json:",omitempty"` // how delivery stands
+	Reason        string         `json:",omitempty"` // why dhow ended or restarted the container
+	Signal        int            `json:",omitempty"` // that ended it
+	Health        HealthOptions  //
+	Restart       RestartOptions //
+	LogDrivers    []LogDriver    `json:",omitempty"`
+	SupervisorPid int            `json:",omitempty"`
+	StoppedByHand bool           `json:",omitempty"`
+	ImagePlatform string         //
+	Log           any            `json:",omitempty"` // how the log and its delivery stand
 }
 
 // InspectFacts are what only the machine knows of a container.

@@ -37,8 +37,8 @@ func (cs *Containers) Inspect(ctx context.Context, ref string, size bool) (conta
 		f.Health.Status = c.State.Health
 	}
 	in := c.Record.Inspect(&c.State, f)
-	if stat, err := logs.Stat(supervise.LogsDir(c.Dir), time.Now()); err == nil && len(stat.Destinations) > 0 {
-		in.Dhow.LogDestination = stat.Destinations
+	if stat, err := logs.Stat(supervise.LogsDir(c.Dir), time.Now()); err == nil && stat.Store != "" {
+		in.Dhow.Log = stat
 	}
 	if size {
 		own, all, err := cs.Size(ctx, c)

@@ -194,7 +194,7 @@ func (s *Store) removeShipped() {
 			return
 		}
 		if err := removeSegment(s.dir, seg); err != nil {
-			s.stats.Error = err.Error()
+			s.failed(err)
 			return
 		}
 	}

@@ -105,14 +105,15 @@ func TestTornProgress(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer file.Close()
-		p := &progressFile{f: file}
-		if _, p.seq, err = readProgress(file); err != nil || p.seq != 0 {
+		p := &slots{f: file}
+		var got progress
+		if p.seq, err = readSlots(file, &got); err != nil || p.seq != 0 {
 			t.Fatalf("read %q: got number %d and %v, want none", data, p.seq, err)
 		}
 		if err := p.write(progress{Segment: 42}); err != nil {
 			t.Fatal(err)
 		}
-		if got, _, err := readProgress(file); err != nil || got.Segment != 42 {
+		if _, err := readSlots(file, &got); err != nil || got.Segment != 42 {
 			t.Errorf("after %q: got segment %d and %v, want 42", data, got.Segment, err)
 		}
 	}
@@ -127,7 +128,7 @@ func FuzzProgress(f *testing.F) {
 		f.Fatal(err)
 	}
 	defer file.Close()
-	p := &progressFile{f: file}
+	p := &slots{f: file}
 	for _, state := range []progress{{Segment: 1, Offset: 7}, {Segment: 2, Error: "gone"}} {
 		if err := p.write(state); err != nil {
 			f.Fatal(err)
@@ -138,7 +139,7 @@ func FuzzProgress(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(whole)
-	f.Add(whole[:progressSlot+30])
+	f.Add(whole[:slotSize+30])
 	f.Add([]byte("00000000")) // the next slot's write fills it up with zeros
 	f.Fuzz(func(t *testing.T, data []byte) {
 		dir := t.TempDir()
@@ -156,8 +157,8 @@ func FuzzProgress(f *testing.F) {
 		if err := p.write(progress{Segment: 42}); err != nil {
 			t.Fatal(err)
 		}
-		got, _, err := readProgress(p.f)
-		if err != nil || got.Segment != 42 {
+		var got progress
+		if _, err := readSlots(p.f, &got); err != nil || got.Segment != 42 {
 			t.Errorf("got segment %d and %v, want 42", got.Segment, err)
 		}
 	})

@@ -108,7 +108,7 @@ func (p *packer) finish(s segment) {
 	os.Remove(s.path(p.store.dir))
 	os.Remove(s.indexPath(p.store.dir))
 	if err := p.store.tidy(); err != nil {
-		p.store.stats.Error = err.Error()
+		p.store.failed(err)
 	}
 }
 

@@ -1,13 +1,9 @@
 package logs
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
-	"io"
 	"io/fs"
-	"math"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -53,88 +49,32 @@ func (p *progress) moveTo(to place) {
 
 const (
 	shipDir      = "ship"
-	progressSlot = 2048
-	progressHead = 16
 	longestError = 400
 )
 
-// progressFile has two slots that are written in turn, each with a sequence number,
-// a length and a checksum before its JSON. Whatever tears one leaves the other.
-type progressFile struct {
-	f   *os.File
-	seq uint64
-}
-
 // openProgress opens the file of a destination; fresh says that it is new.
-func openProgress(dir, name string) (f *progressFile, p progress, fresh bool, err error) {
+func openProgress(dir, name string) (f *slots, p progress, fresh bool, err error) {
 	if err := os.MkdirAll(filepath.Join(dir, shipDir), 0o700); err != nil {
 		return nil, p, false, err
 	}
-	file, err := os.OpenFile(shipPath(dir, name), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, p, false, err
-	}
-	f = &progressFile{f: file}
-	p, f.seq, err = readProgress(file)
-	if err != nil {
-		file.Close()
+	if f, err = openSlots(shipPath(dir, name), &p); err != nil {
 		return nil, p, false, err
 	}
 	return f, p, f.seq == 0, nil
 }
 
-// readProgress reads the younger of the slots that are whole; the sequence 0 says
-// that there is none.
-func readProgress(file *os.File) (p progress, seq uint64, err error) {
-	var slot [progressSlot]byte
-	for i := range int64(2) {
-		n, err := file.ReadAt(slot[:], i*progressSlot)
-		if err != nil && !errors.Is(err, io.EOF) {
-			return p, 0, err
-		}
-		if n < progressHead {
-			continue
-		}
-		length := int(le.Uint32(slot[8:]))
-		// Zeros have the checksum of nothing.
-		if length == 0 || length > n-progressHead || crc32.Checksum(slot[progressHead:progressHead+length], castagnoli) != le.Uint32(slot[12:]) {
-			continue
-		}
-		// A number that none can follow was never written.
-		if s := le.Uint64(slot[:]); s > seq && s != math.MaxUint64 {
-			var q progress
-			if err := json.Unmarshal(slot[progressHead:progressHead+length], &q); err != nil {
-				return p, 0, fmt.Errorf("%s: %w", file.Name(), err)
-			}
-			p, seq = q, s
-		}
-	}
-	return p, seq, nil
-}
-
-func (f *progressFile) write(p progress) error {
+// keepIn writes the progress, with as much of the errors as there is room for.
+func (p progress) keepIn(f *slots) error {
 	for _, text := range []*string{&p.Error, &p.LastReject} {
 		if len(*text) > longestError {
 			*text = (*text)[:longestError] + "…"
 		}
 	}
-	data, err := json.Marshal(p)
-	if err != nil {
-		return err
+	err := f.write(p)
+	if errors.Is(err, errTooLong) {
+		p.Error, p.LastReject = err.Error(), ""
+		err = f.write(p)
 	}
-	if len(data) > progressSlot-progressHead {
-		p.Error, p.LastReject = "too long to be kept", ""
-		if data, err = json.Marshal(p); err != nil {
-			return err
-		}
-	}
-	f.seq++
-	slot := make([]byte, 0, progressSlot)
-	slot = le.AppendUint64(slot, f.seq)
-	slot = le.AppendUint32(slot, uint32(len(data)))
-	slot = le.AppendUint32(slot, crc32.Checksum(data, castagnoli))
-	slot = append(slot, data...)
-	_, err = f.f.WriteAt(slot, int64(f.seq%2)*progressSlot)
 	return err
 }
 
@@ -156,11 +96,17 @@ type Destination struct {
 	LastReject, Parked string
 }
 
-// Statistics is how a log stands.
+// Statistics is how a log stands. Lines are counted since the container was
+// created.
 type Statistics struct {
-	Lines, Bytes uint64 // written since the container was created
-	Disk         int64  // bytes that the store takes
-	Destinations []Destination
+	Lines, Bytes uint64        // stored
+	Disk         int64         // bytes that the store takes
+	Store        string        // the driver that is the store: json-file, local, or "" for none
+	Lost         count         // could not be written
+	Limited      count         // were more than option rate allows
+	Error        string        `json:",omitempty"` // of the last write that failed; "" when it succeeded
+	ErrorAt      time.Time     `json:",omitzero"`
+	Destinations []Destination `json:",omitempty"`
 }
 
 // Stat looks at a log. It may be written at the same time.
@@ -172,6 +118,16 @@ func Stat(dir string, now time.Time) (Statistics, error) {
 	}
 	s.Lines, s.Bytes = end.lines, end.bytes
 	s.Disk = diskUse(dir)
+	d, err := readDescriptor(dir)
+	if err != nil {
+		return s, fmt.Errorf("log statistics: %w", err)
+	}
+	s.Store = map[string]string{formatJSON.String(): driverJSONFile, formatCompact.String(): driverLocal}[d.Format]
+	l, err := readLosses(dir)
+	if err != nil {
+		return s, fmt.Errorf("log statistics: %w", err)
+	}
+	s.Lost, s.Limited, s.Error, s.ErrorAt = l.Lost, l.Limited, l.Error, l.ErrorAt
 	names, err := readNames(filepath.Join(dir, shipDir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return s, fmt.Errorf("log statistics: %w", err)
@@ -205,8 +161,8 @@ func destination(dir, driver string, end place, now time.Time) (Destination, err
 		return d, err
 	}
 	defer f.Close()
-	p, _, err := readProgress(f)
-	if err != nil {
+	var p progress
+	if _, err := readSlots(f, &p); err != nil {
 		return d, err
 	}
 	d.Shipped, d.Dropped, d.Rejected = p.Shipped, p.Dropped, p.Rejected

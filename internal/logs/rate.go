@@ -46,7 +46,6 @@ type limiter struct {
 	dropped  count // not yet mentioned in the log
 	told     int64 // when that was last mentioned
 	dropping [3]bool
-	total    count
 
 	// sample
 	window int64 // when it began
@@ -106,13 +105,14 @@ func (l *limiter) wait() time.Duration {
 	return time.Duration(-l.level / float64(l.rate) * 1e9)
 }
 
-func (l *limiter) drop(n int, whole bool) {
-	if whole {
-		l.dropped.Lines++
-		l.total.Lines++
+// drop counts an entry that is not stored. The caller holds mu.
+func (s *Store) drop(n int, whole bool) {
+	for _, c := range []*count{&s.limit.dropped, &s.losses.Limited} {
+		if whole {
+			c.Lines++
+		}
+		c.Bytes += uint64(n)
 	}
-	l.dropped.Bytes += uint64(n)
-	l.total.Bytes += uint64(n)
 }
 
 // sampled decides whether to keep an entry. How many lines are left out follows
@@ -153,7 +153,7 @@ func (s *Store) limited(stream Stream, nanos int64, line []byte, whole bool) {
 		}
 	case policySample:
 		if !l.sampled(nanos, stream, len(line), whole) {
-			l.drop(len(line), whole)
+			s.drop(len(line), whole)
 			return
 		}
 	case policyOldest:
@@ -184,7 +184,7 @@ func (s *Store) enqueue(q queued) {
 	s.dequeue()
 	most := int(min(l.rate, longestQueue))
 	for l.queued > most && len(l.queue) > 1 {
-		l.drop(len(l.queue[0].line), l.queue[0].whole)
+		s.drop(len(l.queue[0].line), l.queue[0].whole)
 		l.queued -= len(l.queue[0].line)
 		l.queue = l.queue[1:]
 	}
@@ -217,6 +217,7 @@ func (s *Store) later() {
 	l.timer = nil
 	s.dequeue()
 	s.flush()
+	s.keepLosses()
 	if len(l.queue) > 0 {
 		l.timer = time.AfterFunc(max(l.wait(), time.Millisecond), s.later)
 	}

@@ -22,7 +22,7 @@ func TestRate(t *testing.T) {
 				at = at.Add(10 * time.Millisecond)
 			}
 			s.Close()
-			st := s.Stats()
+			st := mustStat(t, dir)
 			kept, marked, last := 0, 0, 0
 			for _, l := range readAll(t, dir, ReadOptions{}) {
 				if strings.Contains(l, "dhow: ") {
@@ -35,7 +35,7 @@ func TestRate(t *testing.T) {
 			if kept < 20_000 || kept > 60_000 {
 				t.Errorf("kept %d bytes of three seconds at 10 kB/s", kept)
 			}
-			if marked == 0 || st.LimitedLines == 0 || int(st.Lines)-marked+int(st.LimitedLines) != len(all) {
+			if marked == 0 || st.Limited.Lines == 0 || int(st.Lines)-marked+int(st.Limited.Lines) != len(all) {
 				t.Errorf("%d marks, stat %+v, want %d lines in all", marked, st, len(all))
 			}
 			if policy == "drop-oldest" && last != 8999%50 {

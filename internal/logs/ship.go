@@ -47,7 +47,7 @@ type shipper struct {
 	stop  context.CancelFunc
 
 	r       *reader // nil while there is nothing to send it to
-	file    *progressFile
+	file    *slots
 	batch   []Record
 	places  []place // behind each record of batch
 	arena   []byte  // their lines
@@ -56,8 +56,9 @@ type shipper struct {
 	sentAt  time.Time
 	sentNow count
 
-	mu sync.Mutex
-	p  progress // guarded by mu
+	mu      sync.Mutex
+	p       progress // guarded by mu
+	dropped bool     // guarded by mu: lines since the progress was kept
 }
 
 // newShipper opens a destination. A new one begins at the log's end, which is
@@ -76,7 +77,7 @@ func newShipper(s *Store, d Driver, info Info, end place) (*shipper, error) {
 	}
 	if fresh {
 		sh.p.moveTo(end)
-		if err := sh.file.write(sh.p); err != nil {
+		if err := sh.p.keepIn(sh.file); err != nil {
 			return nil, errors.Join(err, sh.file.f.Close())
 		}
 	}
@@ -165,6 +166,7 @@ func (sh *shipper) run(ctx context.Context) {
 		draining := sh.draining() // asked first: what is there then is all
 		err := sh.fill(draining)
 		if err == nil && len(sh.batch) == 0 {
+			sh.keepDropped()
 			if draining {
 				return
 			}
@@ -352,10 +354,20 @@ func (sh *shipper) drop(rec Record, after place) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	sh.p.Dropped.add(1, len(rec.Line))
+	sh.dropped = true
 	if len(sh.places) == 0 {
 		sh.p.moveTo(after)
 	} else {
 		sh.places[len(sh.places)-1] = after
+	}
+}
+
+// keepDropped keeps what nothing that was sent after it will.
+func (sh *shipper) keepDropped() {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if sh.dropped {
+		sh.keep()
 	}
 }
 
@@ -456,7 +468,8 @@ func (sh *shipper) segment() uint64 {
 // keep writes the progress. What cannot be written costs duplicates later. The
 // caller holds mu.
 func (sh *shipper) keep() {
-	if err := sh.file.write(sh.p); err != nil {
+	sh.dropped = false
+	if err := sh.p.keepIn(sh.file); err != nil {
 		sh.p.Error, sh.p.ErrorAt = err.Error(), sh.store.now()
 	}
 }

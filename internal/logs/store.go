@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"dhow/internal/errdef"
@@ -31,15 +30,6 @@ type Config struct {
 	kind func(name string) (driver.Kind, error) // of tests; nil is kind
 }
 
-// Stats says what became of a container's output since the store was opened.
-type Stats struct {
-	Lines, Bytes         uint64 // stored
-	LostLines, LostBytes uint64 // not stored, because writing failed
-	// LimitedLines were not stored because of options rate and rate-policy.
-	LimitedLines, LimitedBytes uint64
-	Error                      string // of the last write that failed; "" once one succeeds
-}
-
 // Store is the writing side of a log. It is safe for concurrent use.
 type Store struct {
 	dir   string
@@ -57,14 +47,16 @@ type Store struct {
 	// mu orders lines; it is held over writes to the segment, which is what makes
 	// the order in the file that of the calls.
 	mu     sync.Mutex
-	w      *writer // nil when nothing is kept
-	stats  Stats
-	lost   Stats    // lines that are lost and not yet mentioned in the log
+	w      *writer  // nil when nothing is kept
 	limit  *limiter // nil for none
 	ships  []*shipper
 	room   *sync.Cond // of mu: a destination moved on
 	ending bool       // nobody waits for room any more
 	closed bool
+
+	losses     losses // guarded by mu
+	lossesKept losses // guarded by mu: as they are in lossFile
+	lossFile   *slots // nil when nothing is kept
 
 	stored atomic.Uint64 // bytes of all lines ever stored
 }
@@ -146,7 +138,7 @@ func (s *Store) openLocked() error {
 		return errors.Join(err, w.close())
 	}
 	s.w = w
-	if err := errors.Join(s.out.restore(), s.err.restore()); err != nil {
+	if err := errors.Join(s.openLosses(), s.out.restore(), s.err.restore()); err != nil {
 		return err
 	}
 	s.stored.Store(w.bytes)
@@ -246,17 +238,6 @@ func (s *Store) Stream(which Stream) io.WriteCloser {
 	return stream
 }
 
-// Stats returns the counters.
-func (s *Store) Stats() Stats {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	st := s.stats
-	if s.limit != nil {
-		st.LimitedLines, st.LimitedBytes = s.limit.total.Lines, s.limit.total.Bytes
-	}
-	return st
-}
-
 // Close ends both streams and lets go of the log. A second call does nothing.
 func (s *Store) Close() error {
 	s.end()
@@ -279,6 +260,9 @@ func (s *Store) Close() error {
 	if w != nil {
 		problems = append(problems, w.close())
 	}
+	if s.lossFile != nil {
+		problems = append(problems, s.lossFile.f.Close())
+	}
 	for _, stream := range []*stream{&s.out, &s.err} {
 		if stream.keep != nil {
 			problems = append(problems, stream.keep.f.Close())
@@ -297,6 +281,7 @@ func (s *Store) end() {
 	s.err.Close()
 	s.mu.Lock()
 	s.settle()
+	s.keepLosses()
 	s.mu.Unlock()
 }
 
@@ -339,43 +324,23 @@ func (s *Store) flush() {
 	if w == nil || len(w.buf) == 0 {
 		return
 	}
-	if s.lost.LostLines > 0 {
-		w.prepend(s.json, s.now().UnixNano(), lossMarker(s.lost))
+	told := s.losses.Untold.Lines > 0
+	if told {
+		w.prepend(s.json, s.now().UnixNano(), s.losses.marker())
 	}
 	lines, bytes := uint64(w.fresh.entries), uint64(w.fresh.bytes)
 	if err := w.flush(); err != nil {
-		if s.lost.LostLines > 0 {
-			lines-- // the marker
+		if told { // the marker is none of the container's
+			lines, bytes = lines-1, bytes-uint64(len(s.losses.marker()))
 		}
-		s.stats.Error = err.Error()
-		s.stats.LostLines += lines
-		s.stats.LostBytes += bytes
-		s.lost.LostLines += lines
-		s.lost.LostBytes += bytes
-		s.lost.Error = reason(err)
+		s.lose(lines, bytes, err)
 		return
 	}
-	s.lost = Stats{}
-	s.stats.Error = ""
-	s.stats.Lines += lines
-	s.stats.Bytes += bytes
+	s.losses.Untold, s.losses.Error, s.losses.ErrorAt = count{}, "", time.Time{}
 	s.stored.Store(w.bytes)
 	for _, sh := range s.ships {
 		sh.notify()
 	}
-}
-
-// reason is the text of an error of the file system, without paths.
-func reason(err error) string {
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
-		return errno.Error()
-	}
-	return err.Error()
-}
-
-func lossMarker(lost Stats) []byte {
-	return fmt.Appendf(nil, "dhow: %d lines (%d bytes) lost here: %s", lost.LostLines, lost.LostBytes, lost.Error)
 }
 
 // rotate begins the next segment. When that cannot be made, the current one goes
@@ -383,12 +348,12 @@ func lossMarker(lost Stats) []byte {
 func (s *Store) rotate() {
 	next, err := s.w.next(s.shape.format)
 	if err != nil {
-		s.stats.Error = err.Error()
+		s.failed(err)
 		return
 	}
 	s.w = next
 	if err := s.tidy(); err != nil {
-		s.stats.Error = err.Error()
+		s.failed(err)
 	}
 	if s.pack != nil {
 		s.pack.wake()

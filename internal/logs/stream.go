@@ -46,6 +46,7 @@ func (s *stream) Write(p []byte) (int, error) {
 	}
 	st.flush()
 	s.keepBegun()
+	st.keepLosses()
 	return len(p), nil
 }
 
@@ -56,7 +57,7 @@ func (s *stream) keepBegun() {
 		return
 	}
 	if err := s.keep.keep(s.store.w, s.since, s.begun); err != nil {
-		s.store.stats.Error = err.Error()
+		s.store.failed(err)
 	}
 }
 

@@ -399,11 +399,13 @@ func namesOr(ctx context.Context, cs *lifecycle.Containers, names []string) ([]s
 	return names, err
 }
 
-// statRow is one line of dhow logs stat.
+// statRow is one line of dhow logs stat: a destination, or the local store, whose
+// lines are shipped when they are stored and dropped when that fails.
 type statRow struct {
 	Container, Driver, State                               string
 	ShippedLines, ShippedBytes, WaitingLines, WaitingBytes uint64
 	DroppedLines, DroppedBytes, RejectedLines              uint64
+	LimitedLines, LimitedBytes                             uint64
 	LagSeconds                                             float64
 	Error, Parked                                          string
 }
@@ -427,10 +429,10 @@ func (a *app) logsStat() *cobra.Command {
 			if prometheus {
 				return writePrometheus(a.Out, rows)
 			}
-			table := `{{.Container}}\t{{.Driver}}\t{{.State}}\t{{.ShippedLines}}\t{{.WaitingLines}}\t{{.DroppedLines}}\t{{.Lag}}\t{{.Error}}`
+			table := `{{.Container}}\t{{.Driver}}\t{{.State}}\t{{.ShippedLines}}\t{{.WaitingLines}}\t{{.DroppedLines}}\t{{.LimitedLines}}\t{{.Lag}}\t{{.Error}}`
 			return console.Table(a.Console, console.FormatOr(format, false, "", table), map[string]string{
 				"Container": "CONTAINER", "Driver": "DRIVER", "State": "STATE", "ShippedLines": "SHIPPED", "WaitingLines": "WAITING", "DroppedLines": "DROPPED",
-				"ShippedBytes": "SHIPPED BYTES", "WaitingBytes": "WAITING BYTES", "DroppedBytes": "DROPPED BYTES", "RejectedLines": "REJECTED",
+				"ShippedBytes": "SHIPPED BYTES", "WaitingBytes": "WAITING BYTES", "DroppedBytes": "DROPPED BYTES", "RejectedLines": "REJECTED", "LimitedLines": "LIMITED", "LimitedBytes": "LIMITED BYTES",
 				"Lag": "LAG", "Error": "LAST ERROR", "Parked": "PARKED",
 			}, rows)
 		},
@@ -459,6 +461,9 @@ func (a *app) statRows(ctx context.Context, names []string) ([]statRow, error) {
 			if err != nil {
 				return err
 			}
+			if st.Store != "" {
+				rows = append(rows, storeRow(c.Name, st))
+			}
 			for _, d := range st.Destinations {
 				rows = append(rows, statRow{
 					Container: c.Name, Driver: d.Driver, State: d.State, ShippedLines: d.Shipped.Lines, ShippedBytes: d.Shipped.Bytes,
@@ -472,6 +477,18 @@ func (a *app) statRows(ctx context.Context, names []string) ([]statRow, error) {
 	return rows, err
 }
 
+// storeRow is the line of the local store.
+func storeRow(name string, st logs.Statistics) statRow {
+	r := statRow{
+		Container: name, Driver: st.Store, State: "ok", ShippedLines: st.Lines, ShippedBytes: st.Bytes,
+		DroppedLines: st.Lost.Lines, DroppedBytes: st.Lost.Bytes, LimitedLines: st.Limited.Lines, LimitedBytes: st.Limited.Bytes, Error: st.Error,
+	}
+	if st.Error != "" {
+		r.State = "losing"
+	}
+	return r
+}
+
 // writePrometheus writes the numbers in the text exposition format 0.0.4.
 func writePrometheus(w io.Writer, rows []statRow) error {
 	var b bytes.Buffer
@@ -479,12 +496,14 @@ func writePrometheus(w io.Writer, rows []statRow) error {
 		name, help, kind string
 		value            func(statRow) float64
 	}{
-		{"dhow_log_shipped_lines_total", "Lines that a destination has.", "counter", func(r statRow) float64 { return float64(r.ShippedLines) }},
+		{"dhow_log_shipped_lines_total", "Lines that a destination, or the local store, has.", "counter", func(r statRow) float64 { return float64(r.ShippedLines) }},
 		{"dhow_log_shipped_bytes_total", "Bytes of those lines.", "counter", func(r statRow) float64 { return float64(r.ShippedBytes) }},
 		{"dhow_log_waiting_lines", "Lines that a destination does not have yet.", "gauge", func(r statRow) float64 { return float64(r.WaitingLines) }},
 		{"dhow_log_waiting_bytes", "Bytes of those lines.", "gauge", func(r statRow) float64 { return float64(r.WaitingBytes) }},
-		{"dhow_log_dropped_lines_total", "Lines that were rotated away before they could be shipped.", "counter", func(r statRow) float64 { return float64(r.DroppedLines) }},
+		{"dhow_log_dropped_lines_total", "Lines that were rotated away before they could be shipped, or could not be stored.", "counter", func(r statRow) float64 { return float64(r.DroppedLines) }},
 		{"dhow_log_dropped_bytes_total", "Bytes of those lines.", "counter", func(r statRow) float64 { return float64(r.DroppedBytes) }},
+		{"dhow_log_limited_lines_total", "Lines that were more than option rate allows.", "counter", func(r statRow) float64 { return float64(r.LimitedLines) }},
+		{"dhow_log_limited_bytes_total", "Bytes of those lines.", "counter", func(r statRow) float64 { return float64(r.LimitedBytes) }},
 		{"dhow_log_rejected_lines_total", "Lines that a destination does not want.", "counter", func(r statRow) float64 { return float64(r.RejectedLines) }},
 		{"dhow_log_lag_seconds", "Age of the oldest line that waits.", "gauge", func(r statRow) float64 { return r.LagSeconds }},
 	} {
