@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -45,34 +46,37 @@ func (r *CreateRequest) warn(s string) {
 
 // Create makes a container that does not run yet.
 func (cs *Containers) Create(ctx context.Context, r CreateRequest) (*Container, error) {
-	if err := cs.prepare(ctx, &r); err != nil {
+	if err := cs.prepare(ctx, &r, newID(), randomName()); err != nil {
 		return nil, err
 	}
 	return cs.create(ctx, &r)
 }
 
-// Run makes a container and starts it, both at once as far as they can be.
-func (cs *Containers) Run(ctx context.Context, r CreateRequest, attach *supervise.AttachOptions) (*Container, *supervise.Session, error) {
-	if err := cs.prepare(ctx, &r); err != nil {
+// Launch starts the supervisor of a container that Run is to make in the state
+// directory root. The caller ends it with Abandon, whatever becomes of Run. A
+// container without a name is given one.
+func Launch(root, name string) (*supervise.Launched, error) {
+	return supervise.Launch(root, newID(), cmp.Or(name, randomName()))
+}
+
+// Run makes a container and starts it with the supervisor that was launched for
+// it.
+func (cs *Containers) Run(ctx context.Context, l *supervise.Launched, r CreateRequest, attach *supervise.AttachOptions) (*Container, *supervise.Session, error) {
+	if err := cs.prepare(ctx, &r, l.ID, l.Name); err != nil {
 		return nil, nil, err
-	}
-	dir := supervise.Dir(cs.store, r.Record.ID)
-	l, err := supervise.Launch(cs.store.Root(), dir, r.Record.ID, r.Record.Name)
-	if err != nil {
-		return nil, nil, errors.Join(err, sys.RemoveAll(dir))
 	}
 	c, err := cs.create(ctx, &r)
 	if err != nil {
-		l.Abandon()
-		return nil, nil, errors.Join(err, sys.RemoveAll(dir))
+		return nil, nil, err
 	}
 	s, err := l.Start(supervise.StartOptions{Attach: attach})
 	return c, s, err
 }
 
 // prepare finds the image, completes the record and makes the directory. The
-// lease that it takes keeps the image's layers until the row does.
-func (cs *Containers) prepare(ctx context.Context, r *CreateRequest) error {
+// lease that it takes keeps the image's layers until the row does. The name is a
+// proposal for a container that was given none.
+func (cs *Containers) prepare(ctx context.Context, r *CreateRequest, id, name string) error {
 	if err := cs.store.Lease(ctx); err != nil {
 		return err
 	}
@@ -85,7 +89,7 @@ func (cs *Containers) prepare(ctx context.Context, r *CreateRequest) error {
 	if err := json.Unmarshal(img.Config, &config); err != nil {
 		return errdef.New(errdef.ErrInvalid, "read the image's configuration: %w", err)
 	}
-	rec.ID, rec.Created = newID(), time.Now().UTC()
+	rec.ID, rec.Created = id, time.Now().UTC()
 	rec.Image, rec.Chain = img.ID, image.Chain(img).String()
 	if rec.Platform == "" {
 		rec.Platform = oci.FormatPlatform(config.Platform)
@@ -100,7 +104,7 @@ func (cs *Containers) prepare(ctx context.Context, r *CreateRequest) error {
 		return err
 	}
 	if rec.Name == "" {
-		if rec.Name, err = cs.freeName(ctx); err != nil {
+		if rec.Name, err = cs.freeName(ctx, name); err != nil {
 			return err
 		}
 	}
@@ -210,10 +214,10 @@ func newID() string {
 	return hex.EncodeToString(b[:])
 }
 
-// freeName makes up a name that no container has.
-func (cs *Containers) freeName(ctx context.Context) (string, error) {
-	for {
-		name := randomName()
+// freeName makes up a name that no container has: the one that is proposed if it
+// can be.
+func (cs *Containers) freeName(ctx context.Context, name string) (string, error) {
+	for ; ; name = randomName() {
 		_, err := cs.store.Container(ctx, name)
 		if errors.Is(err, errdef.ErrNotFound) {
 			return name, nil

@@ -188,7 +188,7 @@ func lostState(st container.State) container.State {
 // can is for later commands to see: two of them may start one, of which the
 // second gives way.
 func (cs *Containers) adopt(c *Container) {
-	l, err := supervise.Launch(cs.store.Root(), c.Dir, c.ID, c.Name)
+	l, err := supervise.Launch(cs.store.Root(), c.ID, c.Name)
 	if err != nil {
 		return
 	}

@@ -76,6 +76,17 @@ func newHouse(t testing.TB) *house {
 	return h
 }
 
+// launch makes a container and starts it.
+func (h *house) launch(r CreateRequest, attach *supervise.AttachOptions) (*Container, *supervise.Session, error) {
+	h.t.Helper()
+	l, err := Launch(h.store.Root(), r.Record.Name)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer l.Abandon()
+	return h.Run(h.ctx, l, r, attach)
+}
+
 // rootfs is a tar of busybox and the names it goes by.
 func rootfs(t testing.TB, busybox string) io.Reader {
 	t.Helper()
@@ -125,7 +136,7 @@ func record(name, script string, change ...func(*container.Record)) *container.R
 // run runs a container to its end and returns what it said.
 func (h *house) run(r *container.Record) (stdout, stderr string, e supervise.Exit) {
 	h.t.Helper()
-	_, s, err := h.Run(h.ctx, CreateRequest{Record: r}, &supervise.AttachOptions{Stdout: true, Stderr: true})
+	_, s, err := h.launch(CreateRequest{Record: r}, &supervise.AttachOptions{Stdout: true, Stderr: true})
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -143,7 +154,7 @@ func (h *house) run(r *container.Record) (stdout, stderr string, e supervise.Exi
 // start starts a container in the background.
 func (h *house) start(r *container.Record) *Container {
 	h.t.Helper()
-	c, s, err := h.Run(h.ctx, CreateRequest{Record: r}, nil)
+	c, s, err := h.launch(CreateRequest{Record: r}, nil)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -216,7 +227,7 @@ func TestRunNoProgram(t *testing.T) {
 	h := newHouse(t)
 	r := record("none", "")
 	r.Config.Cmd = []string{"/no/such"}
-	_, s, err := h.Run(h.ctx, CreateRequest{Record: r}, nil)
+	_, s, err := h.launch(CreateRequest{Record: r}, nil)
 	h.must(err)
 	err = s.Started(h.ctx)
 	var status *supervise.StatusError
@@ -356,7 +367,7 @@ func TestAutoRemove(t *testing.T) {
 			t.Fatal("the container is still there")
 		}
 	}
-	if _, s, err := h.Run(h.ctx, CreateRequest{Record: record("seven", "true")}, nil); err != nil {
+	if _, s, err := h.launch(CreateRequest{Record: record("seven", "true")}, nil); err != nil {
 		t.Errorf("the name is not free: %v", err)
 	} else {
 		h.must(s.Started(h.ctx))
@@ -394,7 +405,7 @@ func TestWait(t *testing.T) {
 func TestNameConflict(t *testing.T) {
 	h := newHouse(t)
 	h.start(record("ten", "sleep 60"))
-	_, _, err := h.Run(h.ctx, CreateRequest{Record: record("ten", "true")}, nil)
+	_, _, err := h.launch(CreateRequest{Record: record("ten", "true")}, nil)
 	if !errors.Is(err, errdef.ErrConflict) || !strings.Contains(err.Error(), "already in use") {
 		t.Errorf("got %v", err)
 	}

@@ -28,7 +28,7 @@ func TestBindAndImageMounts(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	_, s, err := h.Run(h.ctx, CreateRequest{Record: record("", "true", func(r *container.Record) {
+	_, s, err := h.launch(CreateRequest{Record: record("", "true", func(r *container.Record) {
 		r.Host.Mounts = []mount.Mount{{Type: mount.TypeBind, Source: dir + "/none", Target: "/n"}}
 	})}, nil)
 	h.must(err)

@@ -26,7 +26,7 @@ func (cs *Containers) Start(ctx context.Context, ref string, attach *supervise.A
 	if active(c.State.Status) {
 		return c, nil, nil
 	}
-	l, err := supervise.Launch(cs.store.Root(), c.Dir, c.ID, c.Name)
+	l, err := supervise.Launch(cs.store.Root(), c.ID, c.Name)
 	if err != nil {
 		return nil, nil, err
 	}

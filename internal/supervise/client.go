@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"strconv"
 	"syscall"
 
@@ -248,9 +247,3 @@ func (s *Session) Signal(signal string) error {
 
 // Close lets go of the program, which goes on.
 func (s *Session) Close() error { return s.conn.Close() }
-
-// panicLog is where what a supervisor says on standard error goes: nothing,
-// unless it has a defect.
-func panicLog(dir string) (*os.File, error) {
-	return os.OpenFile(filepath.Join(dir, panicFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-}

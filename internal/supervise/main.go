@@ -18,9 +18,12 @@ import (
 	"dhow/internal/errdef"
 	"dhow/internal/logs"
 	"dhow/internal/network"
+	"dhow/internal/sandbox"
 	"dhow/internal/snapshot"
 	"dhow/internal/store"
 	"dhow/internal/sys"
+
+	"golang.org/x/sys/unix"
 )
 
 // supervisor is the process beside one container.
@@ -97,12 +100,21 @@ func supervise(ctx context.Context) error {
 	}
 	st, err := store.Open(ctx, r.Root)
 	if err != nil {
-		return errors.Join(err, starter.sendJSON(frameError, toWire(err)))
+		_ = starter.sendJSON(frameError, toWire(err)) // it found out itself, and is gone
+		return nil
 	}
 	defer st.Close()
 	args, err := accept(starter)
 	if err != nil {
-		return err // the starter is gone: nothing to do
+		return nil // the starter is gone, or did without: nothing to do
+	}
+	if err := keepErrors(Dir(st, r.ID)); err != nil {
+		return starter.sendJSON(frameError, toWire(err))
+	}
+	for _, proc := range st.ReclaimedProcs() {
+		if err := sandbox.ReclaimCgroups(proc); err != nil {
+			fmt.Fprintln(os.Stderr, "dhow supervise: clear away cgroups of a killed process:", err)
+		}
 	}
 	s, err := open(ctx, st, r.ID)
 	if err != nil {
@@ -161,6 +173,17 @@ func accept(starter *conn) (startArgs, error) {
 		return args, errdef.New(errdef.ErrInvalid, "got %q %q, want a start", kind, r.Op)
 	}
 	return args, json.Unmarshal(r.Args, &args)
+}
+
+// keepErrors has what the process says on standard error from now on, a panic
+// above all, written to a file in the container's directory.
+func keepErrors(dir string) error {
+	f, err := os.OpenFile(filepath.Join(dir, panicFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.Dup3(int(f.Fd()), int(os.Stderr.Fd()), 0)
 }
 
 // open takes the container's lock and reads its row.

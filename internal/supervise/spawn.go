@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -23,7 +24,9 @@ const startFD = 3
 
 // Launched is a supervisor that waits to be told what to do.
 type Launched struct {
-	conn *conn
+	ID, Name string // of its container
+
+	conn *conn // nil once it was told, or abandoned
 	proc *os.Process
 }
 
@@ -37,18 +40,22 @@ type StartOptions struct {
 	Adopt bool
 }
 
-// Launch starts a supervisor process for the container with that id and
-// directory, which exists; the container's record need not, until Start: a
-// process takes some milliseconds to begin. ps(1) shows the name.
-func Launch(root, dir, id, name string) (*Launched, error) {
-	l, err := launch(root, dir, id, name)
+// Launch starts a supervisor process for a container of the state directory.
+// Neither the container nor that directory need be there until Start: a process
+// takes 10 ms to begin, in which its starter makes them. ps(1) shows the name.
+func Launch(root, id, name string) (*Launched, error) {
+	l, err := launch(root, id, name)
 	if err != nil {
 		return nil, fmt.Errorf("start a supervisor: %w", err)
 	}
 	return l, nil
 }
 
-func launch(root, dir, id, name string) (*Launched, error) {
+func launch(root, id, name string) (*Launched, error) {
+	root, err := filepath.Abs(root) // the supervisor works elsewhere
+	if err != nil {
+		return nil, err
+	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
@@ -61,8 +68,8 @@ func launch(root, dir, id, name string) (*Launched, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Launched{conn: &conn{Conn: nc}}
-	if l.proc, err = execute(dir, role{root, id}, name, theirs); err != nil {
+	l := &Launched{ID: id, Name: name, conn: &conn{Conn: nc}}
+	if l.proc, err = execute(role{root, id}, name, theirs); err != nil {
 		nc.Close()
 		return nil, err
 	}
@@ -73,22 +80,29 @@ func launch(root, dir, id, name string) (*Launched, error) {
 // runs. The supervisor needs nobody from then on.
 func (l *Launched) Start(o StartOptions) (*Session, error) {
 	go func() { _, _ = l.proc.Wait() }() // no zombie while the starter lives on; init waits after that
-	if err := l.conn.request(opStart, startArgs(o)); err != nil {
-		l.conn.Close()
+	c := l.conn
+	l.conn = nil
+	if err := c.request(opStart, startArgs(o)); err != nil {
+		c.Close()
 		return nil, gone(context.Background(), err)
 	}
-	return &Session{conn: l.conn}, nil
+	return &Session{conn: c}, nil
 }
 
 // Abandon ends a supervisor that was not told to start anything, and waits for
-// its end.
+// its end. Of one that was, it does nothing.
 func (l *Launched) Abandon() {
+	if l.conn == nil {
+		return
+	}
 	l.conn.Close()
+	l.conn = nil
 	_, _ = l.proc.Wait() // how it ended is of no interest
 }
 
-// execute runs our own binary in a session of its own.
-func execute(dir string, r role, name string, theirs *os.File) (*os.Process, error) {
+// execute runs our own binary in a session of its own. Until it has a directory
+// to write to, it says on the starter's standard error what goes wrong with it.
+func execute(r role, name string, theirs *os.File) (*os.Process, error) {
 	text, err := json.Marshal(r)
 	if err != nil {
 		return nil, err
@@ -98,16 +112,11 @@ func execute(dir string, r role, name string, theirs *os.File) (*os.Process, err
 		return nil, err
 	}
 	defer null.Close()
-	said, err := panicLog(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer said.Close()
 	const short = 12 // digits of the id, docker's
 	return os.StartProcess("/proc/self/exe", []string{"dhow", "supervise", r.ID[:short], name}, &os.ProcAttr{
 		Dir:   "/",
 		Env:   append(os.Environ(), RoleVar+"="+string(text)),
-		Files: []*os.File{startFD - 3: null, startFD - 2: null, startFD - 1: said, startFD: theirs},
+		Files: []*os.File{startFD - 3: null, startFD - 2: null, startFD - 1: os.Stderr, startFD: theirs},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
 }

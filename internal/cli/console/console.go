@@ -34,17 +34,23 @@ type Console struct {
 	Warning    string   // of entering the user namespace
 }
 
+// StateDir is the state directory that the flags, the environment or the user
+// decide.
+func (c *Console) StateDir() (string, error) {
+	if c.Root != "" {
+		return c.Root, nil
+	}
+	return engine.DefaultRoot(c.Ordinary)
+}
+
 // open opens the state directory.
 func (c *Console) open(ctx context.Context) (*engine.Engine, error) {
 	if c.Warning != "" {
 		fmt.Fprintln(c.Err, "dhow: "+c.Warning)
 	}
-	root := c.Root
-	if root == "" {
-		var err error
-		if root, err = engine.DefaultRoot(c.Ordinary); err != nil {
-			return nil, err
-		}
+	root, err := c.StateDir()
+	if err != nil {
+		return nil, err
 	}
 	return engine.Open(ctx, engine.Options{Root: root, Registry: c.RegistryOptions()})
 }

@@ -169,11 +169,20 @@ func (a *app) run(cmd *cobra.Command, f *runFlags, args []string) error {
 	if c.AttachStdin || c.AttachStdout || c.AttachStderr {
 		attach = &supervise.AttachOptions{Stdin: c.AttachStdin, Stdout: c.AttachStdout, Stderr: c.AttachStderr, Size: a.size()}
 	}
+	root, err := a.StateDir()
+	if err != nil {
+		return err
+	}
+	l, err := lifecycle.Launch(root, r.Record.Name)
+	if err != nil {
+		return err
+	}
+	defer l.Abandon()
 	// Signals go to the container: its end ends the command, not the signal. Until
 	// it runs they end the command.
 	var after func() error
 	err = a.withContainers(cmd.Context(), func(cs *lifecycle.Containers) error {
-		ct, s, err := a.launch(cmd.Context(), cs, f, r, attach)
+		ct, s, err := a.launch(cmd.Context(), cs, l, f, r, attach)
 		if err != nil {
 			return err
 		}
@@ -193,8 +202,8 @@ func (a *app) run(cmd *cobra.Command, f *runFlags, args []string) error {
 }
 
 // launch makes the container and waits until it runs.
-func (a *app) launch(ctx context.Context, cs *lifecycle.Containers, f *runFlags, r lifecycle.CreateRequest, attach *supervise.AttachOptions) (*lifecycle.Container, *supervise.Session, error) {
-	c, s, err := cs.Run(ctx, r, attach)
+func (a *app) launch(ctx context.Context, cs *lifecycle.Containers, l *supervise.Launched, f *runFlags, r lifecycle.CreateRequest, attach *supervise.AttachOptions) (*lifecycle.Container, *supervise.Session, error) {
+	c, s, err := cs.Run(ctx, l, r, attach)
 	if err != nil {
 		return nil, nil, err
 	}
