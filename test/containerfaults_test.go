@@ -26,7 +26,7 @@ const defaultFaults = 25
 type faults struct {
 	t    *testing.T
 	root string
-	net  *exec.Cmd       // holds the network namespace
+	net  *exec.Cmd       // holds the network namespace; nil for an ordinary user, who has nothing in the machine's
 	ids  map[string]bool // of every container that there ever was
 	gone map[string]bool // names of those that somebody began to remove
 	rand *rand.Rand
@@ -34,11 +34,9 @@ type faults struct {
 
 // TestContainerFaults kills supervisors, commands and first processes of
 // containers at random. Afterwards no record is lost, ps tells the truth at
-// once, and when all containers are removed nothing of them is left.
+// once, and when all containers are removed nothing of them is left. An ordinary
+// user's containers can be joined all the time.
 func TestContainerFaults(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root")
-	}
 	count := defaultFaults
 	if s := os.Getenv("DHOW_FAULTS"); s != "" {
 		var err error
@@ -76,6 +74,14 @@ func TestContainerFaults(t *testing.T) {
 func newFaults(t *testing.T, seed uint64) *faults {
 	t.Helper()
 	f := &faults{t: t, root: t.TempDir(), ids: map[string]bool{}, gone: map[string]bool{}, rand: rand.New(rand.NewPCG(seed, 0))}
+	t.Cleanup(func() { // whatever has gone wrong
+		if names := f.names(); len(names) > 0 {
+			_, _ = f.dhow(append([]string{"rm", "-f"}, names...)...)
+		}
+	})
+	if os.Getuid() != 0 {
+		return f
+	}
 	f.net = exec.Command("unshare", "--net", "sh", "-c", "ip link set lo up && echo up && exec sleep 100000")
 	out, err := f.net.StdoutPipe()
 	if err != nil {
@@ -91,16 +97,16 @@ func newFaults(t *testing.T, seed uint64) *faults {
 	if n, err := out.Read(make([]byte, 10)); err != nil || n == 0 {
 		t.Skip("no network namespace: ", err)
 	}
-	t.Cleanup(func() { // whatever has gone wrong
-		if names := f.names(); len(names) > 0 {
-			_, _ = f.dhow(append([]string{"rm", "-f"}, names...)...)
-		}
-	})
 	return f
 }
 
 // command runs a program in the network namespace.
 func (f *faults) command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	if f.net == nil {
+		cmd := exec.CommandContext(ctx, name, args...)
+		cmd.Env = append(os.Environ(), "DHOW_ROOT="+f.root)
+		return cmd
+	}
 	cmd := exec.CommandContext(ctx, "nsenter", append([]string{fmt.Sprintf("--net=/proc/%d/ns/net", f.net.Process.Pid), name}, args...)...)
 	cmd.Env = append(os.Environ(), "DHOW_ROOT="+f.root)
 	return cmd
@@ -211,6 +217,9 @@ func (f *faults) fault(i int) {
 		}
 	}
 	f.truth(fmt.Sprintf("fault %d: %s", i, what))
+	if f.net == nil {
+		f.joined(fmt.Sprintf("fault %d: %s", i, what))
+	}
 	// A removal goes on when the command that began it was killed.
 	after := f.names()
 	for _, n := range before {
@@ -294,6 +303,30 @@ func (f *faults) truth(what string) {
 		time.Sleep(20 * time.Millisecond)
 	}
 	f.t.Errorf("%s: %s", what, wrong)
+}
+
+// joined looks whether all containers are in one user namespace, and one of them
+// can be entered by a program and by another container.
+func (f *faults) joined(what string) {
+	f.t.Helper()
+	namespaces, last := map[string]bool{}, ""
+	for _, c := range f.containers() {
+		ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/user", c.State.Pid))
+		if c.State.Status == "running" && err == nil {
+			namespaces[ns], last = true, c.Name
+		}
+	}
+	if len(namespaces) > 1 {
+		f.t.Errorf("%s: the containers are in the user namespaces %v", what, namespaces)
+	}
+	if last == "" {
+		return
+	}
+	for _, args := range [][]string{{"exec", last, "true"}, {"run", "--rm", "--network", "container:" + last, "busybox", "true"}} {
+		if _, err := f.dhow(args...); err != nil && !strings.Contains(err.Error(), "not running") { // its policy, or a stop that goes on
+			f.t.Errorf("%s: %v", what, err)
+		}
+	}
 }
 
 // cgroups are the control groups of a container.

@@ -7,6 +7,7 @@ package cli
 
 import (
 	"context"
+	"io"
 	"os"
 	"os/signal"
 	"runtime"
@@ -16,7 +17,8 @@ import (
 	"syscall"
 
 	"dhow/internal/cli/console"
-	"dhow/internal/sandbox"
+	"dhow/internal/engine"
+	"dhow/internal/sandbox/userns"
 
 	"github.com/spf13/cobra"
 )
@@ -47,6 +49,34 @@ func usesStore(args []string) bool {
 	return false
 }
 
+// shareDir is the state directory, whose processes share a user namespace; "" if
+// it is none, which the command itself will say.
+func shareDir(args []string) string {
+	if os.Geteuid() == 0 {
+		return ""
+	}
+	var dir string
+	// Which argument is ours, and which a container's, the command knows.
+	if slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "--root") }) {
+		a := &app{&console.Console{Out: io.Discard, Err: io.Discard}}
+		cmd, rest, err := a.command(args).Find(args)
+		if err != nil || cmd.ParseFlags(rest) != nil {
+			return ""
+		}
+		dir = a.Root
+	}
+	if dir == "" {
+		var err error
+		if dir, err = engine.DefaultRoot(true); err != nil {
+			return ""
+		}
+	}
+	if fits, err := engine.FitsRoot(dir); err != nil || !fits {
+		return ""
+	}
+	return dir
+}
+
 // Main runs the command line and returns the exit status.
 //
 //	0    success
@@ -61,7 +91,7 @@ func Main(args []string, version Version) int {
 	if usesStore(args) {
 		// An ordinary user becomes root of a user namespace; this returns in the
 		// program that runs inside it.
-		ns, err := sandbox.EnterUserNS()
+		ns, err := userns.Enter(shareDir(args))
 		if err != nil {
 			return a.Report(context.Background(), err)
 		}

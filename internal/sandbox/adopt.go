@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
 	"dhow/internal/errdef"
+	"dhow/internal/sys"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,7 +45,7 @@ func Adopt(cfg AdoptConfig) (*Process, error) {
 	}
 	// Read after the descriptors were opened: if the number means the right
 	// process now, it did then.
-	if stat, ok := readStat(cfg.Pid); !ok || stat.start != cfg.Start {
+	if stat, ok := sys.ReadStat(cfg.Pid); !ok || stat.Start != cfg.Start {
 		pidfd.Close()
 		_ = proc.Release()
 		return nil, errdef.New(errdef.ErrNotFound, "adopt process %d: it has ended", cfg.Pid)
@@ -108,9 +108,9 @@ func (p *Process) exitOfOther(conn syscall.RawConn) (ws syscall.WaitStatus, err 
 		if infoErr == nil && err == nil && info.Mask&unix.PIDFD_INFO_EXIT != 0 {
 			return syscall.WaitStatus(info.Exit_code), nil
 		}
-		stat, ok := readStat(p.proc.Pid)
-		if ok = ok && stat.start == p.start; ok && stat.state == "Z" {
-			return syscall.WaitStatus(stat.exit), nil
+		stat, ok := sys.ReadStat(p.proc.Pid)
+		if ok = ok && stat.Start == p.start; ok && stat.State == "Z" {
+			return syscall.WaitStatus(stat.Exit), nil
 		}
 		if !ok && err != nil {
 			return exitLost << 8, errdef.New(errdef.ErrUnavailable,
@@ -118,50 +118,6 @@ func (p *Process) exitOfOther(conn syscall.RawConn) (ws syscall.WaitStatus, err 
 		}
 		time.Sleep(time.Millisecond) // between the two states
 	}
-}
-
-// procStat is what matters of /proc/PID/stat (proc_pid_stat(5)).
-type procStat struct {
-	state        string // "R", "Z", …
-	parent       int
-	user, system uint64 // CPU time in clock ticks
-	start        uint64 // clock ticks after boot
-	rss          uint64 // pages
-	threads      uint64
-	exit         uint32 // as of wait(2); 0 if we may not trace the process
-}
-
-// readStat reads the state of a process.
-func readStat(pid int) (procStat, bool) {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return procStat{}, false
-	}
-	return parseStat(string(data))
-}
-
-// parseStat reads the fields behind the name, which may hold anything.
-func parseStat(text string) (procStat, bool) {
-	f := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
-	if len(f) < 50 {
-		return procStat{}, false
-	}
-	var numbers [7]uint64
-	for i, n := range []int{4, 14, 15, 22, 24, 52, 20} { // as the manual counts
-		v, err := strconv.ParseUint(f[n-3], 10, 64)
-		if err != nil {
-			return procStat{}, false
-		}
-		numbers[i] = v
-	}
-	return procStat{state: f[0], parent: int(numbers[0]), user: numbers[1], system: numbers[2], start: numbers[3],
-		rss: numbers[4], exit: uint32(numbers[5]), threads: numbers[6]}, true
-}
-
-// Runs tells whether the process with that StartTime has not ended yet.
-func Runs(pid int, start uint64) bool {
-	stat, ok := readStat(pid)
-	return ok && stat.start == start && stat.state != "Z" && stat.state != "X"
 }
 
 // StartTime is when the process was started, in clock ticks after boot: with

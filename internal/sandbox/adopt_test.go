@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"dhow/internal/errdef"
+	"dhow/internal/sys"
 
 	"golang.org/x/sys/unix"
 )
@@ -36,7 +36,7 @@ func orphan(t *testing.T, root, cgroup string, args ...string) AdoptConfig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if stat, ok := readStat(cfg.Pid); ok && stat.start == cfg.Start {
+		if stat, ok := sys.ReadStat(cfg.Pid); ok && stat.Start == cfg.Start {
 			syscall.Kill(cfg.Pid, syscall.SIGKILL)
 		}
 	})
@@ -146,11 +146,11 @@ func TestAdoptWrongProcess(t *testing.T) {
 	if err := cmd.Run(); err != nil {
 		t.Fatal(err)
 	}
-	stat, ok := readStat(os.Getpid())
+	stat, ok := sys.ReadStat(os.Getpid())
 	if !ok {
 		t.Fatal("our own state cannot be read")
 	}
-	for _, cfg := range []AdoptConfig{{Pid: cmd.Process.Pid, Start: stat.start}, {Pid: os.Getpid(), Start: stat.start + 1}} {
+	for _, cfg := range []AdoptConfig{{Pid: cmd.Process.Pid, Start: stat.Start}, {Pid: os.Getpid(), Start: stat.Start + 1}} {
 		if _, err := Adopt(cfg); !errors.Is(err, errdef.ErrNotFound) {
 			t.Errorf("%+v: got %v, want not found", cfg, err)
 		}
@@ -204,20 +204,6 @@ func TestReclaimCgroup(t *testing.T) {
 	for _, bad := range []string{"", "/", "a/../b", ".."} {
 		if err := ReclaimCgroup(bad); !errors.Is(err, errdef.ErrInvalid) {
 			t.Errorf("%q: got %v, want invalid", bad, err)
-		}
-	}
-}
-
-func TestParseStat(t *testing.T) {
-	text := "12 (a) b) Z 3 " + strings.Repeat("0 ", 9) + "5 6 0 0 0 0 7 0 8 0 9 " + strings.Repeat("0 ", 27) + "256\n"
-	got, ok := parseStat(text)
-	want := procStat{state: "Z", parent: 3, user: 5, system: 6, threads: 7, start: 8, rss: 9, exit: 256}
-	if !ok || got != want {
-		t.Errorf("got %+v, want %+v", got, want)
-	}
-	for _, bad := range []string{"", "1 (x", "1 (x) Z 1", strings.Replace(text, "256", "x", 1)} {
-		if _, ok := parseStat(bad); ok {
-			t.Errorf("%q: got a state", bad)
 		}
 	}
 }

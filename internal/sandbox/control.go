@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"dhow/internal/errdef"
+	"dhow/internal/sys"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -79,7 +80,7 @@ func (p *Process) relatives() ([]int, error) {
 	}
 	namespace, _ := os.Readlink("/proc/" + strconv.Itoa(p.proc.Pid) + "/ns/pid")
 	var found []int
-	err := eachProcess(func(pid int) {
+	err := sys.EachProcess(func(pid int) {
 		ns, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/ns/pid")
 		if pid == p.proc.Pid || err == nil && ns == namespace {
 			found = append(found, pid)
@@ -93,9 +94,9 @@ func (p *Process) relatives() ([]int, error) {
 func (p *Process) descendants() ([]int, error) {
 	found := map[int]bool{p.proc.Pid: true}
 	parents := map[int]int{}
-	err := eachProcess(func(pid int) {
-		if stat, ok := readStat(pid); ok {
-			parents[pid] = stat.parent
+	err := sys.EachProcess(func(pid int) {
+		if stat, ok := sys.ReadStat(pid); ok {
+			parents[pid] = stat.Parent
 		}
 	})
 	if err != nil {
@@ -110,25 +111,6 @@ func (p *Process) descendants() ([]int, error) {
 		}
 	}
 	return slices.Sorted(maps.Keys(found)), nil
-}
-
-// eachProcess calls f with all processes that /proc shows, in ascending order.
-func eachProcess(f func(pid int)) error {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return fmt.Errorf("list processes: %w", err)
-	}
-	var pids []int
-	for _, e := range entries {
-		if pid, err := strconv.Atoi(e.Name()); err == nil {
-			pids = append(pids, pid)
-		}
-	}
-	slices.Sort(pids)
-	for _, pid := range pids {
-		f(pid)
-	}
-	return nil
 }
 
 // clockTick is the unit of times in /proc, in ns: USER_HZ is 100 everywhere.
@@ -150,14 +132,14 @@ func (p *Process) Stats() (*cgroups.Stats, error) {
 	}
 	s := cgroups.NewStats()
 	for _, pid := range pids {
-		stat, ok := readStat(pid)
+		stat, ok := sys.ReadStat(pid)
 		if !ok {
 			continue
 		}
-		s.CpuStats.CpuUsage.UsageInUsermode += stat.user * clockTick
-		s.CpuStats.CpuUsage.UsageInKernelmode += stat.system * clockTick
-		s.MemoryStats.Usage.Usage += stat.rss * uint64(os.Getpagesize())
-		s.PidsStats.Current += stat.threads
+		s.CpuStats.CpuUsage.UsageInUsermode += stat.User * clockTick
+		s.CpuStats.CpuUsage.UsageInKernelmode += stat.System * clockTick
+		s.MemoryStats.Usage.Usage += stat.RSS * uint64(os.Getpagesize())
+		s.PidsStats.Current += stat.Threads
 	}
 	s.CpuStats.CpuUsage.TotalUsage = s.CpuStats.CpuUsage.UsageInUsermode + s.CpuStats.CpuUsage.UsageInKernelmode
 	return s, nil

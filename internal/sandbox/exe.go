@@ -1,15 +1,12 @@
 package sandbox
 
 import (
-	"bytes"
-	"debug/elf"
-	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
-	"runtime"
 
 	"dhow/internal/sandbox/stage"
+	"dhow/internal/sys"
 
 	"golang.org/x/sys/unix"
 )
@@ -44,18 +41,6 @@ func mountExe() (*os.File, error) {
 	return f, nil
 }
 
-// memoryProgram makes a file in memory that can be executed.
-func memoryProgram(name string) (*os.File, error) {
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
-	if err != nil { // MFD_EXEC is 6.3's
-		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), name), nil
-}
-
 // buildInit passes the init process's program, if there is to be one.
 func (b *builder) buildInit() error {
 	if !b.cfg.InitProcess {
@@ -70,42 +55,11 @@ func (b *builder) buildInit() error {
 
 // machineProgram makes a sealed program of machine code in memory.
 func (b *builder) machineProgram(name string, code []byte) (*os.File, error) {
-	f, err := memoryProgram(name)
-	if err == nil {
-		if _, err = b.own(f).Write(codeProgram(code)); err == nil {
-			err = seal(f)
-		}
-	}
+	f, err := sys.MachineProgram(name, code)
 	if err != nil {
 		return nil, fmt.Errorf("make the program %s: %w", name, err)
 	}
-	return f, nil
-}
-
-// codeProgram is a static ELF program of the code alone, in one segment that
-// cannot be written to, with a stack that cannot be executed.
-func codeProgram(code []byte) []byte {
-	const base, headers = 0x400000, 64 + 2*56
-	size := uint64(headers + len(code))
-	head := elf.Header64{
-		Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
-		Type:  uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT),
-		Entry: base + headers, Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 2,
-	}
-	if runtime.GOARCH == "arm64" {
-		head.Machine = uint16(elf.EM_AARCH64)
-	}
-	segments := []elf.Prog64{
-		{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Vaddr: base, Paddr: base, Filesz: size, Memsz: size, Align: 1 << 16},
-		{Type: uint32(elf.PT_GNU_STACK), Flags: uint32(elf.PF_R | elf.PF_W), Align: 16},
-	}
-	var out bytes.Buffer
-	for _, v := range []any{head, segments, code} {
-		if err := binary.Write(&out, binary.LittleEndian, v); err != nil {
-			panic(err) // the types above have a fixed size
-		}
-	}
-	return out.Bytes()
+	return b.own(f), nil
 }
 
 // copyExe makes the copy, about 10 ms for 30 MB.
@@ -115,7 +69,7 @@ func copyExe() (*os.File, error) {
 		return nil, fmt.Errorf("open the program: %w", err)
 	}
 	defer src.Close()
-	f, err := memoryProgram("dhow")
+	f, err := sys.MemoryProgram("dhow")
 	if err != nil {
 		return nil, fmt.Errorf("copy the program: %w", err)
 	}
@@ -123,16 +77,9 @@ func copyExe() (*os.File, error) {
 		f.Close()
 		return nil, fmt.Errorf("copy the program: %w", err)
 	}
-	if err := seal(f); err != nil {
+	if err := sys.Seal(f); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("seal the copy of the program: %w", err)
 	}
 	return f, nil
-}
-
-// seal lets nobody change a file in memory any more.
-func seal(f *os.File) error {
-	seals := unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
-	_, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals)
-	return err
 }

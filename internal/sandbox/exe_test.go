@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"dhow/internal/sandbox/stage"
+	"dhow/internal/sys"
 )
 
 // initCommand runs the init's program.
@@ -26,7 +27,7 @@ func initCommand(t *testing.T, args ...string) *exec.Cmd {
 func codeCommand(t *testing.T, code []byte, args ...string) *exec.Cmd {
 	t.Helper()
 	path := t.TempDir() + "/code"
-	write(t, path, string(codeProgram(code)), 0o755)
+	write(t, path, string(sys.CodeProgram(code)), 0o755)
 	args = append([]string{path}, args...)
 	if e := os.Getenv("EMULATOR"); e != "" {
 		args = append([]string{e}, args...)

@@ -12,6 +12,7 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/sandbox/stage"
+	"dhow/internal/sys"
 
 	"golang.org/x/sys/unix"
 )
@@ -60,8 +61,8 @@ func (p *Process) launch(argv []string, attr *os.ProcAttr, enter []entry) error 
 		defer runtime.UnlockOSThread()
 		proc, err := fork(argv, attr, enter)
 		if p.proc = proc; err == nil {
-			stat, _ := readStat(proc.Pid)
-			p.start = stat.start
+			stat, _ := sys.ReadStat(proc.Pid)
+			p.start = stat.Start
 		}
 		started <- err
 		if err == nil {

@@ -21,6 +21,7 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/sandbox/stage"
+	"dhow/internal/sys"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -169,25 +170,11 @@ func (b *builder) connect() (*os.File, error) {
 	}
 	ours, theirs := os.NewFile(uintptr(pair[0]), "sandbox"), os.NewFile(uintptr(pair[1]), "stage")
 	b.files[stage.SyncFD] = b.own(theirs)
-	plan, err := planFile(&b.plan)
+	plan, err := sys.MemoryFile("plan", b.plan.Encode())
 	if err != nil {
 		ours.Close()
 		return nil, err
 	}
 	b.files[stage.PlanFD] = b.own(plan)
 	return ours, nil
-}
-
-// planFile writes the plan to memory that the child can read.
-func planFile(p *stage.Plan) (*os.File, error) {
-	fd, err := unix.MemfdCreate("plan", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("make the plan: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "plan")
-	if _, err := f.Write(p.Encode()); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("make the plan: %w", err)
-	}
-	return f, nil
 }

@@ -2,17 +2,16 @@ package sandbox
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"dhow/internal/sandbox/userns"
 
 	"golang.org/x/sys/unix"
 )
@@ -43,42 +42,20 @@ func TestMain(m *testing.M) {
 		surviveRole(os.Args[1], os.Args[2], os.Args[3:]...)
 		return
 	}
-	ns, err := EnterUserNS()
-	if err != nil {
+	if _, err := userns.Enter(""); err != nil {
 		fmt.Println("enter:", err)
 		os.Exit(1)
 	}
-	os.Exit(rootlessRole(role, ns))
+	// Run the tests of this package as root of the namespace.
+	os.Unsetenv(testRoleVar)
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	if cmd.Run() != nil {
+		os.Exit(1)
+	}
 }
 
 const testRoleVar = "DHOW_SANDBOX_TEST"
-
-func rootlessRole(role string, ns UserNS) int {
-	switch role {
-	case "describe":
-		uidMap, _ := os.ReadFile("/proc/self/uid_map")
-		fmt.Printf("uid %d entered %t host %d map %q warning %q args %q\n", os.Geteuid(), ns.Entered, ns.HostUID,
-			strings.Join(strings.Fields(string(uidMap)), " "), ns.Warning, os.Args[1:])
-		return 7
-	case "signal":
-		c := make(chan os.Signal, 1)
-		signal.Notify(c, syscall.SIGTERM, syscall.SIGUSR1)
-		fmt.Println("ready")
-		fmt.Println(<-c)
-		return 3
-	case "sleep":
-		fmt.Println(os.Getpid())
-		time.Sleep(time.Minute)
-	case "test": // run the tests of this package as root of the namespace
-		os.Unsetenv(testRoleVar)
-		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-		if err := cmd.Run(); err != nil {
-			return 1
-		}
-	}
-	return 0
-}
 
 // ordinaryUser prepares the test binary to be run by an ordinary user without
 // subordinate ids.
@@ -112,70 +89,6 @@ func initialUserNS(t *testing.T) bool {
 		t.Fatal(err)
 	}
 	return strings.Contains(string(data), "4294967295")
-}
-
-func TestEnterUserNS(t *testing.T) {
-	cmd := ordinaryUser(t, "describe", "a", "b c")
-	out, err := cmd.CombinedOutput()
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() != 7 {
-		t.Errorf("got %v, want exit code 7", err)
-	}
-	for _, want := range []string{`uid 0 entered true host 64123 map "0 64123 1"`, `["a" "b c"]`, "only your own user id", "/etc/subuid"} {
-		if !strings.Contains(string(out), want) {
-			t.Errorf("output lacks %q: %s", want, out)
-		}
-	}
-}
-
-func TestEnterUserNSPassesSignals(t *testing.T) {
-	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGUSR1} {
-		cmd := ordinaryUser(t, "signal")
-		stdout, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		ready := make([]byte, 6)
-		if _, err := io.ReadFull(stdout, ready); err != nil {
-			t.Fatal(err)
-		}
-		cmd.Process.Signal(sig)
-		out, _ := io.ReadAll(stdout)
-		cmd.Wait()
-		if got := strings.TrimSpace(string(out)); got != sig.String() || cmd.ProcessState.ExitCode() != 3 {
-			t.Errorf("got %q and exit code %d, want %q and 3", got, cmd.ProcessState.ExitCode(), sig)
-		}
-	}
-}
-
-// Whoever kills the process outside has killed the program.
-func TestEnterUserNSDiesTogether(t *testing.T) {
-	cmd := ordinaryUser(t, "sleep")
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var pid int
-	if _, err := fmt.Fscan(stdout, &pid); err != nil {
-		t.Fatal(err)
-	}
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	cmd.Process.Kill()
-	if !ended(fd) {
-		syscall.Kill(pid, syscall.SIGKILL)
-		t.Error("the program inside lives on")
-	}
-	cmd.Wait()
 }
 
 // ended waits up to 5 s for the end of the process behind a pidfd.

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -139,6 +140,9 @@ func Fits(root string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	// An ordinary user's first command enters its user namespace before there is a
+	// store (package sandbox/userns).
+	names = slices.DeleteFunc(names, func(e os.DirEntry) bool { return e.Name() == "userns" || e.Name() == "userns.lock" })
 	return len(names) == 0 || names[0].Name() == "lost+found" || hasDB(root), nil
 }
 

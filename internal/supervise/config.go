@@ -111,32 +111,33 @@ func (s *supervisor) joinOthers(ctx context.Context, f *container.Facts, rec *co
 		if join.ref == "" {
 			continue
 		}
-		pid, err := s.runningPid(ctx, join.ref)
+		st, err := s.runningState(ctx, join.ref)
 		if err != nil {
 			return fmt.Errorf("join the %s namespace of container %s: %w", join.kind, join.ref, err)
 		}
-		f.Namespaces[join.t] = fmt.Sprintf("/proc/%d/ns/%s", pid, join.kind)
+		f.Namespaces[join.t] = fmt.Sprintf("/proc/%d/ns/%s", st.Pid, join.kind)
 		if join.t == specs.IPCNamespace {
-			f.Shm = fmt.Sprintf("/proc/%d/root/dev/shm", pid)
+			f.Shm = "/dev/shm" // of that container: see openShm
 		}
 	}
 	return nil
 }
 
-// runningPid is the first process of another container, which has to run.
-func (s *supervisor) runningPid(ctx context.Context, ref string) (int, error) {
+// runningState is that of another container, which has to run.
+func (s *supervisor) runningState(ctx context.Context, ref string) (container.State, error) {
 	row, err := s.store.Container(ctx, ref)
 	if err != nil {
-		return 0, err
+		return container.State{}, err
 	}
 	_, st, err := Parse(row)
-	if err != nil {
-		return 0, err
+	if err == nil && !Alive(st) {
+		err = notRunning(ref)
 	}
-	if !Alive(st) {
-		return 0, errdef.WithHint(errdef.New(errdef.ErrConflict, "it is not running"), "start it first: dhow start %s", ref)
-	}
-	return st.Pid, nil
+	return st, err
+}
+
+func notRunning(ref string) error {
+	return errdef.WithHint(errdef.New(errdef.ErrConflict, "it is not running"), "start it first: dhow start %s", ref)
 }
 
 // files writes /etc/hosts, /etc/hostname and /etc/resolv.conf in the
@@ -266,5 +267,5 @@ func makeBindSources(rec *container.Record) error {
 // Alive tells whether the process of a state still runs: its number may have
 // been given to another one, or the machine started anew.
 func Alive(st container.State) bool {
-	return st.Pid != 0 && st.Boot == sys.BootID() && sandbox.Runs(st.Pid, st.PidStart)
+	return st.Pid != 0 && st.Boot == sys.BootID() && sys.Runs(st.Pid, st.PidStart)
 }

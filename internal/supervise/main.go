@@ -19,6 +19,7 @@ import (
 	"dhow/internal/logs"
 	"dhow/internal/network"
 	"dhow/internal/sandbox"
+	"dhow/internal/sandbox/userns"
 	"dhow/internal/snapshot"
 	"dhow/internal/store"
 	"dhow/internal/sys"
@@ -98,6 +99,11 @@ func supervise(ctx context.Context) error {
 	if err := os.Unsetenv(RoleVar); err != nil {
 		return err
 	}
+	share, err := userns.Share(r.Root)
+	if err != nil {
+		return errors.Join(err, starter.sendJSON(frameError, toWire(err)))
+	}
+	defer share.Close() // the namespace outlives us if the container does
 	st, err := store.Open(ctx, r.Root)
 	if err != nil {
 		_ = starter.sendJSON(frameError, toWire(err)) // it found out itself, and is gone

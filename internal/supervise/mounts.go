@@ -39,16 +39,52 @@ func (s *supervisor) openMounts(ctx context.Context, r *run, rec *container.Reco
 		if err != nil {
 			return err
 		}
-		i := slices.IndexFunc(cfg.Spec.Mounts, func(sm specs.Mount) bool { return sm.Destination == m.Destination })
-		if i < 0 {
-			continue
+		setSource(cfg, m.Destination, f)
+	}
+	if ref := rec.Host.IpcMode.Container(); ref != "" {
+		f, err := s.openShm(ctx, r, ref)
+		if err != nil {
+			return fmt.Errorf("share the memory of container %s: %w", ref, err)
 		}
-		if cfg.Mounts == nil {
-			cfg.Mounts = map[int]*os.File{}
-		}
-		cfg.Mounts[i] = f
+		setSource(cfg, "/dev/shm", f)
 	}
 	return nil
+}
+
+// setSource gives the mount at a place a source that is open.
+func setSource(cfg *sandbox.Config, destination string, f *os.File) {
+	i := slices.IndexFunc(cfg.Spec.Mounts, func(m specs.Mount) bool { return m.Destination == destination })
+	if i < 0 {
+		return
+	}
+	if cfg.Mounts == nil {
+		cfg.Mounts = map[int]*os.File{}
+	}
+	cfg.Mounts[i] = f
+}
+
+// openShm clones the /dev/shm of another container, which is in no mount
+// namespace but its own.
+func (s *supervisor) openShm(ctx context.Context, r *run, ref string) (*os.File, error) {
+	st, err := s.runningState(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.PidfdOpen(st.Pid, 0)
+	if err != nil {
+		return nil, err
+	}
+	pidfd := os.NewFile(uintptr(fd), "container")
+	defer pidfd.Close()
+	if !Alive(st) { // still, so the number meant it before
+		return nil, notRunning(ref)
+	}
+	f, err := sys.CloneFromProcess(pidfd, "/dev/shm", sys.CloneOptions{NoDev: true, NoSuid: true, NoExec: true})
+	if err != nil {
+		return nil, err
+	}
+	r.opened = append(r.opened, f)
+	return f, nil
 }
 
 func (s *supervisor) openVolume(ctx context.Context, r *run, m container.Mount) (*os.File, error) {

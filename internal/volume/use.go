@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"dhow/internal/container"
 	"dhow/internal/errdef"
@@ -333,8 +332,8 @@ func (v *Volumes) shared(ctx context.Context, name string) (*os.File, error) {
 }
 
 // mountedIn clones the mount of a volume in a container; nil if it does not run
-// (any more). ErrUnsupported for ordinary users: each of their containers is in a
-// user namespace of its own, whose mounts no other can take.
+// (any more). ErrUnsupported for an ordinary user's container in another user
+// namespace, whose mounts nobody here can take.
 func mountedIn(row store.Container, name string) (*os.File, error) {
 	var rec container.Record
 	var state container.State
@@ -352,8 +351,8 @@ func mountedIn(row store.Container, name string) (*os.File, error) {
 		}
 		f, err := sys.CloneFromProcess(process, m.Destination, sys.CloneOptions{NoDev: true})
 		if errors.Is(err, unix.EPERM) && sys.InUserNS() {
-			err = errdef.New(errdef.ErrUnsupported, "container %s uses it, and ordinary users' containers cannot share memory", row.Name)
-			return nil, errdef.WithHint(err, "stop that one first, or use a volume on the disk")
+			err = errdef.New(errdef.ErrUnsupported, "container %s uses it in another user namespace", row.Name)
+			return nil, errdef.WithHint(err, "restart that container")
 		}
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 			continue // it has ended, or hidden the place
@@ -372,8 +371,7 @@ func mountedIn(row store.Container, name string) (*os.File, error) {
 
 // living opens the container's first process, if it is the one of the state.
 func living(state container.State) *os.File {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil || state.Pid == 0 || strings.TrimSpace(string(boot)) != strings.TrimSpace(state.Boot) {
+	if state.Pid == 0 || state.Boot != sys.BootID() {
 		return nil
 	}
 	fd, err := unix.PidfdOpen(state.Pid, 0)
@@ -381,10 +379,7 @@ func living(state container.State) *os.File {
 		return nil
 	}
 	f := os.NewFile(uintptr(fd), "container")
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", state.Pid))
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	const start = 19 // field 22, of those behind the name
-	if err != nil || len(fields) <= start || fields[start] != fmt.Sprint(state.PidStart) {
+	if !sys.Runs(state.Pid, state.PidStart) { // still, so the number meant it before
 		f.Close()
 		return nil
 	}

@@ -8,6 +8,14 @@ package stage
 //	argv: "dhow", path, arguments of the program…
 //	SyncFD: takes a MsgError of the kind FailEnter
 //	EnterFD: the namespace
+//
+// The same code takes an ordinary user's command into the namespace of the
+// others. It then goes on, as the program, with a mount namespace of its own:
+//
+//	argv: "wait", path, arguments of the program with their "dhow" in front
+//	SyncFD: takes MsgReady, and gives the process's own number, in ten digits,
+//	        which go behind the "=" of the first variable (PIDVar)
+//	EnterFD: the namespace; closed, as SyncFD is
 
 //lint:ignore U1000 the bounds of the code, which assembly takes the addresses of
 func enterCode()
@@ -16,6 +24,9 @@ func enterCode()
 func enterEnd()
 
 func enterBounds() (start, end uintptr)
+
+// EnterAndWait is argv[0] for the second.
+const EnterAndWait = "wait"
 
 // EnterFD is the descriptor of the user namespace to enter.
 const EnterFD = MinFD

@@ -16,6 +16,9 @@ TEXT ·enterCode(SB), NOSPLIT|NOFRAME, $0-0
 	SYSCALL
 	TESTQ AX, AX
 	JLT   fail
+	MOVQ  8(R12), AX // argv[0]
+	CMPB  0(AX), $119
+	JEQ   wait
 	MOVQ  $116, AX // setgroups(0, nil), which a namespace may deny
 	XORL  DI, DI
 	XORL  SI, SI
@@ -34,6 +37,7 @@ TEXT ·enterCode(SB), NOSPLIT|NOFRAME, $0-0
 	SYSCALL
 	TESTQ AX, AX
 	JLT   fail
+run:
 	MOVQ  $59, AX  // execve(path, argv, envp)
 	MOVQ  16(R12), DI
 	LEAQ  24(R12), SI
@@ -53,9 +57,40 @@ fail: // write(SyncFD, {'E', errno, errno>>8, FailEnter}, 4), exit_group(125)
 	MOVQ SP, SI
 	MOVQ $4, DX
 	SYSCALL
+
+quit:
 	MOVQ $231, AX
 	MOVQ $125, DI
 	SYSCALL
+
+wait:
+	MOVQ  $3, AX   // close(EnterFD)
+	MOVQ  $5, DI
+	SYSCALL
+	MOVQ  $272, AX // unshare(CLONE_NEWNS)
+	MOVQ  $0x20000, DI
+	SYSCALL
+	TESTQ AX, AX
+	JLT   fail
+	MOVB  $82, 0(SP) // write(SyncFD, "R", 1)
+	MOVQ  $1, AX
+	MOVQ  $3, DI
+	MOVQ  SP, SI
+	MOVQ  $1, DX
+	SYSCALL
+	XORL  AX, AX   // read(SyncFD, envp[0] + 15, 10)
+	MOVQ  $3, DI
+	MOVQ  0(R12), SI
+	MOVQ  16(R12)(SI*8), SI
+	ADDQ  $15, SI
+	MOVQ  $10, DX
+	SYSCALL
+	CMPQ  AX, $10
+	JNE   quit
+	MOVQ  $3, AX   // close(SyncFD)
+	MOVQ  $3, DI
+	SYSCALL
+	JMP   run
 
 // enterEnd stands behind the code of enterCode.
 TEXT ·enterEnd(SB), NOSPLIT|NOFRAME, $0-0

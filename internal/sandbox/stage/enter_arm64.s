@@ -14,6 +14,10 @@ TEXT ·enterCode(SB), NOSPLIT|NOFRAME, $0-0
 	SVC
 	CMP  $0, R0
 	BLT  fail
+	MOVD 8(R19), R0 // argv[0]
+	MOVBU (R0), R0
+	CMP  $119, R0
+	BEQ  wait
 	MOVD $159, R8 // setgroups(0, nil), which a namespace may deny
 	MOVD $0, R0
 	MOVD $0, R1
@@ -32,6 +36,7 @@ TEXT ·enterCode(SB), NOSPLIT|NOFRAME, $0-0
 	SVC
 	CMP  $0, R0
 	BLT  fail
+run:
 	MOVD $221, R8 // execve(path, argv, envp)
 	MOVD 16(R19), R0
 	ADD  $24, R19, R1
@@ -55,9 +60,43 @@ fail: // write(SyncFD, {'E', errno, errno>>8, FailEnter}, 4), exit_group(125)
 	MOVD RSP, R1
 	MOVD $4, R2
 	SVC
+
+quit:
 	MOVD $94, R8
 	MOVD $125, R0
 	SVC
+
+wait:
+	MOVD $57, R8  // close(EnterFD)
+	MOVD $5, R0
+	SVC
+	MOVD $97, R8  // unshare(CLONE_NEWNS)
+	MOVD $0x20000, R0
+	SVC
+	CMP  $0, R0
+	BLT  fail
+	MOVD $82, R1  // write(SyncFD, "R", 1)
+	MOVB R1, 0(RSP)
+	MOVD $64, R8
+	MOVD $3, R0
+	MOVD RSP, R1
+	MOVD $1, R2
+	SVC
+	MOVD $63, R8  // read(SyncFD, envp[0] + 15, 10)
+	MOVD 0(R19), R1
+	LSL  $3, R1
+	ADD  R19, R1
+	MOVD 16(R1), R1
+	ADD  $15, R1
+	MOVD $3, R0
+	MOVD $10, R2
+	SVC
+	CMP  $10, R0
+	BNE  quit
+	MOVD $57, R8  // close(SyncFD)
+	MOVD $3, R0
+	SVC
+	B    run
 
 // enterEnd stands behind the code of enterCode.
 TEXT ·enterEnd(SB), NOSPLIT|NOFRAME, $0-0

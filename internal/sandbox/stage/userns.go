@@ -11,6 +11,13 @@ import (
 // knows itself from programs that it starts in turn.
 const PIDVar = "DHOW_STAGE_PID"
 
+// PIDText is a process's number as PIDVar has it: ten digits, so that there is a
+// place for it in the environment before it is known.
+func PIDText(pid int) string {
+	text := itoa(uint64(pid))
+	return "0000000000"[len(text):] + text
+}
+
 // userNSRole waits in a new user namespace until the parent has written the id
 // maps, and then becomes the plan's program. That execution is what turns the
 // now mapped root into one with capabilities (user_namespaces(7)).
@@ -25,7 +32,7 @@ func userNSRole() {
 	}
 	syscall.CloseOnExec(SyncFD)
 	syscall.CloseOnExec(PlanFD)
-	env := append(p.Env, PIDVar+"="+itoa(uint64(syscall.Getpid())))
+	env := append([]string{PIDVar + "=" + PIDText(syscall.Getpid())}, p.Env...)
 	err := syscall.Exec(p.Path, p.Args, env)
 	text := "dhow: execute " + p.Path + " in a user namespace: " + err.Error() + "\n"
 	syscall.Write(2, []byte(text)) // nobody listens on the socket any more
@@ -33,11 +40,15 @@ func userNSRole() {
 
 // EnterShadow turns the calling process, which must have locked its thread,
 // into the one that stands outside for its child. Only then is the child
-// released, by a byte on sock: from its first instruction on, signals reach it.
+// released, by its number on sock: from its first instruction on, signals reach it.
 // EnterShadow returns only an error.
-func EnterShadow(exe string, child, sock int) error {
-	if _, _, e := syscall.RawSyscall(syscall.SYS_FCNTL, uintptr(sock), syscall.F_SETFD, 0); e != 0 {
-		return e
+//
+// It keeps the descriptors of keep, too, for as long as the child lives.
+func EnterShadow(exe string, child, sock int, keep ...int) error {
+	for _, fd := range append(keep, sock) {
+		if _, _, e := syscall.RawSyscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_SETFD, 0); e != 0 {
+			return e
+		}
 	}
 	role := RoleShadow + itoa(uint64(child)) + "/" + itoa(uint64(sock))
 	return syscall.Exec(exe, []string{"dhow"}, []string{RoleVar + "=" + role})
@@ -57,7 +68,7 @@ func shadowRole(arg string) {
 		n[i] = n[i]*10 + int(c-'0')
 	}
 	signals := catchSignals()
-	if n[0] <= 1 || send(n[1], []byte{1}, -1) != 0 {
+	if n[0] <= 1 || send(n[1], []byte(PIDText(n[0])), -1) != 0 {
 		return
 	}
 	syscall.Close(n[1])

@@ -1,4 +1,11 @@
-package sandbox
+// Package userns makes an ordinary user root of a user namespace, in which all of
+// the user's commands and containers on one state directory live.
+//
+// It starts no containers; it comes before everything else that a command does.
+//
+// Invariant: a program inside lives no longer than the process outside that stands
+// for it, and nobody enters a namespace that the user did not make.
+package userns
 
 import (
 	"cmp"
@@ -15,13 +22,14 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/sandbox/stage"
+	"dhow/internal/sys"
 
 	"golang.org/x/sys/unix"
 )
 
-// UserNS says how the program stands towards user namespaces.
-type UserNS struct {
-	// Entered is true in a process that EnterUserNS re-executed.
+// State says how the program stands towards user namespaces.
+type State struct {
+	// Entered is true in a process that Enter re-executed.
 	Entered bool
 	// HostUID is the user's id outside; os.Geteuid() where Entered is false.
 	HostUID int
@@ -30,114 +38,177 @@ type UserNS struct {
 	Warning string
 }
 
-// userNSVar marks the program inside, and what it starts: the user's id, the
-// pid of the process outside, and with a single-id map the reason for that.
-const userNSVar = "DHOW_USERNS"
+// markVar marks the program inside, and what it starts: the user's id, the
+// pid of the process outside, 1 where the namespace is shared, and with a
+// single-id map the reason for that.
+const markVar = "DHOW_USERNS"
 
-// EnterUserNS makes an ordinary user root of a user namespace of its own. It
+// Enter makes an ordinary user root of a user namespace: the one that all
+// processes on the state directory dir share (see share.go), or, where dir is
+// "" or not the user's alone, one of its own. It
 // returns at once for uid 0 and in the re-executed program; otherwise it
-// re-executes the program with the same arguments inside new user and mount
-// namespaces and does not return: the process left outside only passes
+// re-executes the program with the same arguments inside that and a new mount
+// namespace and does not return: the process left outside only passes
 // signals in and the exit code out. Call it first in main, before any other
 // goroutine or file matters.
 //
 //	dhow (uid 1000)
-//	  | clone(NEWUSER|NEWNS) --> stage, waits
-//	  | newuidmap, newgidmap     :
+//	  | clone(NEWUSER|NEWNS) --> stage, waits       or, in one that is there,
+//	  | newuidmap, newgidmap     :                  clone --> setns, unshare
 //	exec stage                   :
 //	  | "go on" ---------------> exec dhow (uid 0 inside, dies with its parent)
 //	  v
 //	signals in, exit code out
 //
 // An error says why this machine lets an ordinary user have no namespace.
-func EnterUserNS() (UserNS, error) {
-	if mark, ok := os.LookupEnv(userNSVar); ok {
-		return parseMark(mark)
+func Enter(dir string) (State, error) {
+	if text, ok := os.LookupEnv(markVar); ok {
+		return entered(text)
 	}
 	if os.Geteuid() == 0 {
-		return UserNS{}, nil
+		return State{}, nil
 	}
-	maps, reason := findIDMaps()
-	mark := fmt.Sprintf("%d %d %s", os.Geteuid(), os.Getpid(), reason)
 	// The thread that forks is the one that executes: the child's death signal
 	// is tied to it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	child, sock, err := startInside(mark, maps)
-	if err != nil {
-		return UserNS{}, err
+	var in *inside
+	var err error
+	if dir != "" && canShare(dir) {
+		in, err = startShared(dir)
+	} else {
+		in, err = startOwn(false)
 	}
-	defer sock.Close()
-	err = stage.EnterShadow("/proc/self/exe", child.Pid, int(sock.Fd()))
-	child.Kill()
-	return UserNS{}, fmt.Errorf("stand outside the user namespace: %w", err)
+	if err != nil {
+		return State{}, err
+	}
+	keep := []int{}
+	if in.kept != nil {
+		keep = append(keep, int(in.kept.Fd()))
+	}
+	err = stage.EnterShadow("/proc/self/exe", in.child.Pid, int(in.sock.Fd()), keep...)
+	in.child.Kill()
+	return State{}, fmt.Errorf("stand outside the user namespace: %w", err)
 }
 
-// parseMark reads userNSVar. In the very process that was re-executed it also
+// mark is what markVar says.
+type mark struct {
+	uid, outside int
+	shared       bool   // with all processes of the state directory
+	reason       string // why there is a single id; "" where there are more, or one that was entered
+}
+
+// markedEnv is the environment of the program inside.
+func markedEnv(m mark) []string {
+	shared := 0
+	if m.shared {
+		shared = 1
+	}
+	return append(os.Environ(), fmt.Sprintf("%s=%d %d %d %s", markVar, os.Geteuid(), os.Getpid(), shared, m.reason))
+}
+
+func readMark(text string) (m mark, err error) {
+	var shared int
+	if n, err := fmt.Sscanf(text, "%d %d %d", &m.uid, &m.outside, &shared); n != 3 {
+		return m, errdef.New(errdef.ErrInvalid, "read %s=%q: %w", markVar, text, err)
+	}
+	m.shared = shared == 1
+	if f := strings.SplitN(text, " ", 4); len(f) == 4 {
+		m.reason = f[3]
+	}
+	return m, nil
+}
+
+// entered is Enter inside. In the very process that was re-executed it also
 // ties its life to the one outside, which the kernel forgets to do at the
 // execution that raises capabilities (commit_creds clears the death signal).
-func parseMark(mark string) (UserNS, error) {
-	var uid, outside int
-	if n, err := fmt.Sscanf(mark, "%d %d", &uid, &outside); n != 2 {
-		return UserNS{}, errdef.New(errdef.ErrInvalid, "read %s=%q: %w", userNSVar, mark, err)
+func entered(text string) (State, error) {
+	m, err := readMark(text)
+	if err != nil {
+		return State{}, err
 	}
-	if os.Getenv(stage.PIDVar) == strconv.Itoa(os.Getpid()) {
+	if os.Getenv(stage.PIDVar) == stage.PIDText(os.Getpid()) {
 		if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
-			return UserNS{}, fmt.Errorf("enter a user namespace: %w", err)
+			return State{}, fmt.Errorf("enter a user namespace: %w", err)
 		}
 		// Changes nothing, and fails where a security module lets the namespace be
 		// made but takes its rights away.
 		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-			return UserNS{}, noUserNS(err)
+			return State{}, forbidden(err)
 		}
-		if os.Getppid() != outside {
-			return UserNS{}, errdef.New(errdef.ErrUnavailable, "enter a user namespace: the process outside has ended")
+		if os.Getppid() != m.outside {
+			return State{}, errdef.New(errdef.ErrUnavailable, "enter a user namespace: the process outside has ended")
 		}
 	}
-	ns := UserNS{Entered: true, HostUID: uid}
-	if reason := strings.SplitN(mark, " ", 3)[2]; reason != "" {
+	ns := State{Entered: true, HostUID: m.uid}
+	if m.reason == "" && singleID() {
+		m.reason = "the user namespace of what runs already has no more"
+	}
+	if m.reason != "" {
 		ns.Warning = "only your own user id exists inside: images with files of other users, and steps that change user, " +
-			"will fail, because " + reason + "; install newuidmap (package uidmap) and give the user a range in /etc/subuid and /etc/subgid"
+			"will fail, because " + m.reason + "; install newuidmap (package uidmap) and give the user a range in /etc/subuid and /etc/subgid"
 	}
 	return ns, nil
 }
 
-// startInside starts the stage in new namespaces and writes its id maps. A
-// message on the socket releases it; it gives up when that is closed.
-func startInside(mark string, maps idMaps) (child *os.Process, sock *os.File, err error) {
+// singleID says whether the namespace has no id but root's.
+func singleID() bool {
+	data, err := os.ReadFile("/proc/self/uid_map")
+	f := strings.Fields(string(data))
+	return err == nil && len(f) == 3 && f[2] == "1"
+}
+
+// inside is the program in its namespace, which a message on sock releases; it
+// gives up when that is closed.
+type inside struct {
+	child *os.Process
+	sock  *os.File
+	kept  *os.File // DIR/userns, locked; nil for a namespace of its own
+}
+
+// startOwn starts the stage in new namespaces and writes its id maps.
+func startOwn(shared bool) (*inside, error) {
+	maps, reason := findIDMaps()
 	exe, err := ownPath()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	plan, err := planFile(&stage.Plan{
+	plan, err := sys.MemoryFile("plan", (&stage.Plan{
 		Path: exe,
 		Args: os.Args,
-		Env:  append(os.Environ(), userNSVar+"="+mark),
-	})
+		Env:  markedEnv(mark{shared: shared, reason: reason}),
+	}).Encode())
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer plan.Close()
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	sock, theirs, err := socketPair()
 	if err != nil {
-		return nil, nil, fmt.Errorf("enter a user namespace: %w", err)
+		return nil, err
 	}
-	sock, theirs := os.NewFile(uintptr(pair[0]), "userns"), os.NewFile(uintptr(pair[1]), "stage")
 	defer theirs.Close()
-	child, err = os.StartProcess("/proc/self/exe", []string{"dhow"}, &os.ProcAttr{
+	child, err := os.StartProcess("/proc/self/exe", []string{"dhow"}, &os.ProcAttr{
 		Env:   []string{stage.RoleVar + "=" + stage.RoleUserNS},
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr, theirs, plan},
 		Sys:   &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS},
 	})
 	if err == nil {
 		if err = maps.write(child.Pid); err == nil {
-			return child, sock, nil
+			return &inside{child: child, sock: sock}, nil
 		}
 		child.Kill()
 		child.Wait()
 	}
 	sock.Close()
-	return nil, nil, noUserNS(err)
+	return nil, forbidden(err)
+}
+
+func socketPair() (ours, theirs *os.File, err error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("enter a user namespace: %w", err)
+	}
+	return os.NewFile(uintptr(pair[0]), "userns"), os.NewFile(uintptr(pair[1]), "stage"), nil
 }
 
 // ownPath is where our binary is in the file system. Executing it from there,
@@ -155,8 +226,8 @@ func ownPath() (string, error) {
 	return path, nil
 }
 
-// noUserNS explains why there is no user namespace to have.
-func noUserNS(err error) error {
+// forbidden explains why there is no user namespace to have.
+func forbidden(err error) error {
 	err = errdef.New(errdef.ErrDenied, "enter a user namespace: %w", err)
 	for _, s := range []struct{ file, bad, hint string }{
 		{"/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1 allows it"},

@@ -1,0 +1,173 @@
+package userns
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestMain lets the test binary play dhow's main: with testRoleVar set it
+// enters a user namespace and then does what the variable says.
+func TestMain(m *testing.M) {
+	role := os.Getenv(testRoleVar)
+	if role == "" {
+		os.Exit(m.Run())
+	}
+	if role == "member" {
+		os.Exit(memberRole(role))
+	}
+	ns, err := Enter(os.Getenv(testDirVar))
+	if err != nil {
+		fmt.Println("enter:", err)
+		os.Exit(1)
+	}
+	os.Exit(insideRole(role, ns))
+}
+
+const (
+	testRoleVar = "DHOW_USERNS_TEST"
+	testDirVar  = "DHOW_USERNS_TEST_DIR" // of a shared user namespace
+)
+
+func insideRole(role string, ns State) int {
+	switch role {
+	case "describe":
+		uidMap, _ := os.ReadFile("/proc/self/uid_map")
+		fmt.Printf("uid %d entered %t host %d map %q warning %q args %q\n", os.Geteuid(), ns.Entered, ns.HostUID,
+			strings.Join(strings.Fields(string(uidMap)), " "), ns.Warning, os.Args[1:])
+		return 7
+	case "signal":
+		c := make(chan os.Signal, 1)
+		signal.Notify(c, syscall.SIGTERM, syscall.SIGUSR1)
+		fmt.Println("ready")
+		fmt.Println(<-c)
+		return 3
+	case "share", "keep":
+		return memberRole(role)
+	case "sleep":
+		fmt.Println(os.Getpid())
+		time.Sleep(time.Minute)
+	}
+	return 0
+}
+
+// ordinaryUser prepares the test binary to be run by an ordinary user without
+// subordinate ids.
+func ordinaryUser(t *testing.T, role string, args ...string) *exec.Cmd {
+	t.Helper()
+	if os.Geteuid() != 0 || !initialUserNS(t) {
+		t.Skip("needs root, to become an ordinary user")
+	}
+	dir := t.TempDir()
+	for d := dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exe := filepath.Join(dir, "dhow")
+	data, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(exe, data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, args...)
+	cmd.Dir = "/"
+	cmd.Env = []string{testRoleVar + "=" + role, "PATH=" + os.Getenv("PATH"), "TMPDIR=/tmp"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 64123, Gid: 64123}}
+	return cmd
+}
+
+func initialUserNS(t *testing.T) bool {
+	data, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Contains(string(data), "4294967295")
+}
+
+func TestEnter(t *testing.T) {
+	cmd := ordinaryUser(t, "describe", "a", "b c")
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 7 {
+		t.Errorf("got %v, want exit code 7", err)
+	}
+	for _, want := range []string{`uid 0 entered true host 64123 map "0 64123 1"`, `["a" "b c"]`, "only your own user id", "/etc/subuid"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("output lacks %q: %s", want, out)
+		}
+	}
+}
+
+func TestEnterPassesSignals(t *testing.T) {
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGUSR1} {
+		cmd := ordinaryUser(t, "signal")
+		stdout, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		ready := make([]byte, 6)
+		if _, err := io.ReadFull(stdout, ready); err != nil {
+			t.Fatal(err)
+		}
+		cmd.Process.Signal(sig)
+		out, _ := io.ReadAll(stdout)
+		cmd.Wait()
+		if got := strings.TrimSpace(string(out)); got != sig.String() || cmd.ProcessState.ExitCode() != 3 {
+			t.Errorf("got %q and exit code %d, want %q and 3", got, cmd.ProcessState.ExitCode(), sig)
+		}
+	}
+}
+
+// Whoever kills the process outside has killed the program.
+func TestEnterDiesTogether(t *testing.T) {
+	cmd := ordinaryUser(t, "sleep")
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var pid int
+	if _, err := fmt.Fscan(stdout, &pid); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	cmd.Process.Kill()
+	if !ended(fd) {
+		syscall.Kill(pid, syscall.SIGKILL)
+		t.Error("the program inside lives on")
+	}
+	cmd.Wait()
+}
+
+// ended waits up to 5 s for the end of the process behind a pidfd.
+func ended(pidfd int) bool {
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); {
+		fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+		if n, _ := unix.Poll(fds, 100); n == 1 {
+			return true
+		}
+	}
+	return false
+}
