@@ -7,42 +7,37 @@ import (
 	"dhow/internal/errdef"
 	"dhow/internal/logs"
 	"dhow/internal/supervise"
-	"dhow/internal/sys"
 )
 
-// ClearLog removes what a container has written, which does not run: a running
-// one's log has a writer. ErrConflict.
+// ClearLog removes what a container has written, whether it runs or not.
 func (cs *Containers) ClearLog(ctx context.Context, ref string) error {
 	c, err := cs.Find(ctx, ref)
 	if err != nil {
 		return err
 	}
-	if active(c.State.Status) {
-		return errdef.WithHint(errdef.New(errdef.ErrConflict, "container %s is running", c.Name),
-			"stop it first; the log is bounded by --log-opt max-size and max-file")
+	if err := supervise.For(c.Dir).ClearLog(ctx); !errors.Is(err, errdef.ErrUnavailable) {
+		return err
 	}
 	lock, err := cs.lockResting(c)
 	if err != nil {
 		return err
 	}
 	defer lock.Unlock()
-	// Whoever still ships it has it open.
-	w, err := logs.Open(supervise.LogsDir(c.Dir), supervise.LogConfig(c.Record))
-	if err != nil {
-		return err
-	}
-	return errors.Join(w.Close(), sys.RemoveAll(supervise.LogsDir(c.Dir)))
+	return logs.Clear(supervise.LogsDir(c.Dir), supervise.LogConfig(c.Record))
 }
 
-// ShipLog ships what a container's destinations have not got, if the container
-// does not run; a running one's supervisor does that.
+// ShipLog returns when a container's destinations have every line that there was.
+// ErrUnavailable says what they have not got when ctx ends.
 func (cs *Containers) ShipLog(ctx context.Context, ref string) error {
 	c, err := cs.Find(ctx, ref)
 	if err != nil {
 		return err
 	}
-	if active(c.State.Status) {
-		return nil
+	dir := supervise.LogsDir(c.Dir)
+	if !active(c.State.Status) && logs.Stuck(dir) {
+		// Whoever ships it waits before it tries again. Nobody may be there, and in
+		// any case Ship finds out.
+		_ = supervise.For(c.Dir).YieldLog(ctx)
 	}
-	return logs.Ship(ctx, supervise.LogsDir(c.Dir), supervise.LogConfig(c.Record))
+	return logs.Ship(ctx, dir, supervise.LogConfig(c.Record))
 }

@@ -115,16 +115,11 @@ func (s *Store) forget(drivers []Driver) error {
 // has every line or ctx ends; then the error says which one has not. Streams that
 // are still open are closed. What is left is shipped by the next Open.
 func (s *Store) Linger(ctx context.Context) error {
-	s.end()
+	s.letGo()
 	s.mu.Lock()
 	ships := slices.Clone(s.ships)
 	s.mu.Unlock()
 	var problems []error
-	for _, sh := range ships {
-		if !sh.draining() {
-			close(sh.drain)
-		}
-	}
 	for _, sh := range ships {
 		select {
 		case <-sh.done:
@@ -133,19 +128,6 @@ func (s *Store) Linger(ctx context.Context) error {
 		}
 	}
 	return errors.Join(problems...)
-}
-
-// Ship ships what is left of a log that nobody writes, as Linger does. Nothing
-// happens when somebody writes it.
-func Ship(ctx context.Context, dir string, c Config) error {
-	if written(dir) {
-		return nil
-	}
-	s, err := Open(dir, c)
-	if err != nil {
-		return err
-	}
-	return errors.Join(s.Linger(ctx), s.Close())
 }
 
 // awaitRoom waits, when the next segment takes the place of one that a destination

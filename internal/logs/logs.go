@@ -21,6 +21,10 @@
 //	segments/<n>.….idx    where blocks begin, and the lines and times in them
 //	segments/<n>.raw      lines of n.json that are no UTF-8, as they were
 //	<stream>.begun        the beginning of a line that is not complete
+//	losses                how many lines were never stored
+//	ship/<driver>         how far a destination has come
+//	ship/<driver>.parked  lines that it does not want
+//	wanted                closed by a writer to be, for one who only ships (Ship)
 //	<id>-json.log[.k]     docker's names of the json segments, as hard links
 //
 // Segments have ascending numbers; only the last one grows. A reader that has come

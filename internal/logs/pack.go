@@ -89,25 +89,24 @@ func (p *packer) pack() {
 	}
 }
 
-// finish removes the uncompressed form, unless the segment was rotated away
-// meanwhile: then the compressed form goes.
+// finish removes the uncompressed form, unless the segment was removed meanwhile:
+// then the compressed form goes.
 func (p *packer) finish(s segment) {
 	p.store.mu.Lock()
 	defer p.store.mu.Unlock()
+	fresh := !s.gz // just compressed
 	s.gz = false
-	if _, err := os.Stat(s.path(p.store.dir)); err != nil {
-		s.gz = true
-		if _, err := os.Stat(s.path(p.store.dir)); err != nil {
-			return
-		}
-		if all, err := segments(p.store.dir); err == nil && len(all) > p.store.shape.maxFiles {
-			p.store.tidy()
-		}
-		return
+	_, err := os.Stat(s.path(p.store.dir))
+	switch {
+	case err == nil:
+		os.Remove(s.path(p.store.dir))
+		os.Remove(s.indexPath(p.store.dir))
+	case fresh:
+		err = removeSegment(p.store.dir, s)
+	default:
+		return // it was finished long ago
 	}
-	os.Remove(s.path(p.store.dir))
-	os.Remove(s.indexPath(p.store.dir))
-	if err := p.store.tidy(); err != nil {
+	if err = errors.Join(err, p.store.tidy()); err != nil {
 		p.store.failed(err)
 	}
 }

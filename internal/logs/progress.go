@@ -78,6 +78,13 @@ func (p progress) keepIn(f *slots) error {
 	return err
 }
 
+// States of a destination.
+const (
+	stateOK       = "ok"
+	stateRetrying = "retrying"
+	stateParked   = "parked"
+)
+
 // Destination is how one destination of a log stands.
 type Destination struct {
 	Driver   string
@@ -87,7 +94,7 @@ type Destination struct {
 	Rejected count // that the destination does not want
 	// Lag is the age of the oldest line that waits.
 	Lag   time.Duration
-	State string // "ok", "retrying" or "parked"
+	State string // stateOK, stateRetrying or stateParked
 	Error string // of the last try; "" when it succeeded
 	// ErrorAt is when that failed, Next when it will be tried again.
 	ErrorAt, Next time.Time
@@ -128,16 +135,11 @@ func Stat(dir string, now time.Time) (Statistics, error) {
 		return s, fmt.Errorf("log statistics: %w", err)
 	}
 	s.Lost, s.Limited, s.Error, s.ErrorAt = l.Lost, l.Limited, l.Error, l.ErrorAt
-	names, err := readNames(filepath.Join(dir, shipDir))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	names, err := destinations(dir)
+	if err != nil {
 		return s, fmt.Errorf("log statistics: %w", err)
 	}
-	slices.Sort(names)
-	for _, name := range names {
-		driver, err := url.PathUnescape(name)
-		if err != nil || strings.Contains(name, parkedSuffix) {
-			continue
-		}
+	for _, driver := range names {
 		d, err := destination(dir, driver, end, now)
 		if err != nil {
 			return s, fmt.Errorf("log statistics: %w", err)
@@ -145,6 +147,22 @@ func Stat(dir string, now time.Time) (Statistics, error) {
 		s.Destinations = append(s.Destinations, d)
 	}
 	return s, nil
+}
+
+// destinations returns the drivers that a log is shipped by, sorted.
+func destinations(dir string) ([]string, error) {
+	names, err := readNames(filepath.Join(dir, shipDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var list []string
+	for _, name := range names {
+		if driver, err := url.PathUnescape(name); err == nil && !strings.Contains(name, parkedSuffix) {
+			list = append(list, driver)
+		}
+	}
+	slices.Sort(list)
+	return list, nil
 }
 
 // shipPath returns the file of a destination. Names of plugins may have slashes.
@@ -155,7 +173,7 @@ func shipPath(dir, driver string) string {
 const parkedSuffix = ".parked"
 
 func destination(dir, driver string, end place, now time.Time) (Destination, error) {
-	d := Destination{Driver: driver, State: "ok"}
+	d := Destination{Driver: driver, State: stateOK}
 	f, err := os.Open(shipPath(dir, driver))
 	if err != nil {
 		return d, err
@@ -180,9 +198,9 @@ func destination(dir, driver string, end place, now time.Time) (Destination, err
 	d.Error, d.ErrorAt, d.Next = p.Error, p.ErrorAt, p.Next
 	switch {
 	case p.Parked:
-		d.State = "parked"
+		d.State = stateParked
 	case p.Error != "":
-		d.State = "retrying"
+		d.State = stateRetrying
 	}
 	if _, err := os.Stat(shipPath(dir, driver) + parkedSuffix); err == nil {
 		d.Parked = shipPath(dir, driver) + parkedSuffix

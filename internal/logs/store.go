@@ -28,6 +28,8 @@ type Config struct {
 	Now func() time.Time
 
 	kind func(name string) (driver.Kind, error) // of tests; nil is kind
+	idle bool                                   // nothing is shipped
+	meek bool                                   // who ships the log is not asked to let go of it
 }
 
 // Store is the writing side of a log. It is safe for concurrent use.
@@ -73,6 +75,7 @@ type descriptor struct {
 const (
 	descriptorFile = "store.json"
 	lockFile       = "lock"
+	openPatience   = 2 * time.Second // with whoever holds the lock
 )
 
 // Open opens the log in dir for writing, and makes it if it is not there. Who
@@ -89,30 +92,34 @@ func Open(dir string, c Config) (*Store, error) {
 	s.out = stream{store: s, stream: Stdout}
 	s.err = stream{store: s, stream: Stderr}
 	s.room = sync.NewCond(&s.mu)
-	if err := s.open(c.Info, c.Drivers); err != nil {
+	if err := s.open(c); err != nil {
 		return nil, fmt.Errorf("open log %s: %w", dir, err)
 	}
 	return s, nil
 }
 
-func (s *Store) open(info Info, drivers []Driver) error {
+func (s *Store) open(c Config) error {
 	var err error
-	if s.json.attrs, err = attributes(info, s.shape.options); err != nil {
+	if s.json.attrs, err = attributes(c.Info, s.shape.options); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(filepath.Join(s.dir, segmentsDir), 0o700); err != nil {
 		return err
 	}
-	// Readers look at the lock for a moment, so that one try is not enough.
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	// Readers look at the lock for a moment, and who ships lets go of it when asked,
+	// so that one try is not enough.
+	if !c.meek {
+		askFor(s.dir)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), openPatience)
 	defer cancel()
 	s.lock, err = sys.LockFile(ctx, filepath.Join(s.dir, lockFile), true)
 	if err != nil {
 		return errdef.New(errdef.ErrConflict, "somebody else writes to it: %w", err)
 	}
 	err = s.openLocked()
-	if err == nil {
-		err = s.Update(drivers)
+	if err == nil && !c.idle {
+		err = s.Update(c.Drivers)
 	}
 	if err != nil {
 		return errors.Join(err, s.Close())

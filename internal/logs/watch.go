@@ -19,30 +19,47 @@ type watcher struct {
 	f     *os.File
 	fd    int              // of f, which Fd would make blocking
 	locks map[int32]string // log by the watch of its lock file
+
+	want   int32 // watch of a wantedFile, if there is one (watchShipping)
+	wanted bool  // that was closed
 }
 
 // watchLogs watches the logs in the directories; those that do not exist are
 // left out.
 func watchLogs(dirs ...string) (*watcher, error) {
-	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	w, err := newWatcher()
 	if err != nil {
-		err = fmt.Errorf("watch logs: %w", os.NewSyscallError("inotify_init1", err))
-		return nil, errdef.WithHint(err, "sysctl fs.inotify.max_user_instances bounds how many logs can be followed at once")
+		return nil, err
 	}
-	w := &watcher{fd: fd, f: os.NewFile(uintptr(fd), "inotify"), locks: map[int32]string{}}
 	for _, dir := range dirs {
 		// A write, a new segment; and the end of the writer, who holds the lock.
 		_, err := w.add(filepath.Join(dir, segmentsDir), unix.IN_MODIFY|unix.IN_CREATE|unix.IN_MOVED_TO)
 		if err != nil {
 			return nil, errors.Join(err, w.close())
 		}
-		lock, err := w.add(filepath.Join(dir, lockFile), unix.IN_CLOSE_WRITE)
-		if err != nil {
+		if err := w.addLock(dir); err != nil {
 			return nil, errors.Join(err, w.close())
 		}
-		w.locks[lock] = dir
 	}
 	return w, nil
+}
+
+func newWatcher() (*watcher, error) {
+	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	if err != nil {
+		err = fmt.Errorf("watch logs: %w", os.NewSyscallError("inotify_init1", err))
+		return nil, errdef.WithHint(err, "sysctl fs.inotify.max_user_instances bounds how many logs can be followed at once")
+	}
+	return &watcher{fd: fd, f: os.NewFile(uintptr(fd), "inotify"), locks: map[int32]string{}}, nil
+}
+
+// addLock watches for the end of a log's writer.
+func (w *watcher) addLock(dir string) error {
+	lock, err := w.add(filepath.Join(dir, lockFile), unix.IN_CLOSE_WRITE)
+	if err == nil {
+		w.locks[lock] = dir
+	}
+	return err
 }
 
 // add watches a path; one that does not exist gives -1.
@@ -81,7 +98,9 @@ func (w *watcher) wait(ctx context.Context, deadline time.Time) error {
 // gone: the kernel tells of a close before it lets go of the lock.
 func (w *watcher) awaitUnlock(ctx context.Context, events []byte) {
 	for len(events) >= unix.SizeofInotifyEvent {
-		dir, isLock := w.locks[int32(le.Uint32(events))]
+		watch := int32(le.Uint32(events))
+		w.wanted = w.wanted || watch == w.want
+		dir, isLock := w.locks[watch]
 		for pause := 100 * time.Microsecond; isLock && pause < 50*time.Millisecond && ctx.Err() == nil && written(dir); pause *= 2 {
 			time.Sleep(pause)
 		}

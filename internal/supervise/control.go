@@ -131,6 +131,8 @@ func (s *supervisor) act(ctx context.Context, r request) error {
 		return on(r, func(o RemoveOptions) error { return s.remove(ctx, o) })
 	case opYield:
 		return s.giveLog()
+	case opClear:
+		return s.clearLog()
 	case opReload:
 		return s.reload(ctx)
 	case opUpdate:

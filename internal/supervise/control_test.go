@@ -77,6 +77,7 @@ func TestRequestsToOneThatEnded(t *testing.T) {
 		{op: opResize, args: `{"Rows":1,"Cols":1}`, kind: errdef.ErrConflict},
 		{op: opSignal, args: `{}`, kind: errdef.ErrConflict},
 		{op: opReload, kind: errdef.ErrNotFound},
+		{op: opClear, kind: errdef.ErrUnavailable},
 		{op: opWait, args: `{"Condition":"never"}`, kind: errdef.ErrInvalid},
 		{op: opSignal, args: `[]`, kind: errdef.ErrInvalid},
 		{op: "fly", kind: errdef.ErrUnsupported},

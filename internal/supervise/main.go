@@ -41,8 +41,7 @@ type supervisor struct {
 	yield   chan struct{}
 	yielded chan struct{}
 
-	root *os.File    // the mounted tree, once there is one; live's alone
-	log  *logs.Store // once there is one; live's alone
+	root *os.File // the mounted tree, once there is one; live's alone
 
 	mu      sync.Mutex
 	rec     *container.Record // guarded by mu; replaced, never changed
@@ -53,6 +52,7 @@ type supervisor struct {
 	changed chan struct{}     // guarded by mu; closed when anything above changes, and replaced
 	removed bool              // guarded by mu: nothing is left of the container
 	over    bool              // guarded by mu: nothing will change any more
+	log     *logs.Store       // written by live alone, under mu; nil until there is one
 	answers int               // guarded by mu: requests whose answer is not out yet
 }
 

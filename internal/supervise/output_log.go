@@ -3,6 +3,7 @@ package supervise
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -37,10 +38,28 @@ func LogConfig(rec *container.Record) logs.Config {
 
 // openLog opens the container's log, once for all its runs.
 func (s *supervisor) openLog(rec *container.Record) (err error) {
-	if s.log == nil {
-		s.log, err = logs.Open(LogsDir(s.dir), LogConfig(rec))
+	if s.log != nil {
+		return nil
+	}
+	log, err := logs.Open(LogsDir(s.dir), LogConfig(rec))
+	if err == nil {
+		s.change(func() { s.log = log })
 	}
 	return err
+}
+
+// clearLog removes what the log has, of a container that runs or is shipped on.
+func (s *supervisor) clearLog() error {
+	s.mu.Lock()
+	log := s.log
+	s.mu.Unlock()
+	if log == nil {
+		return errdef.New(errdef.ErrUnavailable, "container %.12s is only just starting", s.id)
+	}
+	if err := log.Clear(); !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return errdef.New(errdef.ErrUnavailable, "the supervisor of container %.12s ends", s.id)
 }
 
 // How long the log is shipped on when the container has ended: what is left
@@ -73,8 +92,15 @@ func (s *supervisor) lingerLog(ctx context.Context) {
 	close(s.yielded)
 }
 
-// giveLog lets the container's next supervisor have the log.
+// giveLog lets the container's next supervisor, or who ships alone, have the log.
+// ErrConflict while the container runs.
 func (s *supervisor) giveLog() error {
+	s.mu.Lock()
+	over := s.over
+	s.mu.Unlock()
+	if !over {
+		return errdef.New(errdef.ErrConflict, "container %.12s runs", s.id)
+	}
 	select {
 	case s.yield <- struct{}{}:
 	case <-s.yielded:
@@ -87,9 +113,16 @@ func (s *supervisor) giveLog() error {
 func (s *supervisor) takeLog(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, lockPatience)
 	defer cancel()
-	err := For(s.dir).call(ctx, opYield, nil, nil)
+	err := For(s.dir).YieldLog(ctx)
 	if errors.Is(err, errdef.ErrUnavailable) {
 		return nil // there is none
 	}
 	return err
 }
+
+// YieldLog returns when a supervisor whose container has ended ships its log no
+// more. ErrConflict while the container runs.
+func (c Client) YieldLog(ctx context.Context) error { return c.call(ctx, opYield, nil, nil) }
+
+// ClearLog removes what the container's log has.
+func (c Client) ClearLog(ctx context.Context) error { return c.call(ctx, opClear, nil, nil) }

@@ -27,6 +27,7 @@ const (
 	opProbe   = "probe"      // → health.Result
 	opAwait   = "await"      // awaitArgs → *Unready
 	opYield   = "yield"      // the next supervisor wants the log
+	opClear   = "clear"      // remove what the log has
 	opReload  = "reload"     // the record was changed
 	opUpdate  = "update"     // the record was changed, its limits among it
 	opConnect = "connect"    // connectArgs

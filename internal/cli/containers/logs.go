@@ -361,8 +361,8 @@ func queryEscape(s string) string {
 
 func (a *app) logsClear() *cobra.Command {
 	return &cobra.Command{
-		Use: "clear CONTAINER [CONTAINER...]", Short: "Remove what containers that do not run have written", Args: console.MinArgs(1),
-		ValidArgsFunction: a.completeContainers(stopped),
+		Use: "clear CONTAINER [CONTAINER...]", Short: "Remove what containers have written", Args: console.MinArgs(1),
+		ValidArgsFunction: a.completeContainers(anyState),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.forEach(cmd, args, func(cs *lifecycle.Containers, name string) error {
 				return cs.ClearLog(cmd.Context(), name)
@@ -372,19 +372,28 @@ func (a *app) logsClear() *cobra.Command {
 }
 
 func (a *app) logsShip() *cobra.Command {
-	return &cobra.Command{
-		Use: "ship [CONTAINER...]", Short: "Ship what destinations have not got of containers that do not run", Args: cobra.ArbitraryArgs,
-		ValidArgsFunction: a.completeContainers(stopped),
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use: "ship [CONTAINER...]", Short: "Wait until the destinations of logs have every line, and ship what nobody else does", Args: cobra.ArbitraryArgs,
+		ValidArgsFunction: a.completeContainers(anyState),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withContainers(cmd.Context(), func(cs *lifecycle.Containers) error {
-				names, err := namesOr(cmd.Context(), cs, args)
+				ctx := cmd.Context()
+				names, err := namesOr(ctx, cs, args)
 				if err != nil {
 					return err
 				}
-				return a.Each(names, func(name string) error { return cs.ShipLog(cmd.Context(), name) })
+				if timeout > 0 {
+					var cancel context.CancelFunc
+					ctx, cancel = context.WithTimeout(ctx, timeout)
+					defer cancel()
+				}
+				return a.Each(names, func(name string) error { return cs.ShipLog(ctx, name) })
 			})
 		},
 	}
+	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "How long to wait for destinations that are down (0: for ever)")
+	return cmd
 }
 
 // namesOr are the names given, or those of all containers.
