@@ -7,11 +7,13 @@ import (
 	"os"
 	"path/filepath"
 
+	"dhow/internal/cdi"
 	"dhow/internal/container"
 	"dhow/internal/errdef"
 	"dhow/internal/sandbox"
 	"dhow/internal/sys"
 
+	dockertypes "github.com/moby/moby/api/types/container"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -30,7 +32,33 @@ func (s *supervisor) config(ctx context.Context, r *run, rec *container.Record) 
 	if cfg.Spec, err = rec.Spec(facts); err != nil {
 		return cfg, err
 	}
+	if err := addDescribed(cfg.Spec, rec.Host); err != nil {
+		return cfg, err
+	}
 	return cfg, makeBindSources(rec)
+}
+
+// addDescribed adds the devices that CDI describes. Hooks are an OCI runtime's.
+func addDescribed(spec *specs.Spec, h *dockertypes.HostConfig) error {
+	if len(h.DeviceRequests) == 0 {
+		return nil
+	}
+	devices, err := cdi.Open(nil)
+	if err != nil {
+		return err
+	}
+	names, err := devices.Resolve(h.DeviceRequests)
+	if err != nil {
+		return err
+	}
+	if err := devices.Inject(spec, names); err != nil {
+		return err
+	}
+	if hook := cdi.FirstHook(spec.Hooks); hook != "" && h.Runtime == "" {
+		err := errdef.New(errdef.ErrUnsupported, "device %s: its CDI description wants the program %s to be run, which dhow's own sandbox does not do", names[0], hook)
+		return errdef.WithHint(err, "choose an OCI runtime, which does: --runtime runc")
+	}
+	return nil
 }
 
 // CgroupName is the control group of a container, below the hierarchy's root.

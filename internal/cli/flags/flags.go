@@ -40,6 +40,7 @@ type Create struct {
 	pid, ipc, uts, userns, cgroupns string
 	cgroupParent                    string
 	devices, deviceRules            opts.ListOpts
+	gpus                            opts.GpuOpts
 	shmSize                         opts.MemBytes
 	oomScoreAdj                     int
 	oomKillDisable                  bool
@@ -136,7 +137,6 @@ func (f *Create) Register(fl *pflag.FlagSet) {
 func refusedByCreate() map[string]string {
 	const windows = "it is for Windows"
 	return map[string]string{
-		"gpus":           "use --device",
 		"storage-opt":    "a container's layer has no size of its own; put what must be bounded on a --tmpfs or a volume",
 		"use-api-socket": "there is no daemon whose socket could be mounted",
 		"kernel-memory":  "the kernel has no such limit any more",
@@ -175,7 +175,8 @@ func (f *Create) registerIsolation(fl *pflag.FlagSet) {
 	fl.StringArrayVar(&f.capDrop, "cap-drop", nil, "Drop Linux capabilities")
 	fl.StringVar(&f.cgroupParent, "cgroup-parent", "", "Optional parent cgroup for the container")
 	fl.StringVar(&f.cgroupns, "cgroupns", "", "Cgroup namespace to use (host|private)")
-	fl.Var(&f.devices, "device", "Add a host device to the container")
+	fl.Var(&f.devices, "device", "Add a host device to the container, a path or a CDI name")
+	fl.Var(&f.gpus, "gpus", "GPU devices to add to the container ('all' to pass all GPUs)")
 	fl.Var(&f.deviceRules, "device-cgroup-rule", "Add a rule to the cgroup allowed devices list")
 	fl.StringVar(&f.ipc, "ipc", "", "IPC mode to use")
 	fl.String("isolation", "", "Container isolation technology")

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"dhow/internal/cdi"
 	"dhow/internal/container"
 	"dhow/internal/errdef"
 
@@ -255,14 +256,29 @@ func (f *Create) fillSecurity(r *container.Record, _ *pflag.FlagSet) error {
 	return nil
 }
 
-// fillDevices reads --device HOST[:CONTAINER][:PERMISSIONS].
+// fillDevices reads --device HOST[:CONTAINER][:PERMISSIONS] or VENDOR/CLASS=NAME,
+// and --gpus.
 func (f *Create) fillDevices(r *container.Record, _ *pflag.FlagSet) error {
+	var named []string
 	for _, d := range f.devices.GetSlice() {
+		if cdi.IsName(d) {
+			named = append(named, d)
+			continue
+		}
 		m, err := parseDevice(d)
 		if err != nil {
 			return err
 		}
 		r.Host.Devices = append(r.Host.Devices, m)
+	}
+	if len(named) > 0 {
+		r.Host.DeviceRequests = append(r.Host.DeviceRequests, cdi.Request(named))
+	}
+	r.Host.DeviceRequests = append(r.Host.DeviceRequests, f.gpus.Value()...)
+	for _, request := range r.Host.DeviceRequests {
+		if err := cdi.CheckRequest(request); err != nil {
+			return err
+		}
 	}
 	r.Host.DeviceCgroupRules = f.deviceRules.GetSlice()
 	return nil
@@ -273,7 +289,7 @@ func parseDevice(s string) (api.DeviceMapping, error) {
 	parts := strings.Split(s, ":")
 	if !path.IsAbs(parts[0]) {
 		if strings.Contains(s, "=") {
-			return m, errdef.WithHint(errdef.New(errdef.ErrUnsupported, "--device %s: CDI devices are not known", s), "name the device's file, /dev/NAME")
+			return m, fmt.Errorf("%s is neither a path nor a device's name, VENDOR/CLASS=NAME", s)
 		}
 		return m, fmt.Errorf("bad format for path: %s", s)
 	}
