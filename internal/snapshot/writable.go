@@ -43,6 +43,13 @@ func (s *Snapshots) writable(ctx context.Context, dir string, c Chain, volatile 
 	if len(lowers) > sys.MaxLowers {
 		return nil, tooHigh()
 	}
+	if len(lowers) < sys.MaxLowers { // else they are made in the upper directory
+		places, err := s.store.Places()
+		if err != nil {
+			return nil, err
+		}
+		lowers = append([]string{places}, lowers...)
+	}
 	upper, work := filepath.Join(dir, writableFS), filepath.Join(dir, writableWork)
 	switch err := os.Mkdir(upper, 0o755); {
 	case errors.Is(err, os.ErrExist):

@@ -136,7 +136,11 @@ func (s *Store) NewBlob(ctx context.Context, expected ocispecs.Descriptor) (*Blo
 	}
 	w := &BlobWriter{s: s, expected: expected, hash: digest.SHA256.Hash()}
 	if expected.Digest == "" {
-		f, err := os.CreateTemp(s.proc.dir, "blob-")
+		dir, err := s.proc.directory()
+		if err != nil {
+			return nil, fmt.Errorf("begin blob: %w", diskFull(s.root, err))
+		}
+		f, err := os.CreateTemp(dir, "blob-")
 		if err != nil {
 			return nil, fmt.Errorf("begin blob: %w", diskFull(s.root, err))
 		}

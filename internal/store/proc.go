@@ -15,7 +15,7 @@ import (
 // proc is what marks this opening of the store as alive: tmp/<id> holds what it
 // is making, tmp/<id>.lock is locked as long as the process lives.
 //
-//	lock file made and locked → directory made → … → directory removed → lock file removed
+//	lock file made and locked → directory made when it is needed → … → directory removed → lock file removed
 //
 // A process that finds a lock file it can lock has found a dead one, and goes
 // on with the last two steps.
@@ -29,7 +29,7 @@ type proc struct {
 
 const lockSuffix = ".lock"
 
-// newProc makes the process's directory in tmp and takes over dead ones.
+// newProc marks the process as alive in tmp and takes over dead ones.
 func newProc(tmp string) (*proc, error) {
 	p := &proc{id: newID()}
 	p.dir = filepath.Join(tmp, p.id)
@@ -43,13 +43,18 @@ func newProc(tmp string) (*proc, error) {
 		return newProc(tmp)
 	}
 	p.lock = lock.RemoveOnUnlock()
-	if err := os.Mkdir(p.dir, 0o700); err != nil {
-		return nil, errors.Join(err, p.lock.Unlock())
-	}
 	if err := p.takeOver(tmp); err != nil {
 		return nil, errors.Join(err, p.close())
 	}
 	return p, nil
+}
+
+// directory is the process's own. Most processes need none.
+func (p *proc) directory() (string, error) {
+	if err := os.Mkdir(p.dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", err
+	}
+	return p.dir, nil
 }
 
 // newID is a name of 50 random bits, lower case letters and digits: short in

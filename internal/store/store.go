@@ -52,6 +52,7 @@ const (
 	locksDir      = "locks"
 	tmpDir        = "tmp"
 	emptyDir      = "empty"
+	placesDir     = "places"
 )
 
 // Open opens the store at root, making it (mode 0700) when there is none, and
@@ -225,11 +226,25 @@ func (s *Store) ReclaimedProcs() []string { return s.proc.reclaimed }
 // TempDir makes a directory (mode 0700) that ends with this process, on the
 // root's file system.
 func (s *Store) TempDir(prefix string) (string, error) {
-	dir, err := os.MkdirTemp(s.proc.dir, prefix+"-")
+	own, err := s.proc.directory()
+	if err != nil {
+		return "", fmt.Errorf("make temporary directory: %w", diskFull(s.root, err))
+	}
+	dir, err := os.MkdirTemp(own, prefix+"-")
 	if err != nil {
 		return "", fmt.Errorf("make temporary directory: %w", diskFull(s.root, err))
 	}
 	return dir, nil
+}
+
+// TempPath is a name that ends with this process, too, and that nothing has yet:
+// for a rename to it.
+func (s *Store) TempPath(prefix string) (string, error) {
+	own, err := s.proc.directory()
+	if err != nil {
+		return "", fmt.Errorf("make temporary directory: %w", diskFull(s.root, err))
+	}
+	return filepath.Join(own, prefix+"-"+newID()), nil
 }
 
 // LayersDir is where layer directories are: LayersDir/<id>/fs.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"strconv"
 	"time"
 
@@ -268,15 +267,13 @@ func Discard(ctx context.Context, st *store.Store, rec *container.Record, o Remo
 			return "", err
 		}
 	}
-	temp, err := st.TempDir("container")
-	if err != nil {
+	if trash, err = st.TempPath("container"); err != nil {
 		return "", err
 	}
-	trash = filepath.Join(temp, "c")
 	if err := os.Rename(Dir(st, rec.ID), trash); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return "", err // a prune may have found it without its row
 	}
-	return temp, nil
+	return trash, nil
 }
 
 // adopt takes over what a killed supervisor left.

@@ -178,30 +178,35 @@ func (a *app) run(cmd *cobra.Command, f *runFlags, args []string) error {
 		return err
 	}
 	defer l.Abandon()
-	// Signals go to the container: its end ends the command, not the signal. Until
-	// it runs they end the command.
-	var after func() error
-	err = a.withContainers(cmd.Context(), func(cs *lifecycle.Containers) error {
-		ct, s, err := a.launch(cmd.Context(), cs, l, f, r, attach)
-		if err != nil {
-			return err
-		}
-		if attach == nil {
-			defer s.Close()
-			a.print(ct.ID)
-			return f.wait.wait(cmd.Context(), cs, ct)
-		}
-		fo := &follower{app: a, session: s, stdin: attach.Stdin, tty: c.Tty, proxy: f.sigProxy, detachKeys: keys}
-		after = func() error { return a.serve(fo) }
-		return nil
+	var ct *lifecycle.Container
+	var session *supervise.Session
+	// The store is closed while the container starts.
+	err = a.withContainers(cmd.Context(), func(cs *lifecycle.Containers) (err error) {
+		ct, session, err = a.launch(cmd.Context(), cs, l, f, r, attach)
+		return err
 	})
-	if err != nil || after == nil {
+	if session != nil {
+		defer session.Close()
+	}
+	if err != nil {
 		return err
 	}
-	return after()
+	if err := a.started(cmd.Context(), f, ct, session); err != nil {
+		return err
+	}
+	if attach == nil {
+		a.print(ct.ID)
+		if !f.wait.set {
+			return nil
+		}
+		return a.withContainers(cmd.Context(), func(cs *lifecycle.Containers) error { return f.wait.wait(cmd.Context(), cs, ct) })
+	}
+	// Signals go to the container: its end ends the command, not the signal. Until
+	// it ran they ended the command.
+	return a.serve(&follower{app: a, session: session, stdin: attach.Stdin, tty: c.Tty, proxy: f.sigProxy, detachKeys: keys})
 }
 
-// launch makes the container and waits until it runs.
+// launch makes the container and has it started.
 func (a *app) launch(ctx context.Context, cs *lifecycle.Containers, l *supervise.Launched, f *runFlags, r lifecycle.CreateRequest, attach *supervise.AttachOptions) (*lifecycle.Container, *supervise.Session, error) {
 	c, s, err := cs.Run(ctx, l, r, attach)
 	if err != nil {
@@ -211,20 +216,27 @@ func (a *app) launch(ctx context.Context, cs *lifecycle.Containers, l *supervise
 		s.Close()
 		return nil, nil, errors.Join(err, cs.Remove(ctx, c.ID, supervise.RemoveOptions{Force: true, Volumes: true}))
 	}
-	if err := s.Started(ctx); err != nil {
-		s.Close()
-		if f.AutoRemove {
-			rerr := cs.Remove(context.WithoutCancel(ctx), c.ID, supervise.RemoveOptions{Force: true, Volumes: true})
-			if rerr != nil && !errors.Is(rerr, errdef.ErrNotFound) {
-				a.warn(console.OneLine(rerr))
-			}
+	return c, s, nil
+}
+
+// started waits until the container runs.
+func (a *app) started(ctx context.Context, f *runFlags, c *lifecycle.Container, s *supervise.Session) error {
+	err := s.Started(ctx)
+	if err != nil && f.AutoRemove {
+		rerr := a.withContainers(context.WithoutCancel(ctx), func(cs *lifecycle.Containers) error {
+			return cs.Remove(context.WithoutCancel(ctx), c.ID, supervise.RemoveOptions{Force: true, Volumes: true})
+		})
+		if rerr != nil && !errors.Is(rerr, errdef.ErrNotFound) {
+			a.warn(console.OneLine(rerr))
 		}
-		return nil, nil, err
+	}
+	if err != nil {
+		return err
 	}
 	for _, w := range s.Warnings {
 		a.warn(w)
 	}
-	return c, s, nil
+	return nil
 }
 
 // serve follows a session to its end, and returns what the command returns.
