@@ -97,8 +97,8 @@ func Main(args []string, version Version) int {
 		}
 		a.Ordinary, a.Warning = ns.HostUID != 0, ns.Warning
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
+	// The signals are the program's to its end, which is near when this returns.
+	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	root := a.command(args)
 	root.SetArgs(args)
 	return a.Report(ctx, root.ExecuteContext(ctx))

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"dhow/internal/cli/console"
 	"dhow/internal/errdef"
@@ -152,16 +153,19 @@ func (f *follower) copyInput() {
 // out.
 //
 // The runtime needs 0.05 ms to begin or to end listening to a signal, of which
-// there are 64: all but the common ones are listened to while the program runs
-// already, and none is let go of, as the command ends then.
+// there are 64: all but the common ones are listened to once the program has
+// run for a while, and none is let go of, as the command ends then.
 func (f *follower) forwardSignals() (stop func()) {
+	const while = 50 * time.Millisecond
 	signals, done := make(chan os.Signal, 32), make(chan struct{})
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH)
 	go func() {
-		signal.Notify(signals)
 		asked := 0
+		others := time.After(while)
 		for {
 			select {
+			case <-others:
+				signal.Notify(signals)
 			case s := <-signals:
 				f.forward(s, &asked)
 			case <-done:
