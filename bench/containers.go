@@ -281,17 +281,14 @@ func listRow() row {
 	}
 }
 
-// Where the container of the two rows about published ports is reached.
-const (
-	servedPort = "18099"
-	servedMB   = 512
-)
+// servedMB is the size of the large file in the two rows about published ports.
+const servedMB = 512
 
 // serve is a container that serves a large file and a small one over http.
 func (t *tool) serve() command {
 	script := fmt.Sprintf("mkdir /tmp/w; echo small > /tmp/w/small; dd if=/dev/zero of=/tmp/w/large bs=1M count=%d 2>/dev/null; exec httpd -f -p 80 -h /tmp/w", servedMB)
-	args := append(append([]string{"run", "-d", "--name", "bench-1", "--tmpfs", "/tmp", "-p", servedPort + ":80"}, t.runFlags...), "busybox", "sh", "-c", script)
-	ready := "for i in $(seq 100); do wget -q -O /dev/null http://127.0.0.1:" + servedPort + "/small && sleep 2 && exit; sleep 0.1; done; exit 1"
+	args := append(append([]string{"run", "-d", "--name", "bench-1", "--tmpfs", "/tmp", "-p", t.port + ":80"}, t.runFlags...), "busybox", "sh", "-c", script)
+	ready := "for i in $(seq 100); do wget -q -O /dev/null http://127.0.0.1:" + t.port + "/small && sleep 2 && exit; sleep 0.1; done; exit 1"
 	return t.shell(quote(t.cli(args...).args) + " > /dev/null && { " + ready + "; }")
 }
 
@@ -306,7 +303,7 @@ func served(name, goal, file string, n int) row {
 			return prepared(t, round, t.serve(), job{per: n, measure: func() (sample, error) {
 				start := time.Now()
 				for range n {
-					if err := fetch("http://127.0.0.1:" + servedPort + "/" + file); err != nil {
+					if err := fetch("http://127.0.0.1:" + t.port + "/" + file); err != nil {
 						return sample{}, err
 					}
 				}

@@ -35,6 +35,7 @@ type tool struct {
 	push       func(tag string) command
 	cli        func(args ...string) command // any command; nil: no containers in the background
 	runFlags   []string                     // what every run and create needs on this machine
+	port       string                       // of the machine, that no other tool publishes
 	keepers    func() []int                 // processes that are there for running containers, not theirs
 	daemons    func() []int                 // processes whose memory counts; nil: none
 	stop       func()
@@ -71,6 +72,9 @@ func findTools(o options, fix *fixtures) []*tool {
 			continue
 		}
 		tools = append(tools, t)
+	}
+	for i, t := range tools {
+		t.port = strconv.Itoa(18099 + i)
 	}
 	return tools
 }
