@@ -292,6 +292,7 @@ func buildOptions(allow []string) (buildop.Options, error) {
 // run asks the frontend, makes what it wants, and exports it.
 func (b *building) run(ctx context.Context) (*BuildResult, error) {
 	out := &BuildResult{ID: b.id, LogDir: b.logDir}
+	defer b.registry.Release(ctx)
 	if err := b.checkPush(ctx); err != nil {
 		return out, err
 	}

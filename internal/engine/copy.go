@@ -84,6 +84,7 @@ func (e *Engine) copy(ctx context.Context, r CopyRequest) (desc ocispecs.Descrip
 	if err != nil {
 		return desc, err
 	}
+	defer e.Registry.Release(ctx)
 	desc, err = transfer.Copy(ctx, source, target, r.Platform)
 	return desc, errors.Join(err, end())
 }
@@ -141,6 +142,7 @@ func (e *Engine) copyOut(ctx context.Context, nameOrID, to string, platform oci.
 			images = all
 		}
 	}
+	defer e.Registry.Release(ctx)
 	if err := e.Registry.CheckPush(ctx, ref.Repo()); err != nil {
 		return desc, err
 	}

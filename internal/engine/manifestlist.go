@@ -217,6 +217,7 @@ func (e *Engine) PushManifestList(ctx context.Context, name oci.Ref) (ocispecs.D
 	if err != nil {
 		return ocispecs.Descriptor{}, err
 	}
+	defer e.Registry.Release(ctx)
 	if err := e.Registry.CheckPush(ctx, name.Repo()); err != nil {
 		return ocispecs.Descriptor{}, err
 	}

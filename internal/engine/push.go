@@ -45,6 +45,7 @@ func (e *Engine) Push(ctx context.Context, r PushRequest) error {
 	if r.Begin != nil {
 		r.Begin(refs[0].Repo())
 	}
+	defer e.Registry.Release(ctx)
 	if err := e.Registry.CheckPush(ctx, refs[0].Repo()); err != nil {
 		return err
 	}

@@ -184,7 +184,7 @@ type tarSink struct {
 	done map[string]bool
 }
 
-func (s *tarSink) serial() bool { return true } // a tar has one end
+func (s *tarSink) parallel() int { return 1 } // a tar has one end
 
 func (s *tarSink) layer(ctx context.Context, b *blob) error {
 	if b.known() {
@@ -277,7 +277,7 @@ type dirSink struct {
 	dir string
 }
 
-func (s *dirSink) serial() bool { return false }
+func (s *dirSink) parallel() int { return parallelLayers }
 
 func (s *dirSink) layer(ctx context.Context, b *blob) error {
 	if b.known() && s.has(b.desc) {

@@ -19,7 +19,7 @@ type LayerSink interface {
 }
 
 // LayersTo is a sink into a registry's repository.
-func (x *Exporter) LayersTo(repo oci.Ref) LayerSink { return &repoSink{x: x, repo: repo} }
+func (x *Exporter) LayersTo(repo oci.Ref) LayerSink { return x.repoSink(repo) }
 
 // PutFunc stores a blob of known digest and size, unless it is there. open may
 // be called again after it failed.

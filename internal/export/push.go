@@ -9,7 +9,11 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/oci"
+	"dhow/internal/registry"
 	"dhow/internal/store"
+
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
 )
 
 // push sends the images to the repositories of all their names. The first
@@ -25,7 +29,7 @@ func (x *Exporter) push(ctx context.Context, images []*assembled, multi bool, o 
 		}
 	}
 	for _, repo := range repos {
-		top, out, err := x.write(ctx, images, multi, o, &repoSink{x: x, repo: repo})
+		top, out, err := x.write(ctx, images, multi, o, x.repoSink(repo))
 		if err != nil {
 			return fmt.Errorf("push to %s: %w", repo.FamiliarName(), err)
 		}
@@ -96,17 +100,25 @@ func (x *Exporter) phase(b *blob, phase string) {
 
 // repoSink writes into a registry's repository.
 type repoSink struct {
-	x    *Exporter
-	repo oci.Ref
+	x       *Exporter
+	repo    oci.Ref
+	sending *semaphore.Weighted
 }
 
-func (s *repoSink) serial() bool { return false }
+// parallelQuestions is how many layers a registry is asked about at once, which
+// costs neither side much.
+const parallelQuestions = 16
+
+func (x *Exporter) repoSink(repo oci.Ref) *repoSink {
+	return &repoSink{x: x, repo: repo, sending: semaphore.NewWeighted(parallelLayers)}
+}
+
+func (s *repoSink) parallel() int { return parallelQuestions }
 
 func (s *repoSink) layer(ctx context.Context, b *blob) error {
 	if len(b.desc.URLs) > 0 && oci.IsForeignLayer(b.desc.MediaType) {
 		return nil // its licence keeps it with its maker, the URLs say where
 	}
-	open := func() (io.ReadCloser, error) { return b.open(ctx) }
 	if b.known() {
 		from, ok, err := s.takeOver(ctx, b)
 		switch {
@@ -119,22 +131,88 @@ func (s *repoSink) layer(ctx context.Context, b *blob) error {
 			s.x.phase(b, PhaseMounted+" "+from)
 			return nil
 		}
-		s.x.phase(b, PhasePushing)
-		if err := s.x.Registry.PushNew(ctx, s.repo, b.desc, open); err != nil {
-			return err
-		}
-	} else {
-		s.x.phase(b, PhasePushing)
-		desc, err := s.x.Registry.PushStream(ctx, s.repo, open)
-		if err != nil {
-			return err
-		}
-		if err := s.x.wrote(ctx, b, desc); err != nil {
-			return err
-		}
+	}
+	if err := s.sending.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer s.sending.Release(1)
+	s.x.phase(b, PhasePushing)
+	if err := s.send(ctx, b); err != nil {
+		return err
 	}
 	s.x.phase(b, PhasePushed)
 	return s.x.Store.PutBlobSource(ctx, b.desc.Digest, s.repo.Name())
+}
+
+// smallLayer is up to how many bytes of tar a layer is packed in memory, so that
+// its digest is known when it is sent: that takes a request less.
+const smallLayer = 1 << 20
+
+// send sends a layer that the repository does not have.
+func (s *repoSink) send(ctx context.Context, b *blob) error {
+	open := func() (io.ReadCloser, error) { return b.open(ctx) }
+	if !b.known() && b.size <= smallLayer {
+		raw, err := readAll(open)
+		if err != nil {
+			return err
+		}
+		if err := s.x.wrote(ctx, b, describe("", raw)); err != nil {
+			return err
+		}
+		open = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(raw)), nil }
+	}
+	up, done, err := s.upload(ctx, b)
+	if err != nil {
+		return err
+	}
+	if b.known() {
+		err = s.x.Registry.PushNew(ctx, s.repo, b.desc, up, open)
+	} else {
+		var desc ocispecs.Descriptor
+		if desc, err = s.x.Registry.PushStream(ctx, s.repo, up, open); err == nil {
+			err = s.x.wrote(ctx, b, desc)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return done()
+}
+
+func readAll(open func() (io.ReadCloser, error)) ([]byte, error) {
+	rc, err := open()
+	if err != nil {
+		return nil, err
+	}
+	defer rc.Close()
+	return io.ReadAll(rc)
+}
+
+// uploadKind is the kind under which it is remembered where uploads go on that
+// are cut with this process; uploadWorth from which size in bytes.
+const (
+	uploadKind  = "upload"
+	uploadWorth = 4 << 20
+)
+
+// upload finds out if an earlier process began to send the same bytes, and has it
+// remembered that this one does, until done is called. Bytes that cannot be made
+// again the same are not gone on with.
+func (s *repoSink) upload(ctx context.Context, b *blob) (up registry.Upload, done func() error, err error) {
+	done = func() error { return nil }
+	if b.size < uploadWorth || !b.known() && !b.remember {
+		return up, done, nil
+	}
+	key := s.repo.Name() + " " + string(b.desc.Digest)
+	if !b.known() {
+		key = s.repo.Name() + " " + packerVersion + " " + b.desc.MediaType + " " + string(b.diffID)
+	}
+	from, _, err := s.x.Store.Memo(ctx, uploadKind, key)
+	if err != nil {
+		return up, done, err
+	}
+	keep := func(location string) error { return s.x.Store.PutMemo(ctx, uploadKind, key, []byte(location)) }
+	return registry.Upload{From: string(from), Begun: keep}, func() error { return keep("") }, nil
 }
 
 // takeOver finds the blob in the repository already, or has the registry take it
@@ -163,8 +241,21 @@ func (s *repoSink) takeOver(ctx context.Context, b *blob) (mounted string, ok bo
 	return "", false, nil
 }
 
+// config sends the configuration, which is small: where nothing is known of it, it
+// is not asked for.
 func (s *repoSink) config(ctx context.Context, d document) error {
-	return s.x.Registry.Push(ctx, s.repo, d.desc, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(d.raw)), nil })
+	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(d.raw)), nil }
+	known, err := s.x.Store.BlobSources(ctx, d.desc.Digest)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(known, s.repo.Name()) {
+		return s.x.Registry.Push(ctx, s.repo, d.desc, open)
+	}
+	if err := s.x.Registry.PushNew(ctx, s.repo, d.desc, registry.Upload{}, open); err != nil {
+		return err
+	}
+	return s.x.Store.PutBlobSource(ctx, d.desc.Digest, s.repo.Name())
 }
 
 func (s *repoSink) manifest(ctx context.Context, d document) error {

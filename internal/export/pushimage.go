@@ -23,7 +23,7 @@ import (
 // repository that is known to have had it.
 func (x *Exporter) PushImages(ctx context.Context, ref oci.Ref, images []store.Image) (ocispecs.Descriptor, error) {
 	repo := ref.Repo()
-	to := &repoSink{x: x, repo: repo}
+	to := x.repoSink(repo)
 	o := &Output{Type: TypeImage}
 	var docs []document
 	for _, img := range images {
@@ -85,7 +85,8 @@ func (x *Exporter) pushAsIs(ctx context.Context, img store.Image, platform oci.P
 		return document{}, errdef.New(errdef.ErrInvalid, "the manifest of image %s does not fit it: %w", img.ID, errors.Join(err))
 	}
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(parallelLayers)
+	g.SetLimit(to.parallel())
+	g.Go(func() error { return to.config(gctx, document{img.Config, m.Config}) })
 	for i, desc := range m.Layers {
 		layer := img.Layers[i]
 		b := &blob{diffID: layer.DiffID, id: layer.Snapshot, size: desc.Size, desc: desc}
@@ -93,9 +94,6 @@ func (x *Exporter) pushAsIs(ctx context.Context, img store.Image, platform oci.P
 		g.Go(func() error { return to.layer(gctx, x.shown(b)) })
 	}
 	if err := g.Wait(); err != nil {
-		return document{}, err
-	}
-	if err := to.config(ctx, document{img.Config, m.Config}); err != nil {
 		return document{}, err
 	}
 	desc := *img.ManifestDesc

@@ -15,12 +15,13 @@ import (
 // sink is a place that images are written to: a registry's repository, an
 // archive or a directory.
 type sink interface {
-	// layer writes a layer and completes its descriptor through Exporter.wrote. It
-	// is called for several at a time, unless serial.
+	// layer writes a layer and completes its descriptor through Exporter.wrote.
 	layer(ctx context.Context, b *blob) error
 	config(ctx context.Context, d document) error
 	manifest(ctx context.Context, d document) error
-	serial() bool
+	// parallel is how many of these calls may be under way, for one image. With 1
+	// they are made in order, the configuration's last.
+	parallel() int
 }
 
 // parallelLayers is how many layers are on their way to a sink at once: packing
@@ -77,10 +78,7 @@ func (x *Exporter) write(ctx context.Context, images []*assembled, multi bool, o
 func (x *Exporter) writeImage(ctx context.Context, img *assembled, o *Output, to sink) (written, error) {
 	w := written{img: img, layers: make([]*blob, len(img.chain))}
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(parallelLayers)
-	if to.serial() {
-		g.SetLimit(1)
-	}
+	g.SetLimit(to.parallel())
 	for i, id := range img.chain {
 		g.Go(func() error {
 			b, err := x.blob(gctx, id, o)
@@ -91,10 +89,8 @@ func (x *Exporter) writeImage(ctx context.Context, img *assembled, o *Output, to
 			return to.layer(gctx, x.shown(b))
 		})
 	}
+	g.Go(func() error { return to.config(gctx, configDocument(img, o)) })
 	if err := g.Wait(); err != nil {
-		return w, err
-	}
-	if err := to.config(ctx, configDocument(img, o)); err != nil {
 		return w, err
 	}
 	var err error

@@ -70,11 +70,29 @@ func (c *Client) Mount(ctx context.Context, repo oci.Ref, d digest.Digest, from 
 	if resp.StatusCode == http.StatusCreated {
 		return true, nil
 	}
-	// An upload was begun instead of a mount; nobody will use it.
+	// An upload was begun instead of a mount; the blob itself can use it.
 	if u, err := location(resp); err == nil {
-		c.cancelUpload(ctx, s, u)
+		c.keepBegun(ctx, s, u)
 	}
 	return false, nil
+}
+
+// Upload is where a blob's upload stands, for a process that goes on with what
+// another one began. The zero value begins, and tells nobody.
+type Upload struct {
+	// From is what an earlier Begun was told; "" begins. When the registry has
+	// forgotten that upload, or none of its bytes arrived, a new one is begun.
+	From string
+	// Begun, when not nil, is told where a new upload goes on if it is cut.
+	Begun func(location string) error
+}
+
+// begun tells of a new upload.
+func (up *Upload) begun(u *url.URL) error {
+	if up.Begun == nil {
+		return nil
+	}
+	return up.Begun(u.String())
 }
 
 // Push uploads a blob of known size and digest, unless the repository has it.
@@ -87,14 +105,14 @@ func (c *Client) Push(ctx context.Context, repo oci.Ref, desc ocispecs.Descripto
 	if err != nil || have {
 		return err
 	}
-	return c.PushNew(ctx, repo, desc, open)
+	return c.PushNew(ctx, repo, desc, Upload{}, open)
 }
 
 // PushNew is Push for a blob that the repository is known not to have.
-func (c *Client) PushNew(ctx context.Context, repo oci.Ref, desc ocispecs.Descriptor, open func() (io.ReadCloser, error)) error {
+func (c *Client) PushNew(ctx context.Context, repo oci.Ref, desc ocispecs.Descriptor, up Upload, open func() (io.ReadCloser, error)) error {
 	s, err := c.session(ctx, repo.Domain, repo.Path, push, "")
 	if err == nil {
-		err = c.retry(ctx, func() error { return c.upload(ctx, s, desc, open) })
+		err = c.retry(ctx, func() error { return c.upload(ctx, s, desc, &up, open) })
 	}
 	if err != nil {
 		return fmt.Errorf("push %s to %s: %w", desc.Digest, repo.FamiliarName(), err)
@@ -104,29 +122,49 @@ func (c *Client) PushNew(ctx context.Context, repo oci.Ref, desc ocispecs.Descri
 
 // upload sends the blob in one request (distribution spec v1.1, "POST then
 // PUT"), and in more only when that is cut.
-func (c *Client) upload(ctx context.Context, s *session, desc ocispecs.Descriptor, open func() (io.ReadCloser, error)) error {
+func (c *Client) upload(ctx context.Context, s *session, desc ocispecs.Descriptor, up *Upload, open func() (io.ReadCloser, error)) error {
+	want := []int{http.StatusCreated, http.StatusNoContent}
+	if u := c.goOn(ctx, s, up, open, desc.Size); u != nil {
+		resp, err := c.once(ctx, s, request{method: http.MethodPut, url: withQuery(u, "digest", string(desc.Digest)), want: want})
+		if err == nil {
+			return resp.Body.Close()
+		}
+		// Whatever had arrived there was not this blob's beginning.
+		c.cancelUpload(ctx, s, u)
+	}
 	u, err := c.startUpload(ctx, s)
 	if err != nil {
 		return err
 	}
-	put := request{
+	if err := up.begun(u); err != nil {
+		return &sourceError{err}
+	}
+	resp, err := c.once(ctx, s, request{
 		method: http.MethodPut, url: withQuery(u, "digest", string(desc.Digest)),
 		header: http.Header{"Content-Type": {"application/octet-stream"}},
-		body:   open, length: desc.Size, want: []int{http.StatusCreated, http.StatusNoContent},
-	}
-	resp, err := c.once(ctx, s, put)
+		body:   open, length: desc.Size, want: want,
+	})
 	if err != nil {
 		var at *url.URL
 		if at, err = c.resume(ctx, s, u, open, desc.Size, err); err == nil {
 			u = at
-			resp, err = c.once(ctx, s, request{method: http.MethodPut, url: withQuery(u, "digest", string(desc.Digest)), want: put.want})
+			resp, err = c.once(ctx, s, request{method: http.MethodPut, url: withQuery(u, "digest", string(desc.Digest)), want: want})
 		}
 	}
 	if err != nil {
-		c.cancelUpload(ctx, s, u)
+		c.abandon(ctx, s, u, up, err)
 		return forgotten(err)
 	}
 	return resp.Body.Close()
+}
+
+// abandon cancels an upload that failed, unless another process may go on with it
+// when the registry or the way to it is well again.
+func (c *Client) abandon(ctx context.Context, s *session, u *url.URL, up *Upload, err error) {
+	var t *temporary
+	if up.Begun == nil || !errors.As(err, &t) {
+		c.cancelUpload(ctx, s, u)
+	}
 }
 
 // forgotten makes an upload that the registry no longer knows worth a new one:
@@ -138,35 +176,14 @@ func forgotten(err error) error {
 	return err
 }
 
-// startUpload asks for a place to send a blob to.
-func (c *Client) startUpload(ctx context.Context, s *session) (*url.URL, error) {
-	resp, err := c.once(ctx, s, request{method: http.MethodPost, path: "blobs/uploads/", want: []int{http.StatusAccepted}})
-	if err != nil {
-		return nil, err
-	}
-	resp.Body.Close()
-	return location(resp)
-}
-
-// cancelUpload tells the registry that nothing more comes. It does not matter
-// whether it listens: uploads that were left are swept there.
-func (c *Client) cancelUpload(ctx context.Context, s *session, u *url.URL) {
-	ctx, cancel := context.WithTimeout(ctx, c.o.Stall)
-	defer cancel()
-	resp, err := c.once(ctx, s, request{method: http.MethodDelete, url: u, want: []int{http.StatusNoContent, http.StatusOK, http.StatusAccepted}})
-	if err == nil {
-		resp.Body.Close()
-	}
-}
-
 // PushStream uploads a blob whose size and digest are known only at its end, and
 // returns them (without media type). open is called once a try and gives the
 // same bytes each time.
-func (c *Client) PushStream(ctx context.Context, repo oci.Ref, open func() (io.ReadCloser, error)) (desc ocispecs.Descriptor, err error) {
+func (c *Client) PushStream(ctx context.Context, repo oci.Ref, up Upload, open func() (io.ReadCloser, error)) (desc ocispecs.Descriptor, err error) {
 	s, err := c.session(ctx, repo.Domain, repo.Path, push, "")
 	if err == nil {
 		err = c.retry(ctx, func() error {
-			desc, err = c.stream(ctx, s, open)
+			desc, err = c.stream(ctx, s, &up, open)
 			return err
 		})
 	}
@@ -177,48 +194,63 @@ func (c *Client) PushStream(ctx context.Context, repo oci.Ref, open func() (io.R
 }
 
 // stream sends the bytes in one PATCH of unknown length, then names the digest.
-func (c *Client) stream(ctx context.Context, s *session, open func() (io.ReadCloser, error)) (ocispecs.Descriptor, error) {
-	u, err := c.startUpload(ctx, s)
-	if err != nil {
-		return ocispecs.Descriptor{}, err
-	}
+func (c *Client) stream(ctx context.Context, s *session, up *Upload, open func() (io.ReadCloser, error)) (ocispecs.Descriptor, error) {
 	var m *measured
 	measure := func() (io.ReadCloser, error) {
 		rc, err := open()
 		m = &measured{ReadCloser: rc, digester: digest.SHA256.Digester()}
 		return m, err
 	}
-	resp, err := c.once(ctx, s, request{
-		method: http.MethodPatch, url: u, length: -1, body: measure,
-		header: http.Header{"Content-Type": {"application/octet-stream"}},
-		want:   []int{http.StatusAccepted, http.StatusNoContent, http.StatusCreated},
-	})
-	if err == nil {
-		resp.Body.Close()
-		if resp.Header.Get("Location") != "" {
-			u, err = location(resp)
+	u := c.goOn(ctx, s, up, measure, -1)
+	if u == nil {
+		var err error
+		if u, err = c.streamNew(ctx, s, up, measure); err != nil {
+			return ocispecs.Descriptor{}, err
 		}
-	} else if at, rerr := c.resume(ctx, s, u, measure, -1, err); rerr == nil {
-		u, err = at, nil
-	} else {
-		err = rerr
-	}
-	if err != nil {
-		c.cancelUpload(ctx, s, u)
-		return ocispecs.Descriptor{}, forgotten(err)
 	}
 	desc, ended := m.result()
 	if !ended {
 		return ocispecs.Descriptor{}, &temporary{error: errdef.New(errdef.ErrUnavailable, "the registry answered before the end of the blob")}
 	}
-	resp, err = c.once(ctx, s, request{
+	resp, err := c.once(ctx, s, request{
 		method: http.MethodPut, url: withQuery(u, "digest", string(desc.Digest)), want: []int{http.StatusCreated, http.StatusNoContent},
 	})
 	if err != nil {
-		c.cancelUpload(ctx, s, u)
+		c.abandon(ctx, s, u, up, err)
 		return ocispecs.Descriptor{}, forgotten(err)
 	}
 	return desc, resp.Body.Close()
+}
+
+// streamNew begins an upload and sends the bytes. It returns where the digest is
+// to be named.
+func (c *Client) streamNew(ctx context.Context, s *session, up *Upload, open func() (io.ReadCloser, error)) (*url.URL, error) {
+	u, err := c.startUpload(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	if err := up.begun(u); err != nil {
+		return nil, &sourceError{err}
+	}
+	resp, err := c.once(ctx, s, request{
+		method: http.MethodPatch, url: u, length: -1, body: open,
+		header: http.Header{"Content-Type": {"application/octet-stream"}},
+		want:   []int{http.StatusAccepted, http.StatusNoContent, http.StatusCreated},
+	})
+	var at *url.URL
+	if err == nil {
+		resp.Body.Close()
+		if at = u; resp.Header.Get("Location") != "" {
+			at, err = location(resp)
+		}
+	} else {
+		at, err = c.resume(ctx, s, u, open, -1, err)
+	}
+	if err != nil {
+		c.abandon(ctx, s, u, up, err)
+		return nil, forgotten(err)
+	}
+	return at, nil
 }
 
 // measured digests and counts what passes. A registry may answer before it has
@@ -275,15 +307,16 @@ func (c *Client) PushManifest(ctx context.Context, ref oci.Ref, mediaType string
 	return desc, fmt.Errorf("push manifest %s: %w", ref.Familiar(), err)
 }
 
-// CheckPush tells early whether a push would be permitted: it begins an upload
-// and cancels it. ErrDenied when not.
+// CheckPush tells early whether a push would be permitted: it begins an upload,
+// which the next blob for the repository uses. The caller ends with Release.
+// ErrDenied when not.
 func (c *Client) CheckPush(ctx context.Context, repo oci.Ref) error {
 	s, err := c.session(ctx, repo.Domain, repo.Path, push, "")
 	if err == nil {
 		err = c.retry(ctx, func() error {
-			u, err := c.startUpload(ctx, s)
+			u, err := c.beginUpload(ctx, s)
 			if err == nil {
-				c.cancelUpload(ctx, s, u)
+				c.keepBegun(ctx, s, u)
 			}
 			return err
 		})

@@ -85,7 +85,8 @@ type Client struct {
 	t http.RoundTripper
 
 	mu       sync.Mutex
-	sessions map[sessionKey]*session // guarded by mu
+	sessions map[sessionKey]*session // guarded by mu, as is the following
+	begun    map[place]begun         // uploads that nothing was sent to yet
 }
 
 // New makes a client. It sends nothing.
@@ -108,7 +109,7 @@ func New(o Options) *Client {
 	if o.Backoff == nil {
 		o.Backoff = backoff
 	}
-	c := &Client{o: o, sessions: map[sessionKey]*session{}}
+	c := &Client{o: o, sessions: map[sessionKey]*session{}, begun: map[place]begun{}}
 	c.t = transport.NewUserAgent(&guard{next: o.Transport, plain: c.plain}, o.UserAgent)
 	return c
 }

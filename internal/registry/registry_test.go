@@ -102,7 +102,7 @@ func TestRoundTrip(t *testing.T) {
 	if err := c.Push(ctx, ref, layerDesc, opener(layer)); err != nil {
 		t.Fatal(err)
 	}
-	got, err := c.PushStream(ctx, ref, opener(config))
+	got, err := c.PushStream(ctx, ref, Upload{}, opener(config))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -592,6 +592,7 @@ func TestMount(t *testing.T) {
 	if ok, err := c.Mount(ctx, to, desc.Digest, mustRef(t, "elsewhere.example/from")); err != nil || ok {
 		t.Errorf("mount across registries: got %v, %v", ok, err)
 	}
+	c.Release(ctx)
 	if n := uploads.Load(); n != 0 {
 		t.Errorf("%d uploads were left open", n)
 	}
@@ -617,7 +618,7 @@ func TestPushRetries(t *testing.T) {
 		t.Fatal(err)
 	}
 	puts.Store(0)
-	if _, err := c.PushStream(ctx, ref, opener(b)); err != nil {
+	if _, err := c.PushStream(ctx, ref, Upload{}, opener(b)); err != nil {
 		t.Fatal(err)
 	}
 	broken, opened := errors.New("disk on fire"), 0

@@ -22,6 +22,24 @@ import (
 //
 // Registries that have forgotten the upload get it anew, from the start.
 
+// errBegin says that there is nothing to go on from.
+var errBegin = errors.New("the upload is not known")
+
+// goOn sends the rest of an upload that another process began, if there is one,
+// and returns where its digest is to be named; nil when it is to be begun.
+func (c *Client) goOn(ctx context.Context, s *session, up *Upload, open func() (io.ReadCloser, error), size int64) *url.URL {
+	from := up.From
+	up.From = "" // once
+	u, err := url.Parse(from)
+	if from == "" || err != nil {
+		return nil
+	}
+	if u, err = c.rest(ctx, s, u, open, size); err != nil {
+		return nil
+	}
+	return u
+}
+
 // resume sends the rest of an upload that ended with cause, and returns where
 // its digest is to be named. size is -1 when it is not known. It returns cause
 // when there is nothing to go on from.
@@ -34,38 +52,51 @@ func (c *Client) resume(ctx context.Context, s *session, u *url.URL, open func()
 		if err := c.pause(ctx, n, t.after); err != nil {
 			return nil, err
 		}
-		at, offset := c.uploadStatus(ctx, s, u)
-		if at == nil || offset == 0 || size >= 0 && offset > size {
-			return nil, cause
-		}
-		r := request{
-			method: http.MethodPatch, url: at, length: -1, header: http.Header{"Content-Type": {"application/octet-stream"}},
-			body: func() (io.ReadCloser, error) { return openAt(open, offset) },
-			want: []int{http.StatusAccepted, http.StatusNoContent, http.StatusCreated},
-		}
-		if size >= 0 {
-			if size == offset {
-				return at, nil
-			}
-			r.length = size - offset
-			r.header.Set("Content-Range", fmt.Sprintf("%d-%d", offset, size-1))
-		}
-		resp, err := c.once(ctx, s, r)
+		at, err := c.rest(ctx, s, u, open, size)
 		var own *sourceError
 		switch {
 		case err == nil:
-			resp.Body.Close()
-			if resp.Header.Get("Location") == "" {
-				return at, nil
-			}
-			return location(resp)
+			return at, nil
 		case errors.As(err, &own), ctx.Err() != nil:
 			return nil, err
 		case !errors.As(err, &t):
 			return nil, cause // it does not take up uploads: begin a new one
 		}
-		cause, u = err, at
+		cause = err
+		if at != nil {
+			u = at
+		}
 	}
+}
+
+// rest asks where an upload stands and sends what is missing, once. at is where
+// the upload goes on, also after an error if that is known.
+func (c *Client) rest(ctx context.Context, s *session, u *url.URL, open func() (io.ReadCloser, error), size int64) (at *url.URL, err error) {
+	at, offset := c.uploadStatus(ctx, s, u)
+	if at == nil || offset == 0 || size >= 0 && offset > size {
+		return nil, errBegin
+	}
+	r := request{
+		method: http.MethodPatch, url: at, length: -1, header: http.Header{"Content-Type": {"application/octet-stream"}},
+		body: func() (io.ReadCloser, error) { return openAt(open, offset) },
+		want: []int{http.StatusAccepted, http.StatusNoContent, http.StatusCreated},
+	}
+	if size >= 0 {
+		if size == offset {
+			return at, nil
+		}
+		r.length = size - offset
+		r.header.Set("Content-Range", fmt.Sprintf("%d-%d", offset, size-1))
+	}
+	resp, err := c.once(ctx, s, r)
+	if err != nil {
+		return at, err
+	}
+	resp.Body.Close()
+	if resp.Header.Get("Location") == "" {
+		return at, nil
+	}
+	return location(resp)
 }
 
 // uploadStatus asks how many bytes of an upload have arrived, and where it goes

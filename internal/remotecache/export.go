@@ -16,6 +16,7 @@ import (
 	"dhow/internal/export"
 	"dhow/internal/image"
 	"dhow/internal/oci"
+	"dhow/internal/registry"
 	"dhow/internal/snapshot"
 	"dhow/internal/solve"
 
@@ -333,7 +334,7 @@ func (d *Deps) copyToRepo(ctx context.Context, repo oci.Ref, p place, open func(
 			return err
 		}
 	}
-	return d.Registry.PushNew(ctx, repo, desc, open)
+	return d.Registry.PushNew(ctx, repo, desc, registry.Upload{}, open)
 }
 
 // writeDocuments writes the document of keys, then what refers to it, so that a

@@ -59,7 +59,7 @@ func (r *Registry) PutBlob(ctx context.Context, desc ocispecs.Descriptor, from S
 	if err != nil || have {
 		return err
 	}
-	return r.Client.PushNew(ctx, r.Ref, desc, func() (io.ReadCloser, error) { return verified(ctx, from, desc) })
+	return r.Client.PushNew(ctx, r.Ref, desc, registry.Upload{}, func() (io.ReadCloser, error) { return verified(ctx, from, desc) })
 }
 
 // PutManifest implements Target.
