@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -74,13 +75,34 @@ func (cs *Containers) Rename(ctx context.Context, ref, name string) error {
 	}, event); err != nil {
 		return err
 	}
-	if !active(c.State.Status) {
-		return nil
-	}
-	if err := cs.networks().Rename(ctx, c.ID, name); err != nil {
+	if err := cs.told(ctx, c, supervise.Client.Reload); err != nil {
 		return err
 	}
-	return cs.told(ctx, c, supervise.Client.Reload)
+	return cs.renameLinks(ctx, old, name)
+}
+
+// renameLinks lets the containers that link to one of that name go on doing so.
+func (cs *Containers) renameLinks(ctx context.Context, old, name string) error {
+	all, err := cs.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, c := range all {
+		if !supervise.RenameLinks(c.Record, old, name) {
+			continue
+		}
+		_, err := supervise.ChangeRecord(ctx, cs.store, c.ID, func(r *container.Record) error {
+			supervise.RenameLinks(r, old, name)
+			return nil
+		})
+		if err == nil {
+			err = cs.told(ctx, c, supervise.Client.Reload)
+		}
+		if err != nil && !errors.Is(err, errdef.ErrNotFound) { // removed meanwhile
+			return err
+		}
+	}
+	return nil
 }
 
 // Update changes what was asked of a container, of which its limits, the restart

@@ -82,6 +82,43 @@ func (a *Attachment) disconnect(ctx context.Context, id string) error {
 		a.ns.store.UpdateNetworks(ctx, func(tx *store.NetworkTx) error { return tx.RemoveEndpoint(id, a.request.Container) }))
 }
 
+// Rename takes over the names of a request that was changed: the container's own,
+// and those it links to. It says whether any is new.
+func (a *Attachment) Rename(ctx context.Context, r Request) (changed bool, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	list := slices.Clone(a.endpoints)
+	for i := range list {
+		e := &list[i]
+		links := e.Links
+		for _, want := range r.Networks {
+			if n, err := a.ns.Inspect(ctx, want.Network); err == nil && n.ID == e.Network {
+				links = want.Links
+			}
+		}
+		changed = changed || e.Name != r.Name || !slices.Equal(e.Links, links)
+		e.Name, e.Links = r.Name, links
+	}
+	if !changed || a.closed {
+		return false, nil
+	}
+	err = a.ns.store.UpdateNetworks(ctx, func(tx *store.NetworkTx) error {
+		for i := range list {
+			if err := tx.PutEndpoint(list[i].record()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return false, describe(err, "rename container %s in its networks", a.request.Name)
+	}
+	known := slices.Clone(list)
+	a.request.Name, a.endpoints = r.Name, list
+	a.known.Store(&known)
+	return true, nil
+}
+
 // setGateway sends what is for elsewhere through the first network that has a
 // way out. It needs mu.
 func (a *Attachment) setGateway() error {

@@ -449,8 +449,3 @@ func (ns *Networks) Sweep(ctx context.Context) error {
 	}
 	return describe(err, "sweep networks")
 }
-
-// Rename changes the name that others know a container by.
-func (ns *Networks) Rename(ctx context.Context, container, name string) error {
-	return ns.store.UpdateNetworks(ctx, func(tx *store.NetworkTx) error { return tx.RenameContainer(container, name) })
-}

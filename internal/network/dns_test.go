@@ -83,7 +83,7 @@ func TestNames(t *testing.T) {
 		must(t, err)
 	}
 	id := strings.Repeat("0123456789ab", 5) + "cdef"
-	up(t, ns, Request{Container: id, Name: "Web1", Hostname: "webhost", Networks: []EndpointRequest{{Network: "Net", Aliases: []string{"web"}}}})
+	web1 := up(t, ns, Request{Container: id, Name: "Web1", Hostname: "webhost", Networks: []EndpointRequest{{Network: "Net", Aliases: []string{"web"}}}})
 	up(t, ns, Request{Name: "web2", Networks: []EndpointRequest{{Network: "Net", Aliases: []string{"web"}}, {Network: "inner"}}})
 	a := up(t, ns, Request{Name: "a", Networks: []EndpointRequest{{Network: "Net", Links: []Link{{"web2", "backend"}}}}})
 	in := a.Namespace()
@@ -117,8 +117,22 @@ func TestNames(t *testing.T) {
 			t.Errorf("%s on the internal network: got %v, want no answer", name, got)
 		}
 	}
-	must(t, ns.Rename(ctx, id, "renamed"))
+	rename := func(a *Attachment, r Request, want bool) {
+		t.Helper()
+		if changed, err := a.Rename(ctx, r); err != nil || changed != want {
+			t.Errorf("rename to %s: got %v, %v, want %v", r.Name, changed, err, want)
+		}
+	}
+	rename(web1, Request{Name: "Web1", Networks: []EndpointRequest{{Network: "Net"}}}, false)
+	rename(web1, Request{Name: "renamed", Networks: []EndpointRequest{{Network: "Net"}}}, true)
 	wantNames(t, in, "renamed", "10.9.0.2")
+	// Networks that it comes to later know the new name, and links lead to it.
+	if e, err := web1.Connect(ctx, EndpointRequest{Network: "inner"}); err != nil || e.Name != "renamed" {
+		t.Errorf("connect: got name %q, %v", e.Name, err)
+	}
+	wantNames(t, b.Namespace(), "renamed", "10.10.0.4")
+	rename(a, Request{Name: "a", Networks: []EndpointRequest{{Network: "Net", Links: []Link{{"renamed", "backend"}}}}}, true)
+	wantNames(t, in, "backend", "10.9.0.2")
 
 	conf, err := a.ResolvConf()
 	must(t, err)

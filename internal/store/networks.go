@@ -197,14 +197,6 @@ func (t *NetworkTx) RemoveContainer(container string) error {
 	return nil
 }
 
-// RenameContainer changes the name that a container's endpoints have.
-func (t *NetworkTx) RenameContainer(container, name string) error {
-	if err := execute(t.c, "UPDATE endpoints SET name = ? WHERE container = ?", name, container); err != nil {
-		return fmt.Errorf("rename endpoints: %w", err)
-	}
-	return nil
-}
-
 // Ports are all that containers have.
 func (t *NetworkTx) Ports() ([]PortRecord, error) { return t.ports("1") }
 

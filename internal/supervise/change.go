@@ -52,7 +52,19 @@ func (s *supervisor) reload(ctx context.Context) error {
 		return err
 	}
 	s.change(func() { s.rec = rec })
-	return nil
+	r, err := s.current()
+	if err != nil || r.net == nil {
+		return nil // the next run is what the record says
+	}
+	req, _, err := NetworkRequest(rec)
+	if err != nil {
+		return err
+	}
+	renamed, err := r.net.Rename(ctx, req)
+	if err != nil || !renamed {
+		return err
+	}
+	return s.networksChanged(ctx, r, rec)
 }
 
 // update applies the record's limits, and destinations of output, to what runs.

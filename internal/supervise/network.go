@@ -143,6 +143,32 @@ func parseLinks(list []string) []network.Link {
 	return links
 }
 
+// RenameLinks lets a record's links to a container of one name lead to another
+// one. It says whether there are any.
+func RenameLinks(rec *container.Record, old, name string) bool {
+	changed := false
+	rename := func(links []string) {
+		for i, l := range links {
+			target, alias, ok := strings.Cut(l, ":")
+			if !ok {
+				alias = target
+			}
+			if strings.TrimPrefix(target, "/") == old {
+				links[i], changed = name+":"+alias, true
+			}
+		}
+	}
+	rename(rec.Host.Links)
+	if rec.Networking != nil {
+		for _, ep := range rec.Networking.EndpointsConfig {
+			if ep != nil {
+				rename(ep.Links)
+			}
+		}
+	}
+	return changed
+}
+
 // portRequests are the ports to publish, in a fixed order.
 func portRequests(rec *container.Record) ([]network.PortRequest, error) {
 	bindings := map[dockernet.Port][]dockernet.PortBinding{}
