@@ -17,18 +17,24 @@ import (
 // AdoptConfig says which process Adopt takes over. A process id alone is not
 // enough: the kernel gives it away again.
 type AdoptConfig struct {
-	// Pid and Start are what Pid and StartTime of the first Process returned.
+	// Pid and Start are what Pid and StartTime of the first Process returned. A
+	// Start of 0 means whoever has that Pid now.
 	Pid   int
 	Start uint64
 	// CgroupName is what its CgroupName returned; "" where there was none.
 	CgroupName string
+	// Child says that the process is the caller's own child, as those are whose
+	// parent ended below a subreaper.
+	Child bool
+	// Console is what the Process is to have as its Console.
+	Console *os.File
 }
 
 // Adopt takes over a process that was started with Config.Survive by somebody
-// who has died since. ErrNotFound says that the process has ended, too, and
-// that nobody can tell any more how.
+// who has died since, or by another program. ErrNotFound says that the process
+// has ended, too, and that nobody can tell any more how.
 //
-// An adopted process has no Console: its terminal ended with its starter.
+// The terminal of a process whose starter died ended with that one.
 func Adopt(cfg AdoptConfig) (*Process, error) {
 	fd, err := unix.PidfdOpen(cfg.Pid, unix.PIDFD_NONBLOCK)
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) { // EINVAL: a thread's number by now
@@ -45,12 +51,13 @@ func Adopt(cfg AdoptConfig) (*Process, error) {
 	}
 	// Read after the descriptors were opened: if the number means the right
 	// process now, it did then.
-	if stat, ok := sys.ReadStat(cfg.Pid); !ok || stat.Start != cfg.Start {
+	stat, ok := sys.ReadStat(cfg.Pid)
+	if !ok || cfg.Start != 0 && stat.Start != cfg.Start {
 		pidfd.Close()
 		_ = proc.Release()
 		return nil, errdef.New(errdef.ErrNotFound, "adopt process %d: it has ended", cfg.Pid)
 	}
-	p := &Process{proc: proc, start: cfg.Start, done: make(chan struct{})}
+	p := &Process{proc: proc, start: stat.Start, console: cfg.Console, done: make(chan struct{})}
 	if cfg.CgroupName != "" {
 		if p.cg, err = openCgroup(cfg.CgroupName); err != nil {
 			pidfd.Close()
@@ -59,6 +66,11 @@ func Adopt(cfg AdoptConfig) (*Process, error) {
 	}
 	if !sameNamespace(cfg.Pid, "user") {
 		p.cloneFlags |= unix.CLONE_NEWUSER
+	}
+	if cfg.Child {
+		pidfd.Close()
+		go p.watch()
+		return p, nil
 	}
 	go p.watchAdopted(pidfd)
 	return p, nil

@@ -183,22 +183,24 @@ func (b *builder) buildProcess() error {
 		b.plan.Rows, b.plan.Cols = uint64(p.ConsoleSize.Height), uint64(p.ConsoleSize.Width)
 	}
 	for _, r := range p.Rlimits {
-		n, ok := rlimitNumber(r.Type)
+		n, ok := RlimitNumber(r.Type)
 		if !ok {
 			return errdef.New(errdef.ErrInvalid, "start the sandbox: unknown resource limit %s", r.Type)
 		}
 		name := strings.ToLower(strings.TrimPrefix(r.Type, "RLIMIT_"))
-		b.plan.Rlimits = append(b.plan.Rlimits, stage.Rlimit{Resource: n, Name: name, Soft: r.Soft, Hard: r.Hard})
+		b.plan.Rlimits = append(b.plan.Rlimits, stage.Rlimit{Resource: uint64(n), Name: name, Soft: r.Soft, Hard: r.Hard})
 	}
 	return nil
 }
 
-func rlimitNumber(name string) (uint64, bool) {
+// RlimitNumber is the number of a resource limit by its name in a runtime spec,
+// "RLIMIT_NOFILE".
+func RlimitNumber(name string) (int, bool) {
 	// The order of include/uapi/asm-generic/resource.h.
 	for i, n := range []string{"CPU", "FSIZE", "DATA", "STACK", "CORE", "RSS", "NPROC", "NOFILE", "MEMLOCK",
 		"AS", "LOCKS", "SIGPENDING", "MSGQUEUE", "NICE", "RTPRIO", "RTTIME"} {
 		if name == "RLIMIT_"+n {
-			return uint64(i), true
+			return i, true
 		}
 	}
 	return 0, false
@@ -206,17 +208,9 @@ func rlimitNumber(name string) (uint64, bool) {
 
 // buildPaths copies what is hidden and what is read-only.
 func (b *builder) buildPaths() error {
-	for _, p := range b.spec.Linux.MaskedPaths {
-		if !strings.Contains(p, "*") {
-			b.plan.Masked = append(b.plan.Masked, p)
-			continue
-		}
-		// One path a CPU: what is there is the same inside, sysfs is the machine's.
-		matches, err := filepath.Glob(p)
-		if err != nil {
-			return errdef.New(errdef.ErrInvalid, "mask %s: %w", p, err)
-		}
-		b.plan.Masked = append(b.plan.Masked, matches...)
+	var err error
+	if b.plan.Masked, err = ExpandPaths(b.spec.Linux.MaskedPaths); err != nil {
+		return err
 	}
 	b.plan.ReadOnly = append(b.plan.ReadOnly, b.spec.Linux.ReadonlyPaths...)
 	if b.spec.Root != nil {
@@ -231,6 +225,24 @@ func (b *builder) buildPaths() error {
 	}
 	b.plan.Null = b.pass(null)
 	return nil
+}
+
+// ExpandPaths replaces patterns among masked paths by what they match: one path
+// a CPU. What is there is the same inside, as sysfs is the machine's.
+func ExpandPaths(paths []string) ([]string, error) {
+	var out []string
+	for _, p := range paths {
+		if !strings.Contains(p, "*") {
+			out = append(out, p)
+			continue
+		}
+		matches, err := filepath.Glob(p)
+		if err != nil {
+			return nil, errdef.New(errdef.ErrInvalid, "mask %s: %w", p, err)
+		}
+		out = append(out, matches...)
+	}
+	return out, nil
 }
 
 // buildStdio passes the standard streams. The stage opens the null device

@@ -85,3 +85,19 @@ func ownCaps() (uint64, error) {
 	}
 	return uint64(data[0].Permitted) | uint64(data[1].Permitted)<<32, nil
 }
+
+// OwnCapabilities lists those that this process may give, as a runtime spec
+// names them.
+func OwnCapabilities() ([]string, error) {
+	have, err := ownCaps()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for i, n := range Capabilities() {
+		if have>>i&1 != 0 {
+			names = append(names, n)
+		}
+	}
+	return names, nil
+}

@@ -208,6 +208,9 @@ func (c *cgroup) manage(res *cgroups.Resources) (err error) {
 // openCgroup finds a cgroup that was made before, perhaps by another process;
 // one that is not there has no directories.
 func openCgroup(name string) (*cgroup, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
 	c := &cgroup{name: name, paths: map[string]string{}}
 	if cgroup2() {
 		c.paths[""] = path.Join(cgroupRoot, name)
@@ -228,6 +231,16 @@ func openCgroup(name string) (*cgroup, error) {
 		}
 	}
 	return c, c.manage(&cgroups.Resources{SkipDevices: true})
+}
+
+// checkName refuses a name that is no cgroup's below the root of the hierarchy. In
+// the root's is everything that runs on the machine, and a cgroup is ended with
+// all that is in it.
+func checkName(name string) error {
+	if path.Clean("/"+name) == "/" || slices.Contains(strings.Split(name, "/"), "..") {
+		return errdef.New(errdef.ErrInvalid, "open the cgroup %q: not a cgroup's name", name)
+	}
+	return nil
 }
 
 // open2 opens a version 2 directory that has the needed controllers.
@@ -279,6 +292,16 @@ func cgroup1Paths(name string, need []string) (map[string]string, error) {
 func exists(p string) bool {
 	_, err := os.Stat(p)
 	return err == nil
+}
+
+// DelegatedCgroup is where an ordinary user's cgroup of that name can be, below
+// the root of the hierarchy; ok is false where none has been delegated.
+func DelegatedCgroup(name string) (path string, ok bool) {
+	if !cgroup2() {
+		return "", false
+	}
+	path, err := delegated(name)
+	return path, err == nil
 }
 
 // delegated finds the name for a cgroup below our own, which version 2 allows an ordinary user if it has been delegated. A cgroup with processes
@@ -488,6 +511,9 @@ const removeTries = 40
 // removeCgroup kills everything in a cgroup and its children, and removes
 // them. One that is not there is fine.
 func removeCgroup(dir string) error {
+	if isHierarchy(dir) {
+		return errdef.New(errdef.ErrInvalid, "remove the cgroup %s: it is the machine's", dir)
+	}
 	pause := time.Millisecond
 	for try := 0; ; try++ {
 		err := removeCgroupTree(dir)
@@ -498,6 +524,14 @@ func removeCgroup(dir string) error {
 		time.Sleep(pause)
 		pause = min(2*pause, 64*time.Millisecond)
 	}
+}
+
+// isHierarchy tells whether a directory is the root of a hierarchy, or holds some,
+// and no cgroup.
+func isHierarchy(dir string) bool {
+	var st, parent unix.Stat_t
+	return len(path.Clean(dir)) <= len(cgroupRoot) ||
+		unix.Stat(dir, &st) == nil && unix.Stat(path.Dir(path.Clean(dir)), &parent) == nil && st.Dev != parent.Dev
 }
 
 // removeCgroupTree removes the directories, the deepest first. The files in
@@ -527,6 +561,9 @@ func removeCgroupTree(dir string) error {
 
 // killCgroup kills every process in a cgroup and its children.
 func killCgroup(dir string) {
+	if isHierarchy(dir) {
+		return
+	}
 	if os.WriteFile(path.Join(dir, "cgroup.kill"), []byte("1"), 0) == nil { // version 2 from Linux 5.14
 		return
 	}

@@ -254,3 +254,29 @@ func TestMissingControllers(t *testing.T) {
 		t.Errorf("need %q, warnings %q (-want +got):\n%s", l.need, l.warnings, diff)
 	}
 }
+
+// A cgroup is ended with all that is in it: the root, in which the machine's own
+// processes are, is nobody's to open.
+func TestRootIsNoCgroup(t *testing.T) {
+	for _, name := range []string{"", "/", "//", "/.", "/a/..", "..", "/../x", "a/../.."} {
+		if _, err := openCgroup(name); !errors.Is(err, errdef.ErrInvalid) {
+			t.Errorf("open the cgroup %q: got %v, want ErrInvalid", name, err)
+		}
+	}
+	dirs, err := filepath.Glob(cgroupRoot + "/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range append(dirs, cgroupRoot, cgroupRoot+"/", "/") {
+		var st, root unix.Stat_t
+		if unix.Stat(dir, &st) != nil || unix.Stat(cgroupRoot, &root) != nil || st.Dev == root.Dev && len(dir) > len(cgroupRoot)+1 {
+			continue // a link, or a cgroup of version 2
+		}
+		if !isHierarchy(dir) {
+			t.Errorf("%s passes for a cgroup", dir)
+		}
+	}
+	if isHierarchy(cgroupRoot + "/nosuchcgroup") {
+		t.Error("what is not there passes for a hierarchy")
+	}
+}

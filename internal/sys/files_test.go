@@ -152,7 +152,7 @@ func TestRemoveAllMount(t *testing.T) {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "out/keep"), "x")
 	write(t, filepath.Join(dir, "tree/m/hidden"), "x")
-	err := onSpareThread(func() error {
+	err := OnSpareThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 			return err
 		}

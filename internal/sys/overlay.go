@@ -209,7 +209,7 @@ func withLog(fd int, err error) error {
 // own stand for the layers, so that 500 of them fit on the page.
 func mountOverlayOld(o Overlay) (*os.File, error) {
 	var f *os.File
-	err := onSpareThread(func() (err error) {
+	err := OnSpareThread(func() (err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 			return fmt.Errorf("unshare mount namespace: %w", err)
 		}
@@ -281,16 +281,16 @@ func linkLayers(o Overlay) (string, error) {
 	return strings.Join(data, ","), nil
 }
 
-// onSpareThread runs f on an OS thread that ends with it, so that f may change
+// OnSpareThread runs f on an OS thread that ends with it, so that f may change
 // the thread's namespaces. It is never the main thread, which cannot end and is
 // what /proc/self shows.
-func onSpareThread(f func() error) error {
+func OnSpareThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
 		if unix.Gettid() == unix.Getpid() {
 			// This goroutine keeps the main thread busy while another runs f.
-			done <- onSpareThread(f)
+			done <- OnSpareThread(f)
 			runtime.UnlockOSThread()
 			return
 		}
