@@ -22,6 +22,10 @@ type Record struct {
 	Platform string        // oci.FormatPlatform
 	Chain    string        // text form of the image's snapshot.Chain
 
+	// Runtime is the program behind Host.Runtime; without a Path it is dhow's own
+	// sandbox.
+	Runtime Runtime
+
 	Config     *container.Config         // merged with the image's configuration
 	Host       *container.HostConfig     //
 	Networking *network.NetworkingConfig // what each network was asked for, by its name
@@ -30,6 +34,12 @@ type Record struct {
 	Health  HealthOptions  // beside Config.Healthcheck
 	Restart RestartOptions // beside Host.RestartPolicy
 	Logs    []LogDriver    // the first is Host.LogConfig
+}
+
+// Runtime is an OCI runtime, a program with runc's command line.
+type Runtime struct {
+	Path string   `json:",omitempty"` // absolute
+	Args []string `json:",omitempty"` // in front of every command
 }
 
 // Mount is one mount of a container: of a directory or file of the host, a

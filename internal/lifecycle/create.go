@@ -18,6 +18,7 @@ import (
 	"dhow/internal/image"
 	"dhow/internal/logs"
 	"dhow/internal/oci"
+	"dhow/internal/sandbox/ociruntime"
 	"dhow/internal/store"
 	"dhow/internal/supervise"
 	"dhow/internal/sys"
@@ -111,6 +112,9 @@ func (cs *Containers) prepare(ctx context.Context, r *CreateRequest, id, name st
 	if err := rec.Validate(runtime.NumCPU()); err != nil {
 		return err
 	}
+	if err := findRuntime(rec); err != nil {
+		return err
+	}
 	if err := logs.CheckAll(supervise.LogConfig(rec).Drivers); err != nil {
 		return err
 	}
@@ -131,6 +135,18 @@ func (cs *Containers) prepare(ctx context.Context, r *CreateRequest, id, name st
 		return err
 	}
 	return os.Mkdir(supervise.Dir(cs.store, rec.ID), 0o700)
+}
+
+// findRuntime finds the program that is to run the container, if that is not
+// dhow's own sandbox.
+func findRuntime(rec *container.Record) error {
+	if rec.Host.Runtime == "" || rec.Host.Runtime == ociruntime.Own {
+		rec.Host.Runtime = ociruntime.Own
+		return nil
+	}
+	r, err := ociruntime.Find(rec.Host.Runtime, os.Getenv)
+	rec.Runtime = container.Runtime{Path: r.Path, Args: r.Args}
+	return err
 }
 
 // findMounted finds the images that the container mounts.

@@ -215,6 +215,9 @@ func (cs *Containers) removeResting(ctx context.Context, c *Container, o supervi
 		return err
 	}
 	defer lock.Unlock()
+	if err := supervise.Reclaim(c.Record); err != nil {
+		return err
+	}
 	trash, err := supervise.Discard(ctx, cs.store, c.Record, o)
 	if err != nil {
 		return err

@@ -259,7 +259,7 @@ func (s *supervisor) sendRoot(c *conn) error {
 	if err != nil {
 		return err
 	}
-	root, err := r.proc.Root()
+	root, err := s.rootOf(r)
 	if err != nil {
 		return err
 	}

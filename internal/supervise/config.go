@@ -72,6 +72,10 @@ func CgroupName(rec *container.Record) string {
 	return filepath.Join(parent, "c-"+rec.ID)
 }
 
+// Reclaim ends what a start of the container has left that was killed before
+// anybody knew of it. It is for one who holds the container's lock.
+func Reclaim(rec *container.Record) error { return sandbox.ReclaimCgroup(CgroupName(rec)) }
+
 // facts finds out what the record leaves open.
 func (s *supervisor) facts(ctx context.Context, r *run, rec *container.Record) (container.Facts, error) {
 	f := container.Facts{Namespaces: map[specs.LinuxNamespaceType]string{}}

@@ -403,7 +403,9 @@ func (s *supervisor) wait(ctx context.Context, condition dockertypes.WaitConditi
 	ended := func() bool { return s.run == nil && s.state.Status != dockertypes.StateRunning }
 	switch condition {
 	case "", dockertypes.WaitConditionNotRunning:
-		cond = func() bool { return ended() && s.state.Status != dockertypes.StateRestarting }
+		cond = func() bool {
+			return ended() && (s.state.Status != dockertypes.StateRestarting || s.asked.restart) // by hand: it has ended
+		}
 	case dockertypes.WaitConditionNextExit:
 		cond = func() bool { return ended() || s.state.StartedAt.After(begun) }
 	case dockertypes.WaitConditionRemoved:

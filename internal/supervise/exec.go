@@ -45,7 +45,7 @@ func (s *supervisor) exec(ctx context.Context, c *conn, o ExecOptions) (any, err
 type execution struct {
 	s       *supervisor
 	id      string
-	proc    *sandbox.Process
+	proc    program
 	console *os.File
 	stdin   *input
 	pipes   []*pipe // stdout and stderr; or the terminal
@@ -80,7 +80,7 @@ func (s *supervisor) startExec(ctx context.Context, o ExecOptions) (*execution, 
 			return nil, err
 		}
 	}
-	if x.proc, err = sandbox.Start(ctx, cfg); err != nil {
+	if x.proc, err = r.execute(ctx, cfg); err != nil {
 		x.abandon()
 		return nil, err
 	}
@@ -125,7 +125,7 @@ func (s *supervisor) execConfig(r *run, o ExecOptions) (sandbox.Config, error) {
 	if name == "" {
 		name = rec.Config.User
 	}
-	root, err := r.proc.Root()
+	root, err := s.rootOf(r)
 	if err != nil {
 		return sandbox.Config{}, err
 	}

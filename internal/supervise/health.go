@@ -83,7 +83,10 @@ func (s *supervisor) monitor(r *run) *health.Monitor {
 	return r.health
 }
 
-func (s *supervisor) complain(err error) {
+func (s *supervisor) complain(err error) { complain(err) }
+
+// complain says something for the supervisor's log.
+func complain(err error) {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "dhow supervise:", err)
 	}
@@ -181,7 +184,7 @@ func (s *supervisor) probeRunner(r *run) health.Runner {
 		}
 		cfg.Stdout, cfg.Stderr, cfg.Scope = output, output, true
 		began := time.Now()
-		p, err := sandbox.Start(ctx, cfg)
+		p, err := r.execute(ctx, cfg)
 		if err != nil {
 			return -1, err
 		}

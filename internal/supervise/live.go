@@ -44,6 +44,9 @@ func (s *supervisor) live(ctx context.Context, starter *conn, args startArgs) er
 			s.watchHealth(ctx, r, args.Adopt) // who hears that it runs may ask for its health
 		}
 		first.started(r, err)
+		if err == nil && s.stopAsked() { // between two runs
+			go func() { complain(s.end(ctx, StopOptions{})) }()
+		}
 		if err != nil && args.Adopt {
 			return errors.Join(err, s.lock.Unlock()) // the container is as it was
 		}
@@ -57,6 +60,13 @@ func (s *supervisor) live(ctx context.Context, starter *conn, args startArgs) er
 		}
 	}
 	return s.finish(ctx, listener)
+}
+
+// stopAsked tells whether the container is to end.
+func (s *supervisor) stopAsked() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.asked.stop
 }
 
 // begin starts the container's process, or takes over the one that a killed
@@ -78,7 +88,7 @@ func (s *supervisor) begin(ctx context.Context, adopt bool) (*run, error) {
 			Cgroup: r.proc.CgroupName(), Supervisor: os.Getpid(), StartedAt: now, Restarts: st.Restarts,
 			Networks: r.networks, Ports: r.ports, Health: r.firstHealth(),
 		}
-		s.run = r
+		s.run, s.asked.restart = r, false
 	})
 	s.closeMounts(r)
 	if err != nil {
@@ -99,13 +109,13 @@ func (s *supervisor) again(ctx context.Context, r *run, plan *container.RestartP
 	r.stdin.close()
 	s.mu.Lock()
 	asked := s.asked
-	s.asked.unhealthy, s.asked.restart, s.asked.revive = "", false, false
-	policy := s.rec.Host.RestartPolicy // update may have changed it
+	s.asked.unhealthy, s.asked.revive = "", false // a restart is asked for until it has begun
+	policy := s.rec.Host.RestartPolicy            // update may have changed it
 	s.mu.Unlock()
 	plan.Policy = policy
 	if asked.restart {
 		plan.Restarts = 0
-		s.ended(ctx, r, asked, dockertypes.StateExited, 0)
+		s.ended(ctx, r, asked, dockertypes.StateRestarting, 0) // whoever comes now comes to us
 		return true
 	}
 	delay, again := plan.Next(container.Exit{
@@ -162,7 +172,7 @@ func (s *supervisor) failed(ctx context.Context, cause error) {
 		code = start.ExitCode
 	}
 	err := s.transition(ctx, "die", map[string]string{"exitCode": strconv.Itoa(code)}, func(st *container.State) {
-		s.run = nil
+		s.run, s.asked.restart = nil, false
 		if st.StartedAt.IsZero() {
 			st.Status = dockertypes.StateCreated
 		} else {
@@ -287,6 +297,10 @@ func (s *supervisor) adopt(ctx context.Context) (*run, error) {
 	}
 	if err != nil {
 		// The process is gone, and with it what nobody waited for: how it ended.
+		s.forgetForeign(ctx)
+		if st.Cgroup != "" {
+			complain(sandbox.ReclaimCgroup(st.Cgroup))
+		}
 		r = lostRun(st, "its supervisor was killed, and the process ended meanwhile: how is not known")
 	}
 	err = s.transition(ctx, "", nil, func(st *container.State) {

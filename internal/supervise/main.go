@@ -41,7 +41,7 @@ type supervisor struct {
 	yield   chan struct{}
 	yielded chan struct{}
 
-	root *os.File // the mounted tree, once there is one; live's alone
+	root *os.File // the mounted tree, once there is one; set before the first run is
 
 	mu      sync.Mutex
 	rec     *container.Record // guarded by mu; replaced, never changed

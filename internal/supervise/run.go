@@ -15,6 +15,7 @@ import (
 	"dhow/internal/logs"
 	"dhow/internal/network"
 	"dhow/internal/sandbox"
+	"dhow/internal/sandbox/ociruntime"
 	"dhow/internal/snapshot"
 
 	dockernet "github.com/moby/moby/api/types/network"
@@ -23,7 +24,8 @@ import (
 
 // run is one life of the container's process.
 type run struct {
-	proc     *sandbox.Process // nil for one whose end was lost
+	proc     *sandbox.Process      // nil for one whose end was lost
+	foreign  *ociruntime.Container // what proc is the first process of; nil in our own sandbox
 	started  time.Time
 	warnings []string
 	stdin    *input
@@ -69,6 +71,9 @@ func (s *supervisor) startRun(ctx context.Context) (*run, error) {
 		return nil, err
 	}
 	r.warnings = r.proc.Warnings()
+	if r.foreign != nil {
+		r.warnings = append(r.warnings, r.foreign.Warnings()...)
+	}
 	if r.net != nil {
 		r.warnings = append(r.warnings, r.net.Warnings()...)
 	}
@@ -108,7 +113,7 @@ func (s *supervisor) launchProcess(ctx context.Context, r *run, rec *container.R
 	if err := sandbox.ReclaimCgroup(cfg.CgroupName); err != nil {
 		return err
 	}
-	if r.proc, err = sandbox.Start(ctx, cfg); err != nil {
+	if err := s.startFirst(ctx, r, rec, cfg); err != nil {
 		return err
 	}
 	if cfg.TTY {
@@ -187,6 +192,7 @@ func (r *run) watch() {
 	if r.status, err = r.proc.Wait(); err != nil {
 		r.lost = err.Error()
 	}
+	r.forget()
 	close(r.exited)
 }
 
@@ -220,7 +226,7 @@ func (r *run) abandon() {
 // kill ends a run that must not go on, and waits for that.
 func (r *run) kill() {
 	if r.proc != nil {
-		_ = r.proc.Signal(os.Kill) // it has ended: as wanted
+		_ = r.signal(os.Kill) // it has ended: as wanted
 	}
 	r.wait()
 	r.stdin.close()
@@ -234,6 +240,9 @@ func (s *supervisor) adoptRun(ctx context.Context, st container.State) (*run, er
 		return nil, err
 	}
 	r := &run{proc: proc, started: st.StartedAt, exited: make(chan struct{}), networks: st.Networks, ports: st.Ports}
+	if r.foreign, err = s.adoptForeign(rec, proc); err != nil {
+		return nil, err
+	}
 	if r.facts.Hostname, err = hostname(rec); err != nil {
 		return nil, err
 	}
@@ -277,7 +286,12 @@ func (r *run) signal(sig os.Signal) error {
 	if r.proc == nil {
 		return errdef.New(errdef.ErrConflict, "the container is not running")
 	}
-	err := r.proc.Signal(sig)
+	var err error
+	if r.foreign != nil {
+		err = r.foreign.Signal(sig)
+	} else {
+		err = r.proc.Signal(sig)
+	}
 	if errors.Is(err, errdef.ErrNotFound) {
 		return errdef.New(errdef.ErrConflict, "the container is not running")
 	}

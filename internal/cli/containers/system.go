@@ -3,8 +3,10 @@ package containers
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 	"dhow/internal/image"
 	"dhow/internal/lifecycle"
 	"dhow/internal/logs"
+	"dhow/internal/sandbox/ociruntime"
 	"dhow/internal/snapshot"
 	"dhow/internal/volume"
 
@@ -233,7 +236,10 @@ func (a *app) info(ctx context.Context, e *engine.Engine) (system.Info, error) {
 		ServerVersion: a.Version.Version, Driver: "overlayfs", LoggingDriver: flags.DefaultLogDriver, CgroupDriver: "cgroupfs", CgroupVersion: "1",
 		OSType: "linux", Architecture: runtime.GOARCH, NCPU: runtime.NumCPU(), DockerRootDir: e.Store.Root(),
 		MemoryLimit: true, SwapLimit: true, PidsLimit: true, CPUCfsQuota: true, CPUCfsPeriod: true, CPUSet: true, CPUShares: true,
-		SystemTime: time.Now().Format(time.RFC3339Nano), SecurityOptions: []string{"name=seccomp,profile=builtin", "name=cgroupns"}, DefaultRuntime: "dhow",
+		SystemTime: time.Now().Format(time.RFC3339Nano), SecurityOptions: []string{"name=seccomp,profile=builtin", "name=cgroupns"}, DefaultRuntime: ociruntime.Own,
+	}
+	if err := findRuntimes(&in); err != nil {
+		return in, err
 	}
 	in.Plugins.Volume, in.Plugins.Network, in.Plugins.Log = []string{volume.Driver}, []string{"bridge", "host", "ipvlan", "macvlan", "null"}, logs.Names()
 	if a.Ordinary {
@@ -272,6 +278,16 @@ func (a *app) info(ctx context.Context, e *engine.Engine) (system.Info, error) {
 	return in, err
 }
 
+// findRuntimes lists what --runtime takes.
+func findRuntimes(in *system.Info) error {
+	found, err := ociruntime.List(os.Getenv)
+	in.Runtimes = map[string]system.RuntimeWithStatus{ociruntime.Own: {}}
+	for _, r := range found {
+		in.Runtimes[r.Name] = system.RuntimeWithStatus{Runtime: system.Runtime{Path: r.Path, Args: r.Args}}
+	}
+	return err
+}
+
 // osName is what os-release(5) calls the system.
 func osName() string {
 	data, err := os.ReadFile("/etc/os-release")
@@ -295,6 +311,7 @@ func (a *app) printInfo(in system.Info) {
 		{"Images", in.Images}, {"Version", in.ServerVersion}, {"Storage Driver", in.Driver}, {"Logging Driver", in.LoggingDriver},
 		{"Cgroup Driver", in.CgroupDriver}, {"Cgroup Version", in.CgroupVersion}, {"Log", strings.Join(in.Plugins.Log, " ")},
 		{"Network", strings.Join(in.Plugins.Network, " ")}, {"Volume", strings.Join(in.Plugins.Volume, " ")},
+		{"Runtimes", strings.Join(slices.Sorted(maps.Keys(in.Runtimes)), " ")}, {"Default Runtime", in.DefaultRuntime},
 		{"Security Options", strings.Join(in.SecurityOptions, " ")}, {"Kernel Version", in.KernelVersion}, {"Operating System", in.OperatingSystem},
 		{"OSType", in.OSType}, {"Architecture", in.Architecture}, {"CPUs", in.NCPU}, {"Total Memory", units.BytesSize(float64(in.MemTotal))},
 		{"Name", in.Name}, {"Root Dir", in.DockerRootDir},

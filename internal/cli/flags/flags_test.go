@@ -158,7 +158,6 @@ func TestCreateMistakes(t *testing.T) {
 		{"--device rel", "bad format for path"},
 		{"--device vendor.com/gpu=all", "CDI devices"},
 		{"--device /dev/null:/x:q", "bad mode specified"},
-		{"--runtime runc", "dhow has no --runtime"},
 		{"--network name=net,driver-opt=a=b", "driver-opt"},
 		{"--network net --link-local-ip 169.254.1.1", "dhow has no --link-local-ip"},
 		{"-v ::", "invalid volume"},

@@ -46,12 +46,8 @@ func (f *Create) Record(fl *pflag.FlagSet, args []string) (*container.Record, er
 
 // refuseUnmanaged refuses by name what docker has and dhow has not.
 func refuseUnmanaged(r *container.Record, _ *pflag.FlagSet) error {
-	h := r.Host
 	refuse := func(flag, why string) error {
 		return errdef.New(errdef.ErrUnsupported, "dhow has no --%s: %s", flag, why)
-	}
-	if h.Runtime != "" {
-		return refuse("runtime", "containers run in dhow's own sandbox")
 	}
 	for name, ep := range r.Networking.EndpointsConfig {
 		if len(ep.DriverOpts) > 0 {
