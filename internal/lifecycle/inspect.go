@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -159,10 +160,10 @@ func (cs *Containers) Probe(ctx context.Context, ref string) (health.Result, err
 	return client.Probe(ctx)
 }
 
-// Events returns what happened after the event numbered seq and not before
-// since, oldest first.
-func (cs *Containers) Events(ctx context.Context, seq int64, since time.Time) ([]store.Event, error) {
-	return cs.store.Events(ctx, seq, since)
+// Events yields what happened since then, and goes on until ctx ends, which its
+// last value tells.
+func (cs *Containers) Events(ctx context.Context, since time.Time) iter.Seq2[store.Event, error] {
+	return cs.store.FollowEvents(ctx, since)
 }
 
 // Process is one process of a container, as the machine sees it.

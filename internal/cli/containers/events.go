@@ -63,32 +63,28 @@ func (a *app) events(ctx context.Context, since, until string, tell func(store.E
 			return fmt.Errorf("--until: %w", err)
 		}
 	}
+	bounded := ctx
+	if !end.IsZero() {
+		var cancel context.CancelFunc
+		bounded, cancel = context.WithDeadline(ctx, end)
+		defer cancel()
+	}
 	return a.withContainers(ctx, func(cs *lifecycle.Containers) error {
-		const pause = 100 * time.Millisecond // nobody tells of a new row
-		var seq int64
-		for {
-			list, err := cs.Events(ctx, seq, from)
+		for e, err := range cs.Events(bounded, from) {
+			if err != nil && bounded.Err() != nil {
+				return nil // Ctrl-C, and --until, are the ways out
+			}
 			if err != nil {
 				return err
 			}
-			for _, e := range list {
-				seq = e.Seq
-				if !end.IsZero() && e.At.After(end) {
-					return nil
-				}
-				if err := tell(e); err != nil {
-					return err
-				}
-			}
-			if !end.IsZero() && !time.Now().Before(end) {
+			if !end.IsZero() && e.At.After(end) {
 				return nil
 			}
-			select {
-			case <-time.After(pause):
-			case <-ctx.Done():
-				return nil // Ctrl-C is the way out
+			if err := tell(e); err != nil {
+				return err
 			}
 		}
+		return nil
 	})
 }
 
