@@ -87,11 +87,12 @@ func (b *builder) passCgroup(cg *cgroup) error {
 		return nil
 	}
 	for _, dir := range cg.controllers() {
-		f, err := os.OpenFile(path.Join(dir, "tasks"), os.O_WRONLY, 0)
+		file := path.Join(dir, "tasks")
+		fd, err := unix.Open(file, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return fmt.Errorf("enter the cgroup: %w", err)
+			return fmt.Errorf("enter the cgroup: open %s: %w", file, err)
 		}
-		b.plan.Cgroups = append(b.plan.Cgroups, b.pass(b.own(f)))
+		b.plan.Cgroups = append(b.plan.Cgroups, b.pass(b.own(os.NewFile(uintptr(fd), file))))
 	}
 	return nil
 }

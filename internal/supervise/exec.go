@@ -26,6 +26,7 @@ func (s *supervisor) exec(ctx context.Context, c *conn, o ExecOptions) (any, err
 		return nil, startError(err)
 	}
 	if o.Detach {
+		x.tellStart(ctx, o)
 		x.copyOutput(c) // to nobody, soon
 		go x.wait()
 		return startedInfo{ID: x.id}, c.sendJSON(frameStarted, startedInfo{ID: x.id, Warnings: x.proc.Warnings()})
@@ -37,6 +38,7 @@ func (s *supervisor) exec(ctx context.Context, c *conn, o ExecOptions) (any, err
 	}
 	x.copyOutput(c)
 	go x.takeInput(c)
+	x.tellStart(ctx, o) // while it runs
 	status := x.wait()
 	return Exit{Code: status.ExitCode, OOMKilled: status.OOMKilled}, nil
 }
@@ -90,8 +92,12 @@ func (s *supervisor) startExec(ctx context.Context, o ExecOptions) (*execution, 
 		x.pipes = []*pipe{newPipe(x.console)}
 		x.pipes[0].console = true
 	}
-	s.event(ctx, "exec_start: "+strings.Join(o.Args, " "), map[string]string{"execID": x.id})
 	return x, nil
+}
+
+// tellStart records the event.
+func (x *execution) tellStart(ctx context.Context, o ExecOptions) {
+	x.s.event(ctx, "exec_start: "+strings.Join(o.Args, " "), map[string]string{"execID": x.id})
 }
 
 func (x *execution) connect(o ExecOptions, cfg *sandbox.Config) (theirs []*os.File, err error) {

@@ -139,12 +139,14 @@ const (
 )
 
 // rest gives memory back when the supervisor has had nothing to do for a while:
-// what a start needs is most of what it ever has.
+// what a start needs is most of what it ever has. It is long enough that health
+// probes at short intervals do not open the database anew each time.
 func (s *supervisor) rest(ctx context.Context) {
-	const quiet = time.Second
+	const quiet = 3 * time.Second
+	var rested *run // after its start
 	for {
 		s.mu.Lock()
-		changed := s.changed
+		changed, current := s.changed, s.run
 		s.mu.Unlock()
 		select {
 		case <-changed:
@@ -153,8 +155,10 @@ func (s *supervisor) rest(ctx context.Context) {
 			return
 		case <-time.After(quiet):
 		}
-		if used, err := s.store.Idle(); used {
-			s.complain(err)
+		_, err := s.store.Idle()
+		s.complain(err)
+		if current != rested {
+			rested = current
 			debug.SetGCPercent(whileResting)
 			debug.SetMemoryLimit(restingLimit)
 			debug.FreeOSMemory()

@@ -54,23 +54,22 @@ func (a *app) exec(ctx context.Context, name string, o supervise.ExecOptions, ke
 	if o.TTY {
 		o.Size = a.size()
 	}
-	var s *supervise.Session
-	err := a.withContainers(ctx, func(cs *lifecycle.Containers) (err error) {
-		if s, err = cs.Exec(ctx, name, o); err != nil {
+	// The store stays open to the end: the database's log would be written out and
+	// made anew between this process and the supervisor's next event.
+	return a.withContainers(ctx, func(cs *lifecycle.Containers) error {
+		s, err := cs.Exec(ctx, name, o)
+		if err != nil {
 			return err
 		}
-		return s.Started(ctx)
-	})
-	if err != nil || o.Detach {
-		if s != nil {
-			s.Close()
+		defer s.Close()
+		if err := s.Started(ctx); err != nil || o.Detach {
+			return err
 		}
-		return err
-	}
-	for _, w := range s.Warnings {
-		a.warn(w)
-	}
-	return a.serve(&follower{app: a, session: s, stdin: o.Stdin, tty: o.TTY, detachKeys: keys})
+		for _, w := range s.Warnings {
+			a.warn(w)
+		}
+		return a.serve(&follower{app: a, session: s, stdin: o.Stdin, tty: o.TTY, detachKeys: keys})
+	})
 }
 
 func (a *app) attachCommand() *cobra.Command {
