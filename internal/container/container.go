@@ -60,6 +60,8 @@ type Security struct {
 	SeccompUnconfined bool
 	// UnmaskPaths leaves /proc and /sys without masks (systempaths=unconfined).
 	UnmaskPaths bool
+	// AppArmor is a profile, "unconfined" for none; "" is the default one.
+	AppArmor string
 	// WritableCgroups lets the container manage cgroups below its own.
 	WritableCgroups bool
 }
@@ -80,6 +82,7 @@ type Step struct {
 	Insecure    bool
 	HostDevices []Device // for Insecure
 	ReadOnly    bool
+	AppArmor    string // the default profile; "" where there is none
 }
 
 // StepSpec decides the runtime spec of a build step, as BuildKit does.
@@ -88,7 +91,7 @@ func StepSpec(st Step) (*specs.Spec, error) {
 		args: st.Args, env: withHome(withDefault(st.Env, "PATH", defaultPath), st.User), cwd: st.Cwd, user: st.User,
 		hostname: st.Hostname, mounts: st.Mounts, shmSize: st.ShmSize, ulimits: st.Ulimits,
 		namespaces: namespaces(st.Network), readOnly: st.ReadOnly,
-		privileged: st.Insecure, hostDevices: st.HostDevices,
+		privileged: st.Insecure, hostDevices: st.HostDevices, appArmor: st.AppArmor,
 	}
 	if p.hostname == "" {
 		p.hostname = "buildkitsandbox"

@@ -264,12 +264,14 @@ func TestParseSecurityOpts(t *testing.T) {
 		err  error
 	}{
 		{opts: nil},
-		{opts: []string{"no-new-privileges", "apparmor=unconfined", "label=disable"}, want: Security{NoNewPrivileges: true}},
+		{opts: []string{"no-new-privileges", "apparmor=unconfined", "label=disable"}, want: Security{NoNewPrivileges: true, AppArmor: "unconfined"}},
 		{opts: []string{"no-new-privileges=true", "no-new-privileges:false"}},
 		{opts: []string{"seccomp=unconfined", "systempaths=unconfined"}, want: Security{SeccompUnconfined: true, UnmaskPaths: true}},
 		{opts: []string{"seccomp=p.json"}, want: Security{SeccompProfile: []byte("{}")}},
 		{opts: []string{"seccomp=none.json"}, err: errdef.ErrInvalid},
-		{opts: []string{"apparmor=mine"}, err: errdef.ErrUnsupported},
+		{opts: []string{"apparmor=mine"}, want: Security{AppArmor: "mine"}},
+		{opts: []string{"apparmor:mine"}, want: Security{AppArmor: "mine"}},
+		{opts: []string{"apparmor="}, err: errdef.ErrInvalid},
 		{opts: []string{"no-new-privilege"}, err: errdef.ErrInvalid},
 		{opts: []string{""}, err: errdef.ErrInvalid},
 	}

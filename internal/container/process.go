@@ -124,7 +124,9 @@ func ParseSecurityOpts(opts []string, readFile func(string) ([]byte, error)) (Se
 			s.NoNewPrivileges = false
 		case name == "seccomp" && value == "unconfined":
 			s.SeccompUnconfined = true
-		case name == "seccomp" && value == "builtin", name == "apparmor" && value == "unconfined", name == "label" && value == "disable":
+		case name == "seccomp" && value == "builtin", name == "label" && value == "disable":
+		case name == "apparmor" && value != "":
+			s.AppArmor = value
 		case opt == "systempaths=unconfined":
 			s.UnmaskPaths = true
 		case opt == "writable-cgroups=true", opt == "writable-cgroups=false":
@@ -135,8 +137,8 @@ func ParseSecurityOpts(opts []string, readFile func(string) ([]byte, error)) (Se
 				return s, errdef.New(errdef.ErrInvalid, "read the seccomp profile %s: %w", value, err)
 			}
 			s.SeccompProfile = data
-		case name == "apparmor" || name == "label":
-			return s, errdef.New(errdef.ErrUnsupported, "--security-opt %s: dhow sets no %s profiles", opt, name)
+		case name == "label":
+			return s, errdef.New(errdef.ErrUnsupported, "--security-opt %s: dhow sets no labels of SELinux", opt)
 		default:
 			return s, errdef.New(errdef.ErrInvalid, "unknown --security-opt %q", opt)
 		}

@@ -36,6 +36,7 @@ type Facts struct {
 	// BlockDevices are the numbers of the devices that Host's blkio settings name.
 	BlockDevices map[string]DeviceNumber
 	CgroupsPath  string // "" leaves it to sandbox.Config
+	AppArmor     string // the default profile; "" where there is none
 }
 
 // DeviceNumber tells devices apart.
@@ -58,6 +59,7 @@ func (r *Record) Spec(f Facts) (*specs.Spec, error) {
 		namespaces: r.namespaces(f), cgroupsPath: f.CgroupsPath,
 		readOnly: h.ReadonlyRootfs, tty: c.Tty, privileged: h.Privileged,
 		hostDevices: f.HostDevices, devices: f.Devices, security: security,
+		appArmor: f.AppArmor,
 	}
 	if h.UTSMode.IsHost() {
 		p.hostname, p.domainname = "", ""

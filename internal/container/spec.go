@@ -33,6 +33,7 @@ type params struct {
 	hostDevices, devices []Device
 	deviceRules          []specs.LinuxDeviceCgroup // behind those of the devices
 	security             Security
+	appArmor             string // the default profile; "" where there is none
 }
 
 // spec puts the runtime spec together.
@@ -58,6 +59,7 @@ func (p params) spec() (*specs.Spec, error) {
 			Capabilities:    &specs.LinuxCapabilities{Bounding: p.caps},
 			Rlimits:         p.ulimits,
 			NoNewPrivileges: p.security.NoNewPrivileges,
+			ApparmorProfile: p.profile(),
 		},
 		Linux: &specs.Linux{Namespaces: p.namespaces, Resources: p.resources, CgroupsPath: p.cgroupsPath},
 	}
@@ -203,6 +205,22 @@ func deviceRules(devices []Device) []specs.LinuxDeviceCgroup {
 		allow(d.Type, d.Major, d.Minor, cmp.Or(d.Permissions, "rwm"))
 	}
 	return rules
+}
+
+// profile is the AppArmor profile; "" is none. Docker's default one is the same
+// as ours under another name, which is loaded only where docker's daemon runs.
+func (p params) profile() string {
+	switch own := p.security.AppArmor; {
+	case own == "unconfined":
+		return ""
+	case own == "docker-default":
+		return p.appArmor
+	case own != "":
+		return own
+	case p.privileged:
+		return ""
+	}
+	return p.appArmor
 }
 
 // addSeccomp adds the profile, which depends on the capabilities.

@@ -148,7 +148,6 @@ func unsupported(s *specs.Spec) error {
 		what string
 		set  bool
 	}{
-		{"an AppArmor profile", p.ApparmorProfile != ""},
 		{"an SELinux label", p.SelinuxLabel != "" || l.MountLabel != ""},
 		{"hooks", s.Hooks != nil},
 		{"a scheduling policy", p.Scheduler != nil || p.IOPriority != nil || p.ExecCPUAffinity != nil},
@@ -172,6 +171,7 @@ func (b *builder) buildProcess() error {
 		b.plan.Umask = int64(*p.User.Umask)
 	}
 	b.plan.NoNewPrivs = p.NoNewPrivileges
+	b.buildProfile()
 	b.plan.OOMScore = stage.NoOOMScore
 	if p.OOMScoreAdj != nil {
 		b.plan.OOMScore = int64(*p.OOMScoreAdj)

@@ -83,10 +83,9 @@ func TestStartErrors(t *testing.T) {
 // What is not carried out is refused by name.
 func TestUnsupported(t *testing.T) {
 	for want, change := range map[string]func(*specs.Spec){
-		"AppArmor": func(s *specs.Spec) { s.Process.ApparmorProfile = "docker-default" },
-		"SELinux":  func(s *specs.Spec) { s.Process.SelinuxLabel = "a:b:c:d" },
-		"hooks":    func(s *specs.Spec) { s.Hooks = &specs.Hooks{} },
-		"time":     func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"monotonic": {}} },
+		"SELinux": func(s *specs.Spec) { s.Process.SelinuxLabel = "a:b:c:d" },
+		"hooks":   func(s *specs.Spec) { s.Hooks = &specs.Hooks{} },
+		"time":    func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"monotonic": {}} },
 	} {
 		spec := testSpec("true")
 		change(spec)

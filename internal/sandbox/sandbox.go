@@ -31,7 +31,7 @@ import (
 // nothing of it; the caller closes its files once Start has returned.
 type Config struct {
 	// Spec says how the process runs: process, mounts, namespaces, masked and
-	// read-only paths, devices, resources, seccomp. Hooks, AppArmor and SELinux
+	// read-only paths, devices, resources, seccomp, AppArmor. Hooks and SELinux
 	// are refused. Spec.Root.Path is ignored in favour of Root.
 	Spec *specs.Spec
 	// Join, when not nil, starts the process inside that one's namespaces, root

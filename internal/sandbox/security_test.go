@@ -450,3 +450,110 @@ func sharedRole(dir string) error {
 	fmt.Println("same")
 	return nil
 }
+
+// CVE-2019-16884: an image whose /proc is a volume made runc write the AppArmor
+// profile into a file there, and the program ran without. Ours is asked for
+// through the machine's /proc. This needs a kernel with AppArmor: scripts/test-vm.
+func TestAppArmor(t *testing.T) {
+	needNamespaces(t)
+	name, why := LoadDefaultProfile()
+	if name == "" {
+		if HasAppArmor() {
+			t.Fatal("no default profile: ", why)
+		}
+		checkWithoutAppArmor(t)
+		t.Skip("this kernel has no AppArmor")
+	}
+	if again, why := LoadDefaultProfile(); again != name || why != "" {
+		t.Errorf("once more: got %q, %q, want %q", again, why, name)
+	}
+	current := func(t *testing.T, cfg Config) string {
+		t.Helper()
+		out, st, err := output(t, cfg)
+		if err != nil || st.ExitCode != 0 {
+			t.Fatalf("got %q, %v, %v", out, st, err)
+		}
+		return strings.TrimSpace(out)
+	}
+	spec := func(profile string, args ...string) *specs.Spec {
+		s := testSpec(args...)
+		s.Process.ApparmorProfile = profile
+		return s
+	}
+	root := busyboxRoot(t)
+	read := []string{"cat", "/proc/self/attr/current"}
+	if got, want := current(t, Config{Spec: spec(name, read...), Root: openDir(t, root)}), name+" (enforce)"; got != want {
+		t.Errorf("got profile %q, want %q", got, want)
+	}
+	if got := current(t, Config{Spec: spec(unconfined, read...), Root: openDir(t, root)}); got != unconfined {
+		t.Errorf("got profile %q, want %q", got, unconfined)
+	}
+	// With no_new_privs and the init in front, too.
+	s := spec(name, read...)
+	s.Process.NoNewPrivileges = true
+	if got, want := current(t, Config{Spec: s, Root: openDir(t, root), InitProcess: true}), name+" (enforce)"; got != want {
+		t.Errorf("with no_new_privs: got profile %q, want %q", got, want)
+	}
+	// The profile denies what capabilities would allow.
+	s = spec(name, "mount", "-t", "tmpfs", "none", "/tmp")
+	allCaps(s)
+	if out, st, err := output(t, Config{Spec: s, Root: openDir(t, root)}); err != nil || st.ExitCode == 0 {
+		t.Errorf("mount under the profile: got %q, %v, %v, want a failure", out, st, err)
+	}
+	s = spec("", "mount", "-t", "tmpfs", "none", "/tmp")
+	allCaps(s)
+	current(t, Config{Spec: s, Root: openDir(t, root)})
+
+	// The attack: a /proc that is none, with the file to be fooled with.
+	fake := t.TempDir()
+	if err := os.MkdirAll(fake+"/thread-self/attr/apparmor", 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(fake+"/thread-self/attr/apparmor/exec", nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	s = spec(name, "cat", "/real/self/attr/current")
+	s.Mounts = append(s.Mounts, specs.Mount{Destination: "/real", Type: "proc", Source: "proc"})
+	s.Mounts = append(s.Mounts, specs.Mount{Destination: "/proc", Type: "bind", Source: fake, Options: []string{"rbind"}})
+	if got, want := current(t, Config{Spec: s, Root: openDir(t, root)}), name+" (enforce)"; got != want {
+		t.Errorf("with a volume for /proc: got profile %q, want %q", got, want)
+	}
+	if data, err := os.ReadFile(fake + "/thread-self/attr/apparmor/exec"); err != nil || len(data) > 0 {
+		t.Errorf("the image's file got %q, %v", data, err)
+	}
+
+	// A further process gets its own, and one that is not loaded is an error.
+	p, err := Start(t.Context(), Config{Spec: spec(name, "sleep", "100"), Root: openDir(t, root)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Signal(unix.SIGKILL); p.Wait() })
+	if got, want := current(t, Config{Spec: spec(name, read...), Join: p}), name+" (enforce)"; got != want {
+		t.Errorf("joined: got profile %q, want %q", got, want)
+	}
+	_, _, err = output(t, Config{Spec: spec("dhow-nosuchprofile", "true"), Root: openDir(t, root)})
+	if !errors.Is(err, errdef.ErrNotFound) || errdef.Hint(err) == "" {
+		t.Errorf("a profile that is not loaded: got %v, want ErrNotFound with a hint", err)
+	}
+}
+
+// checkWithoutAppArmor shows that a profile is left out with a warning.
+func checkWithoutAppArmor(t *testing.T) {
+	t.Helper()
+	s := testSpec("true")
+	s.Process.ApparmorProfile = "some"
+	p, err := Start(t.Context(), Config{Spec: s, Root: openDir(t, busyboxRoot(t))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Wait()
+	if w := strings.Join(p.Warnings(), " "); !strings.Contains(w, "the AppArmor profile some is left out") {
+		t.Errorf("got warnings %q, want one about the profile", w)
+	}
+}
+
+// allCaps gives a spec's process every capability.
+func allCaps(s *specs.Spec) {
+	c := Capabilities()
+	s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: c, Effective: c, Permitted: c}
+}

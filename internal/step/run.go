@@ -78,6 +78,7 @@ func (s *step) containerStep(user sandbox.User, env []string) container.Step {
 		Network: container.NetworkHost, CgroupParent: m.CgroupParent,
 		Insecure: s.op.Security == pb.SecurityMode_INSECURE,
 	}
+	c.AppArmor, _ = sandbox.LoadDefaultProfile() // a container tells of what is missing
 	if s.op.Network == pb.NetMode_NONE {
 		c.Network = container.NetworkNone
 	}

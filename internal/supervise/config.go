@@ -80,6 +80,10 @@ func Reclaim(rec *container.Record) error { return sandbox.ReclaimCgroup(CgroupN
 func (s *supervisor) facts(ctx context.Context, r *run, rec *container.Record) (container.Facts, error) {
 	f := container.Facts{Namespaces: map[specs.LinuxNamespaceType]string{}}
 	var err error
+	var lack string
+	if f.AppArmor, lack = sandbox.LoadDefaultProfile(); lack != "" {
+		r.warnings = append(r.warnings, lack)
+	}
 	if f.User, err = sandbox.LookupUser(s.root, rec.Config.User); err != nil {
 		return f, err
 	}

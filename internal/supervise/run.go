@@ -70,7 +70,7 @@ func (s *supervisor) startRun(ctx context.Context) (*run, error) {
 		s.disconnect(ctx, r)
 		return nil, err
 	}
-	r.warnings = r.proc.Warnings()
+	r.warnings = append(r.warnings, r.proc.Warnings()...)
 	if r.foreign != nil {
 		r.warnings = append(r.warnings, r.foreign.Warnings()...)
 	}
@@ -246,6 +246,7 @@ func (s *supervisor) adoptRun(ctx context.Context, st container.State) (*run, er
 	if r.facts.Hostname, err = hostname(rec); err != nil {
 		return nil, err
 	}
+	r.facts.AppArmor, _ = sandbox.LoadDefaultProfile() // for further processes, as the first has it
 	if r.check, err = health.Decide(rec.Config.Healthcheck, rec.Config.Shell, rec.Health); err != nil {
 		return nil, err
 	}

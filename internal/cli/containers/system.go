@@ -17,6 +17,7 @@ import (
 	"dhow/internal/image"
 	"dhow/internal/lifecycle"
 	"dhow/internal/logs"
+	"dhow/internal/sandbox"
 	"dhow/internal/sandbox/ociruntime"
 	"dhow/internal/snapshot"
 	"dhow/internal/volume"
@@ -242,6 +243,9 @@ func (a *app) info(ctx context.Context, e *engine.Engine) (system.Info, error) {
 		return in, err
 	}
 	in.Plugins.Volume, in.Plugins.Network, in.Plugins.Log = []string{volume.Driver}, []string{"bridge", "host", "ipvlan", "macvlan", "null"}, logs.Names()
+	if sandbox.HasAppArmor() {
+		in.SecurityOptions = append(in.SecurityOptions, "name=apparmor")
+	}
 	if a.Ordinary {
 		in.SecurityOptions = append(in.SecurityOptions, "name=rootless")
 	}

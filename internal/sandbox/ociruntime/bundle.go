@@ -117,6 +117,7 @@ func findFacts() (facts, error) {
 	if f.caps, err = sandbox.OwnCapabilities(); err != nil {
 		return f, err
 	}
+	f.appArmor = sandbox.HasAppArmor()
 	mayRaise := !f.inUserNS && slices.Contains(f.caps, "CAP_SYS_RESOURCE")
 	f.rlimit = rlimitOf(mayRaise)
 	f.oomScore = minOOMScore

@@ -25,6 +25,7 @@ type facts struct {
 	rlimit   func(resource int) (hard uint64, fixed bool)
 	oomScore int      // the least that we may set
 	caps     []string // those that we may give
+	appArmor bool     // the kernel has it
 }
 
 // specVersion is that of the runtime specification which runtimes are told: older
@@ -166,6 +167,10 @@ func adaptProcess(in *specs.Process, f facts) (*specs.Process, []string) {
 	}
 	if in.Capabilities != nil {
 		p.Capabilities = adaptCaps(in.Capabilities, f.caps, &warnings)
+	}
+	if p.ApparmorProfile != "" && !f.appArmor {
+		warnings = append(warnings, sandbox.NoProfile(p.ApparmorProfile))
+		p.ApparmorProfile = ""
 	}
 	if score := p.OOMScoreAdj; score != nil && *score < f.oomScore {
 		warnings = append(warnings, fmt.Sprintf("the OOM score of %d is not set: lowering it needs CAP_SYS_RESOURCE", *score))

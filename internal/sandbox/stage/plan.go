@@ -12,6 +12,7 @@ type Plan struct {
 	Umask    int64 // -1 keeps 0022
 
 	NoNewPrivs bool
+	AppArmor   string // profile; "" is none
 	// Capability sets, bit n for capability n of capability.h.
 	Bounding, Effective, Permitted, Inheritable, Ambient uint64
 
@@ -115,6 +116,7 @@ func (p *Plan) code(c *coder) {
 	c.strs(&p.Args)
 	c.strs(&p.Env)
 	c.str(&p.Cwd)
+	c.str(&p.AppArmor)
 	code32(c, &p.UID)
 	code32(c, &p.GID)
 	list(c, &p.Groups, code32)

@@ -29,15 +29,7 @@ func setOOMScore(p *Plan) *failure {
 	if p.OOMScore < 0 {
 		value = "-" + value
 	}
-	const file = "/proc/self/oom_score_adj"
-	fd, e := openat(atFdcwd, file, syscall.O_WRONLY, 0)
-	if e == syscall.EACCES && !p.Inside {
-		// In a user namespace the files of who is not dumpable are not ours. There
-		// is nobody yet who could look into us.
-		prctl(prSetDumpable, 1, 0)
-		fd, e = openat(atFdcwd, file, syscall.O_WRONLY, 0)
-		prctl(prSetDumpable, 0, 0)
-	}
+	fd, e := openOwn(p, "/proc/self/oom_score_adj")
 	if e == 0 {
 		_, err := syscall.Write(fd, []byte(value))
 		e = errnoOf(err)
@@ -48,6 +40,41 @@ func setOOMScore(p *Plan) *failure {
 		return nil
 	}
 	return fail("set the OOM score to "+value, e)
+}
+
+// openOwn opens a file of ours in the host's /proc for writing.
+func openOwn(p *Plan, file string) (int, syscall.Errno) {
+	fd, e := openat(atFdcwd, file, syscall.O_WRONLY, 0)
+	if e == syscall.EACCES && !p.Inside {
+		// In a user namespace the files of who is not dumpable are not ours. There
+		// is nobody yet who could look into us.
+		prctl(prSetDumpable, 1, 0)
+		fd, e = openat(atFdcwd, file, syscall.O_WRONLY, 0)
+		prctl(prSetDumpable, 0, 0)
+	}
+	return fd, e
+}
+
+// ApplyProfile begins the text of a failure to apply an AppArmor profile.
+const ApplyProfile = "apply the AppArmor profile "
+
+// setProfile has the kernel put the program under an AppArmor profile when this
+// thread executes it. It is asked through the host's /proc, where nobody inside
+// can have put another file (CVE-2019-16884, CVE-2025-52881).
+func setProfile(p *Plan) *failure {
+	if p.AppArmor == "" {
+		return nil
+	}
+	fd, e := openOwn(p, "/proc/thread-self/attr/apparmor/exec")
+	if e == syscall.ENOENT { // before Linux 5.1
+		fd, e = openOwn(p, "/proc/thread-self/attr/exec")
+	}
+	if e != 0 {
+		return fail("open the AppArmor attributes", e)
+	}
+	_, err := syscall.Write(fd, []byte("exec "+p.AppArmor))
+	syscall.Close(fd)
+	return fail(ApplyProfile+p.AppArmor, errnoOf(err))
 }
 
 // joinNamespaces enters the namespaces that the plan names. A mount namespace

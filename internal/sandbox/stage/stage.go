@@ -150,7 +150,7 @@ func run(p *Plan) *failure {
 		return fail("start a session", errnoOf(err))
 	}
 	for _, step := range []func(*Plan) *failure{
-		leaveKeyring, setOOMScore, joinNamespaces, joinCgroup, setNames, setLoopback, buildRoot, fillRoot,
+		leaveKeyring, setOOMScore, setProfile, joinNamespaces, joinCgroup, setNames, setLoopback, buildRoot, fillRoot,
 		setConsole, enterCwd, setRlimits, setIdentity,
 	} {
 		if f := step(p); f != nil {
