@@ -217,3 +217,91 @@ func TestMemoryHogs(t *testing.T) {
 		t.Errorf("got %d bytes at most, want between 1 and %d", most, limit)
 	}
 }
+
+// CVE-2025-52565: runc bound the terminal by the path of its device, so that an
+// image could have another file shown as /dev/console, or the terminal mounted
+// over another file, while /proc was not protected yet. Ours is bound by
+// descriptor, after that, on a path without links.
+func TestTerminalPathsAreNotTrusted(t *testing.T) {
+	needNamespaces(t)
+	with := func(dest, source string) Config {
+		s := testSpec("sh", "-c", "ls -l /dev/console; cat /victim")
+		s.Mounts = append(s.Mounts, specs.Mount{Destination: dest, Type: "bind", Source: source, Options: []string{"rbind"}})
+		root := busyboxRoot(t)
+		if err := os.WriteFile(root+"/victim", []byte("as it was"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return Config{Spec: s, Root: openDir(t, root), TTY: true}
+	}
+	link := func(dir, name, target string) {
+		t.Helper()
+		if err := os.Symlink(target, dir+"/"+name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused := func(t *testing.T, cfg Config, want string) {
+		t.Helper()
+		p, err := Start(context.Background(), cfg)
+		if err == nil {
+			out := readConsole(p)
+			p.Wait()
+			t.Fatalf("it started:\n%s", out)
+		}
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q in it", err, want)
+		}
+	}
+	for _, target := range []string{"/victim", "/proc/sysrq-trigger", "/proc/self/attr/exec", "pts/ptmx"} {
+		t.Run("console is a link to "+target, func(t *testing.T) {
+			dev := t.TempDir()
+			link(dev, "console", target)
+			for _, name := range []string{"pts", "shm", "mqueue"} {
+				if err := os.Mkdir(dev+"/"+name, 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			cfg := with("/dev", dev)
+			// Behind the volume again, as the engine orders them.
+			cfg.Spec.Mounts = append(cfg.Spec.Mounts, cfg.Spec.Mounts[2])
+			refused(t, cfg, "/dev/console")
+		})
+	}
+	t.Run("ptmx is a file", func(t *testing.T) {
+		pts := t.TempDir()
+		if err := os.WriteFile(pts+"/ptmx", nil, 0o666); err != nil {
+			t.Fatal(err)
+		}
+		refused(t, with("/dev/pts", pts), "make the terminal")
+		if data, err := os.ReadFile(pts + "/ptmx"); err != nil || len(data) > 0 {
+			t.Errorf("the file got %q, %v", data, err)
+		}
+	})
+	t.Run("ptmx is a link to another device", func(t *testing.T) {
+		pts := t.TempDir()
+		link(pts, "ptmx", "/dev/null")
+		refused(t, with("/dev/pts", pts), "make the terminal")
+	})
+	t.Run("ptmx is a magic link", func(t *testing.T) {
+		pts := t.TempDir()
+		link(pts, "ptmx", "/proc/self/fd/3")
+		refused(t, with("/dev/pts", pts), "make the terminal")
+	})
+	t.Run("without an attack", func(t *testing.T) {
+		cfg := with("/mnt", t.TempDir())
+		p, err := Start(context.Background(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := readConsole(p)
+		if st, err := p.Wait(); err != nil || st.ExitCode != 0 || !strings.Contains(out, "as it was") || !strings.HasPrefix(out, "c") {
+			t.Errorf("got %v, %v:\n%s", st, err, out)
+		}
+	})
+}
+
+// readConsole reads all that comes from a process's terminal.
+func readConsole(p *Process) string {
+	defer p.Console().Close()
+	out, _ := io.ReadAll(p.Console()) // EIO at the end
+	return string(out)
+}

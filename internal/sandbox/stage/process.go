@@ -267,7 +267,9 @@ func makeConsole(p *Plan) *failure {
 	return nil
 }
 
-// bindConsole shows the terminal as /dev/console too.
+// bindConsole shows the terminal as /dev/console too. A link there, which the
+// user's own /dev may hold, would have it mounted over another file
+// (CVE-2025-52565).
 func bindConsole(slave int) *failure {
 	const what = "bind /dev/console"
 	root, e := openat(atFdcwd, "/", oPath|syscall.O_DIRECTORY, 0)
@@ -280,7 +282,7 @@ func bindConsole(slave int) *failure {
 		return fail(what, e)
 	}
 	defer syscall.Close(clone)
-	return tree{root}.attach(&Mount{Dest: "/dev/console", FD: clone})
+	return tree{root}.attach(&Mount{Dest: "/dev/console", FD: clone, NoLinks: true})
 }
 
 // setRlimits applies the limits; one that is above a hard limit we may not
