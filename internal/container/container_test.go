@@ -3,11 +3,13 @@ package container
 import (
 	"errors"
 	"io/fs"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 
 	"dhow/internal/errdef"
+	"dhow/internal/network/nameserver"
 	"dhow/internal/sandbox"
 
 	"github.com/google/go-cmp/cmp"
@@ -301,23 +303,23 @@ func TestHosts(t *testing.T) {
 func TestResolvConf(t *testing.T) {
 	const host = "# managed\nnameserver 127.0.0.53\nnameserver 10.0.0.2 # lan\nnameserver ::1\nnameserver nonsense\nsearch old\ndomain lan.example\noptions edns0 trust-ad\noptions ndots:2\nsortlist 10.0.0.0\n; end\n"
 	tests := []struct {
-		name                     string
-		host                     string
-		network                  Network
-		servers, search, options []string
-		want                     string
+		name    string
+		host    string
+		network Network
+		own     nameserver.Conf
+		want    string
 	}{
-		{"host", host, NetworkHost, nil, nil, nil,
+		{"host", host, NetworkHost, nameserver.Conf{},
 			"nameserver 127.0.0.53\nnameserver 10.0.0.2\nnameserver ::1\nsearch lan.example\noptions edns0 trust-ad ndots:2\nsortlist 10.0.0.0\n"},
-		{"none", host, NetworkNone, nil, nil, nil,
+		{"none", host, NetworkNone, nameserver.Conf{},
 			"nameserver 10.0.0.2\nsearch lan.example\noptions edns0 trust-ad ndots:2\nsortlist 10.0.0.0\n"},
-		{"only loopback", "nameserver 127.0.0.1\n", NetworkNone, nil, nil, nil,
+		{"only loopback", "nameserver 127.0.0.1\n", NetworkNone, nameserver.Conf{},
 			"nameserver 8.8.8.8\nnameserver 8.8.4.4\nnameserver 2001:4860:4860::8888\nnameserver 2001:4860:4860::8844\n"},
-		{"replaced", host, NetworkNone, []string{"127.0.0.1"}, []string{"."}, []string{"timeout:1"},
+		{"replaced", host, NetworkNone, nameserver.Conf{Servers: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, Search: []string{"."}, Options: []string{"timeout:1"}},
 			"nameserver 127.0.0.1\noptions timeout:1\nsortlist 10.0.0.0\n"},
 	}
 	for _, tt := range tests {
-		got := string(ResolvConf([]byte(tt.host), tt.network, tt.servers, tt.search, tt.options))
+		got := string(ResolvConf([]byte(tt.host), tt.network, tt.own))
 		if diff := cmp.Diff(tt.want, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
 		}
@@ -327,8 +329,8 @@ func TestResolvConf(t *testing.T) {
 func FuzzResolvConf(f *testing.F) {
 	f.Add([]byte("nameserver 127.0.0.1\noptions a\n;\n#\nsearch"))
 	f.Fuzz(func(t *testing.T, host []byte) {
-		got := ResolvConf(host, NetworkNone, nil, nil, nil)
-		if again := ResolvConf(got, NetworkNone, nil, nil, nil); string(again) != string(got) {
+		got := ResolvConf(host, NetworkNone, nameserver.Conf{})
+		if again := ResolvConf(got, NetworkNone, nameserver.Conf{}); string(again) != string(got) {
 			t.Errorf("not stable: %q, then %q", got, again)
 		}
 	})

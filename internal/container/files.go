@@ -3,9 +3,9 @@ package container
 import (
 	"bytes"
 	"fmt"
-	"net/netip"
-	"slices"
 	"strings"
+
+	"dhow/internal/network/nameserver"
 )
 
 // Hosts is the content of /etc/hosts. self are the container's own addresses;
@@ -49,77 +49,17 @@ func HostHosts(own []byte, extra []string) []byte {
 	return own
 }
 
-// publicServers are docker's last resort.
-func publicServers() []string {
-	return []string{"8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844"}
-}
-
 // ResolvConf is the content of /etc/resolv.conf, made from the host's file;
-// servers, search and options (--dns, --dns-search, --dns-option) each replace
+// servers, search and options of c (--dns, --dns-search, --dns-option) each replace
 // theirs. A container in a network namespace of its own cannot reach name
 // servers on the host's loopback, so those are left out, and public ones put
 // in when none is left. A search of "." means none.
-func ResolvConf(host []byte, n Network, servers, search, options []string) []byte {
-	var other []string
-	hostServers, hostSearch, hostOptions := []string(nil), []string(nil), []string(nil)
-	for line := range strings.Lines(string(host)) {
-		line, _, _ = strings.Cut(strings.TrimSpace(line), "#")
-		f := strings.Fields(line)
-		if len(f) < 2 || f[0][0] == ';' {
-			continue
-		}
-		switch f[0] {
-		case "nameserver":
-			hostServers = append(hostServers, f[1])
-		case "search", "domain":
-			hostSearch = f[1:] // the last one counts (resolv.conf(5))
-		case "options":
-			hostOptions = append(hostOptions, f[1:]...)
-		default:
-			other = append(other, strings.Join(f, " "))
-		}
+func ResolvConf(host []byte, n Network, c nameserver.Conf) []byte {
+	below := nameserver.ParseConf(host)
+	if n != NetworkHost || len(below.Servers) == 0 {
+		below.Servers = below.Reachable()
 	}
-	if len(servers) == 0 {
-		servers = reachable(hostServers, n)
-	}
-	if len(search) == 0 {
-		search = hostSearch
-	}
-	if slices.Equal(search, []string{"."}) {
-		search = nil
-	}
-	if len(options) == 0 {
-		options = hostOptions
-	}
-	var b bytes.Buffer
-	for _, s := range servers {
-		fmt.Fprintf(&b, "nameserver %s\n", s)
-	}
-	if len(search) > 0 {
-		fmt.Fprintf(&b, "search %s\n", strings.Join(search, " "))
-	}
-	if len(options) > 0 {
-		fmt.Fprintf(&b, "options %s\n", strings.Join(options, " "))
-	}
-	for _, o := range other {
-		fmt.Fprintln(&b, o)
-	}
-	return b.Bytes()
-}
-
-// reachable are the servers that work from inside.
-func reachable(servers []string, n Network) []string {
-	var out []string
-	for _, s := range servers {
-		addr, err := netip.ParseAddr(s)
-		if err == nil && (n == NetworkHost || !addr.IsLoopback()) {
-			out = append(out, s)
-		}
-	}
-	if len(out) == 0 {
-		return publicServers()
-	}
-	return out
+	return c.Over(below).Text()
 }
 
 // Hostname is the content of /etc/hostname.

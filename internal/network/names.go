@@ -1,7 +1,6 @@
 package network
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +10,7 @@ import (
 	"strings"
 
 	"dhow/internal/errdef"
+	"dhow/internal/network/nameserver"
 )
 
 // Where systemd-resolved keeps the servers that its stub asks. A container does
@@ -23,60 +23,24 @@ const (
 // hostGateway in an extra host stands for the host as the container sees it.
 const hostGateway = "host-gateway"
 
-// resolvConf is what resolv.conf(5) says.
-type resolvConf struct {
-	servers         []netip.Addr
-	search, options []string
-}
-
-// parseResolvConf reads what it can, as the C library does.
-func parseResolvConf(data []byte) resolvConf {
-	var c resolvConf
-	for line := range strings.Lines(string(data)) {
-		line, _, _ = strings.Cut(line, "#")
-		f := strings.Fields(line)
-		if len(f) < 2 || f[0][0] == ';' {
-			continue
-		}
-		switch f[0] {
-		case "nameserver":
-			if a, err := netip.ParseAddr(f[1]); err == nil {
-				c.servers = append(c.servers, a)
-			}
-		case "search", "domain":
-			c.search = f[1:] // the last one counts
-		case "options":
-			c.options = append(c.options, f[1:]...)
-		}
-	}
-	return c
-}
-
 // hostResolvConf reads the host's.
-func (ns *Networks) hostResolvConf() (resolvConf, error) {
+func (ns *Networks) hostResolvConf() (nameserver.Conf, error) {
 	data, err := os.ReadFile(ns.options.ResolvConf)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return resolvConf{}, fmt.Errorf("read the host's name servers: %w", err)
+		return nameserver.Conf{}, fmt.Errorf("read the host's name servers: %w", err)
 	}
-	return parseResolvConf(data), nil
+	return nameserver.ParseConf(data), nil
 }
 
 // reachable are the host's servers that a container can ask itself; public ones
 // where there are none, as with docker.
-func (c resolvConf) reachable() []netip.Addr {
-	if len(c.servers) == 1 && c.servers[0] == netip.MustParseAddr(resolvedStub) {
+func reachable(c nameserver.Conf) []netip.Addr {
+	if len(c.Servers) == 1 && c.Servers[0] == netip.MustParseAddr(resolvedStub) {
 		if data, err := os.ReadFile(resolvedConf); err == nil {
-			c.servers = parseResolvConf(data).servers
+			c = nameserver.ParseConf(data)
 		}
 	}
-	list := slices.DeleteFunc(slices.Clone(c.servers), netip.Addr.IsLoopback)
-	if len(list) > 0 {
-		return list
-	}
-	for _, s := range []string{"8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844"} {
-		list = append(list, netip.MustParseAddr(s))
-	}
-	return list
+	return c.Reachable()
 }
 
 // ResolvConf is the content of the container's /etc/resolv.conf as the
@@ -86,48 +50,24 @@ func (a *Attachment) ResolvConf() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if a.mode != ModeHost {
+		host.Servers = reachable(host)
+	}
+	host.Other = nil
 	r := &a.request
-	c := resolvConf{r.DNS, r.DNSSearch, r.DNSOptions}
+	c := nameserver.Conf{Servers: r.DNS, Search: r.DNSSearch, Options: r.DNSOptions}.Over(host)
 	a.mu.Lock()
 	served := a.names != nil
 	a.mu.Unlock()
-	switch {
-	case served:
-		c.servers = []netip.Addr{nameServerAddr()}
-	case len(c.servers) > 0:
-	case a.mode == ModeHost:
-		c.servers = host.servers
-	default:
-		c.servers = host.reachable()
+	if !served {
+		return c.Text(), nil
 	}
-	if len(c.search) == 0 {
-		c.search = host.search
-	}
-	if slices.Equal(c.search, []string{"."}) { // --dns-search=. is none
-		c.search = nil
-	}
-	if len(c.options) == 0 {
-		c.options = slices.Clone(host.options)
-	}
-	if served && !slices.ContainsFunc(c.options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }) {
+	c.Servers = []netip.Addr{nameServerAddr()}
+	if !slices.ContainsFunc(c.Options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }) {
 		// A container's name is asked for as it is before a search domain is tried.
-		c.options = append(c.options, "ndots:0")
+		c.Options = append(slices.Clone(c.Options), "ndots:0")
 	}
-	return c.text(), nil
-}
-
-func (c resolvConf) text() []byte {
-	var b bytes.Buffer
-	for _, s := range c.servers {
-		fmt.Fprintf(&b, "nameserver %s\n", s)
-	}
-	if len(c.search) > 0 {
-		fmt.Fprintf(&b, "search %s\n", strings.Join(c.search, " "))
-	}
-	if len(c.options) > 0 {
-		fmt.Fprintf(&b, "options %s\n", strings.Join(c.options, " "))
-	}
-	return b.Bytes()
+	return c.Text(), nil
 }
 
 // Hosts are what the container's /etc/hosts says beside loopback: its own

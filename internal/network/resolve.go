@@ -129,10 +129,10 @@ func (a *Attachment) forwardQuery(ctx context.Context, query []byte, tcp bool) (
 		if err != nil {
 			return nil, err
 		}
-		if len(host.servers) == 0 {
-			host.servers = host.reachable()
+		if len(host.Servers) == 0 {
+			host.Servers = reachable(host)
 		}
-		for _, addr := range host.servers {
+		for _, addr := range host.Servers {
 			servers = append(servers, nameserver.Upstream{Addr: addr, Dial: dialHost})
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"dhow/internal/container"
 	"dhow/internal/errdef"
 	"dhow/internal/network"
+	"dhow/internal/network/nameserver"
 
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -97,5 +98,5 @@ func (s *step) names(ctx context.Context) (resolv []byte, self []string, err err
 	if s.op.Network == pb.NetMode_NONE {
 		mode = container.NetworkNone
 	}
-	return container.ResolvConf(host, mode, nil, nil, nil), nil, nil
+	return container.ResolvConf(host, mode, nameserver.Conf{}), nil, nil
 }

@@ -82,7 +82,11 @@ func (s *supervisor) followTo(c *conn, cl *client, r *run, stdin bool) Exit {
 	left := make(chan struct{})
 	go func() {
 		defer close(left)
-		s.takeInput(c, r, stdin)
+		var in *input
+		if stdin {
+			in = r.stdin
+		}
+		c.takeInput(in, r.proc, func(name string) { s.proxySignal(r, name) })
 	}()
 	select {
 	case <-left:
@@ -104,34 +108,29 @@ func (s *supervisor) followTo(c *conn, cl *client, r *run, stdin bool) Exit {
 	return Exit{Code: r.status.ExitCode, OOMKilled: r.status.OOMKilled, Error: r.lost}
 }
 
-// takeInput passes on what a client sends, until it goes away.
-func (s *supervisor) takeInput(c *conn, r *run, stdin bool) {
+// takeInput passes on what a client sends to a program, until the client goes
+// away: input, which stops at nil, sizes of its terminal, and names of signals.
+func (c *conn) takeInput(stdin *input, proc program, signaled func(name string)) {
 	for {
 		kind, payload, err := c.receive()
 		if err != nil {
-			if stdin {
-				r.stdin.end()
-			}
+			stdin.end()
 			return
 		}
 		switch kind {
 		case frameStdin:
-			if stdin {
-				r.stdin.write(payload)
-			}
+			stdin.write(payload)
 		case frameStdinEnd:
-			if stdin {
-				r.stdin.end()
-			}
+			stdin.end()
 		case frameResize:
 			var size Size
 			if json.Unmarshal(payload, &size) == nil {
-				_ = r.proc.Resize(size.Rows, size.Cols) // cosmetic
+				_ = proc.Resize(size.Rows, size.Cols) // cosmetic
 			}
 		case frameSignal:
 			var a signalArgs
 			if json.Unmarshal(payload, &a) == nil {
-				s.proxySignal(r, a.Signal)
+				signaled(a.Signal)
 			}
 		}
 	}

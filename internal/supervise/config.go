@@ -10,10 +10,10 @@ import (
 	"dhow/internal/cdi"
 	"dhow/internal/container"
 	"dhow/internal/errdef"
+	"dhow/internal/network/nameserver"
 	"dhow/internal/sandbox"
 	"dhow/internal/sys"
 
-	dockertypes "github.com/moby/moby/api/types/container"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -32,29 +32,29 @@ func (s *supervisor) config(ctx context.Context, r *run, rec *container.Record) 
 	if cfg.Spec, err = rec.Spec(facts); err != nil {
 		return cfg, err
 	}
-	if err := addDescribed(cfg.Spec, rec.Host); err != nil {
+	if err := addDescribed(cfg.Spec, rec); err != nil {
 		return cfg, err
 	}
 	return cfg, makeBindSources(rec)
 }
 
 // addDescribed adds the devices that CDI describes. Hooks are an OCI runtime's.
-func addDescribed(spec *specs.Spec, h *dockertypes.HostConfig) error {
-	if len(h.DeviceRequests) == 0 {
+func addDescribed(spec *specs.Spec, rec *container.Record) error {
+	if len(rec.Host.DeviceRequests) == 0 {
 		return nil
 	}
 	devices, err := cdi.Open(nil)
 	if err != nil {
 		return err
 	}
-	names, err := devices.Resolve(h.DeviceRequests)
+	names, err := devices.Resolve(rec.Host.DeviceRequests)
 	if err != nil {
 		return err
 	}
 	if err := devices.Inject(spec, names); err != nil {
 		return err
 	}
-	if hook := cdi.FirstHook(spec.Hooks); hook != "" && h.Runtime == "" {
+	if hook := cdi.FirstHook(spec.Hooks); hook != "" && rec.Runtime.Path == "" {
 		err := errdef.New(errdef.ErrUnsupported, "device %s: its CDI description wants the program %s to be run, which dhow's own sandbox does not do", names[0], hook)
 		return errdef.WithHint(err, "choose an OCI runtime, which does: --runtime runc")
 	}
@@ -100,6 +100,9 @@ func (s *supervisor) facts(ctx context.Context, r *run, rec *container.Record) (
 		f.Namespaces[specs.NetworkNamespace] = namespacePath(r.net.Namespace())
 	}
 	if f.Files, err = s.files(ctx, r, rec, f.Hostname); err != nil {
+		return f, err
+	}
+	if f.Env, err = s.linkEnv(ctx, rec); err != nil {
 		return f, err
 	}
 	if err := findDevices(&f, rec); err != nil {
@@ -238,15 +241,7 @@ func (s *supervisor) nameFiles(ctx context.Context, r *run, rec *container.Recor
 			hosts = container.HostHosts(own, h.ExtraHosts)
 		}
 	}
-	return hosts, container.ResolvConf(host, mode, addrTexts(h.DNS), h.DNSSearch, h.DNSOptions), nil
-}
-
-func addrTexts[A fmt.Stringer](addrs []A) []string {
-	var out []string
-	for _, a := range addrs {
-		out = append(out, a.String())
-	}
-	return out
+	return hosts, container.ResolvConf(host, mode, nameserver.Conf{Servers: h.DNS, Search: h.DNSSearch, Options: h.DNSOptions}), nil
 }
 
 // findDevices looks up on the machine what the record names.

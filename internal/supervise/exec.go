@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"os"
 	"strconv"
@@ -37,7 +36,11 @@ func (s *supervisor) exec(ctx context.Context, c *conn, o ExecOptions) (any, err
 		return nil, err
 	}
 	x.copyOutput(c)
-	go x.takeInput(c)
+	go c.takeInput(x.stdin, x.proc, func(name string) {
+		if sig, err := signal.ParseSignal(name); err == nil {
+			_ = x.proc.Signal(sig) // it has ended
+		}
+	})
 	x.tellStart(ctx, o) // while it runs
 	status := x.wait()
 	return Exit{Code: status.ExitCode, OOMKilled: status.OOMKilled}, nil
@@ -160,35 +163,6 @@ func (x *execution) copyOutput(c *conn) {
 			kind = frameStderr
 		}
 		go p.pump(func(chunk []byte) { _ = c.send(kind, chunk) }, func() {})
-	}
-}
-
-// takeInput passes on what the client sends, until it goes away.
-func (x *execution) takeInput(c *conn) {
-	for {
-		kind, payload, err := c.receive()
-		if err != nil {
-			x.stdin.end()
-			return
-		}
-		switch kind {
-		case frameStdin:
-			x.stdin.write(payload)
-		case frameStdinEnd:
-			x.stdin.end()
-		case frameResize:
-			var size Size
-			if json.Unmarshal(payload, &size) == nil {
-				_ = x.proc.Resize(size.Rows, size.Cols) // cosmetic
-			}
-		case frameSignal:
-			var a signalArgs
-			if json.Unmarshal(payload, &a) == nil {
-				if sig, err := signal.ParseSignal(a.Signal); err == nil {
-					_ = x.proc.Signal(sig) // it has ended
-				}
-			}
-		}
 	}
 }
 

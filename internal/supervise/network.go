@@ -143,6 +143,30 @@ func parseLinks(list []string) []network.Link {
 	return links
 }
 
+// linkEnv are the variables by which links on the default network are told.
+func (s *supervisor) linkEnv(ctx context.Context, rec *container.Record) ([]string, error) {
+	if !rec.Host.NetworkMode.IsDefault() && rec.Host.NetworkMode != network.DefaultNetwork {
+		return nil, nil
+	}
+	var env []string
+	for _, l := range parseLinks(rec.Host.Links) {
+		row, err := s.store.Container(ctx, l.Container)
+		if err != nil {
+			return nil, err
+		}
+		other, st, err := Parse(row)
+		if err != nil {
+			return nil, err
+		}
+		link := container.Link{Parent: rec.Name, Alias: l.Alias, Ports: other.Config.ExposedPorts, Env: other.Config.Env}
+		if ep := st.Networks[network.DefaultNetwork]; ep != nil {
+			link.Addr = ep.IPAddress
+		}
+		env = append(env, link.Environment()...)
+	}
+	return env, nil
+}
+
 // RenameLinks lets a record's links to a container of one name lead to another
 // one. It says whether there are any.
 func RenameLinks(rec *container.Record, old, name string) bool {

@@ -247,6 +247,9 @@ func (s *supervisor) adoptRun(ctx context.Context, st container.State) (*run, er
 		return nil, err
 	}
 	r.facts.AppArmor, _ = sandbox.LoadDefaultProfile() // for further processes, as the first has it
+	if r.facts.Env, err = s.linkEnv(ctx, rec); err != nil {
+		s.complain(err) // a program that is started later misses them
+	}
 	if r.check, err = health.Decide(rec.Config.Healthcheck, rec.Config.Shell, rec.Health); err != nil {
 		return nil, err
 	}
