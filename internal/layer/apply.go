@@ -46,6 +46,8 @@ type applier struct {
 	umask    uint32
 	userNS   bool
 	opaque   string // the xattr's name
+	roots    int64  // entries for the directory itself
+	uneven   bool   // some entry is not one name, see ApplyResult.Names
 }
 
 // dirMeta is what a directory gets when all is written: writing into it moves its
@@ -76,7 +78,10 @@ func Apply(ctx context.Context, dir string, r io.Reader, o ApplyOptions) (ApplyR
 	if a.umask, err = umask(); err != nil {
 		return ApplyResult{}, err
 	}
-	a.tree, err = openTree(dir, func(d string) { a.implicit[d] = true })
+	a.tree, err = openTree(dir, func(d string) {
+		a.implicit[d] = true
+		a.uneven = true
+	})
 	if err != nil {
 		return ApplyResult{}, fmt.Errorf("apply layer: open %s: %w", dir, err)
 	}
@@ -85,6 +90,9 @@ func Apply(ctx context.Context, dir string, r io.Reader, o ApplyOptions) (ApplyR
 		return a.res, fmt.Errorf("apply layer: %w", err)
 	}
 	a.res.Implicit = slices.Sorted(maps.Keys(a.implicit))
+	if !a.uneven && len(a.res.Dangling) == 0 {
+		a.res.Names = a.res.Files - a.roots
+	}
 	return a.res, nil
 }
 
@@ -196,10 +204,12 @@ func (a *applier) entry(ctx context.Context, hdr *tar.Header, content io.Reader)
 		if hdr.Typeflag != tar.TypeDir {
 			return errdef.New(errdef.ErrInvalid, "the root is a directory, not type %q", hdr.Typeflag)
 		}
+		a.roots++
 		return sysError(a.root(hdr))
 	}
 	dir, base := split(name)
 	whiteout := !a.o.Archive && strings.HasPrefix(base, whiteoutPrefix)
+	a.uneven = a.uneven || whiteout
 	if whiteout && strings.HasPrefix(base, whiteoutMeta) && base != whiteoutOpaque {
 		return nil // AUFS's own bookkeeping
 	}
@@ -273,6 +283,7 @@ func (a *applier) whiteout(at int, dir, base string) error {
 // clear removes what an earlier entry made under that name. It returns dir's
 // descriptor, which may be a new one.
 func (a *applier) clear(at int, dir, base string) (int, error) {
+	a.uneven = true
 	if err := a.tree.remove(at, base); err != nil && err != unix.ENOENT {
 		return -1, err
 	}

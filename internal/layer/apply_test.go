@@ -60,8 +60,8 @@ func TestApply(t *testing.T) {
 						t.Errorf("mtime of %s: got %v, want %v", name, got, when)
 					}
 				}
-				if res.Files != 15 || res.Bytes != 2 {
-					t.Errorf("got %d entries, %d bytes, want 15 and 2", res.Files, res.Bytes)
+				if res.Files != 15 || res.Bytes != 2 || res.Names != 15 {
+					t.Errorf("got %d entries, %d names, %d bytes, want 15, 15 and 2", res.Files, res.Names, res.Bytes)
 				}
 			},
 		},
@@ -162,7 +162,36 @@ func TestApply(t *testing.T) {
 			if tt.check != nil {
 				tt.check(t, dir, res)
 			}
+			checkNames(t, dir, res)
 		})
+	}
+}
+
+// checkNames: where Names is said, it is right, and so is Bytes.
+func checkNames(t *testing.T, dir string, res ApplyResult) {
+	t.Helper()
+	if res.Names == 0 {
+		return
+	}
+	var names, size int64
+	seen := map[uint64]bool{}
+	err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err == nil {
+			err = unix.Lstat(path, &st)
+		}
+		if isWhiteout(&st) {
+			t.Errorf("a whiteout is among %d names", res.Names)
+		}
+		names++
+		if st.Mode&unix.S_IFMT == unix.S_IFREG && !seen[st.Ino] {
+			seen[st.Ino] = true
+			size += st.Size
+		}
+		return err
+	})
+	if names--; err != nil || res.Names != names || res.Bytes != size {
+		t.Errorf("got %d names, %d bytes, want %d and %d; %v", res.Names, res.Bytes, names, size, err)
 	}
 }
 

@@ -243,6 +243,7 @@ func (a *applier) dir(at int, name, base string, hdr *tar.Header) error {
 	err = unix.Mkdirat(at, base, mode&0o777)
 	fresh := err == nil
 	if err == unix.EEXIST {
+		a.uneven = true
 		at, fresh, err = a.replaceWithDir(at, name, base, mode&0o777)
 	}
 	if err != nil {
@@ -434,6 +435,7 @@ func (a *applier) link(at int, name, base string, hdr *tar.Header) error {
 	// below a directory that was opened inside the tree.
 	err = unix.Linkat(from, last, at, base, 0)
 	if err == unix.EEXIST {
+		a.uneven = true
 		if same(from, last, at, base) {
 			return nil
 		}
@@ -489,6 +491,7 @@ func (a *applier) node(at int, base string, hdr *tar.Header) error {
 	}
 	if a.userNS && hdr.Typeflag != tar.TypeFifo {
 		a.res.Devices++
+		a.uneven = true
 		return nil
 	}
 	if hdr.Devmajor < 0 || hdr.Devmajor > math.MaxUint32 || hdr.Devminor < 0 || hdr.Devminor > math.MaxUint32 {
@@ -504,6 +507,7 @@ func (a *applier) node(at int, base string, hdr *tar.Header) error {
 	}
 	if kind != unix.S_IFIFO {
 		dev = int(unix.Mkdev(uint32(hdr.Devmajor), uint32(hdr.Devminor)))
+		a.uneven = a.uneven || dev == 0 // a whiteout, to overlayfs
 	}
 	err = unix.Mknodat(at, base, kind|mode&0o777, dev)
 	if err == unix.EEXIST {

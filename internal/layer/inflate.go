@@ -20,17 +20,19 @@ import (
 // has none idle.
 
 const (
-	inSize    = 64 << 10
-	inPad     = 16            // bytes behind the input that may be loaded
-	window    = 32 << 10      // how far back matches reach
-	outSize   = 256 << 10     // bytes that are made at a time
-	outSlack  = maxMatch + 16 // literals and a match that begin before outSize, and an overshoot
-	maxMatch  = 258
-	litBits   = 11
-	distBits  = 8
-	maxBits   = 15 // of a code
-	litCodes  = 288
-	distCodes = 32
+	inSize     = 64 << 10
+	inPad      = 16            // bytes behind the input that may be loaded
+	window     = 32 << 10      // how far back matches reach
+	outSize    = 256 << 10     // bytes that are made at a time
+	outSlack   = maxMatch + 64 // literals and a match that begin before outSize, and an overshoot
+	maxMatch   = 258
+	litBits    = 11
+	distBits   = 8
+	shortMatch = 32
+	maxBits    = 15      // of a code
+	tableSize  = 1 << 13 // entries that no table exceeds: 2048 and 143 subtables of 16 are the most
+	litCodes   = 288
+	distCodes  = 32
 )
 
 // An entry of a table:
@@ -96,7 +98,7 @@ func (h *huffman) build(lengths []uint8, bits uint, entry func(sym int) (uint32,
 	}
 	h.bits = bits
 	if h.table == nil {
-		h.table = make([]uint32, 1<<bits, 2<<bits)
+		h.table = make([]uint32, 1<<bits, tableSize)
 	}
 	h.table = h.table[:1<<bits]
 	for i := range h.table {
@@ -488,7 +490,8 @@ func (f *inflater) codes() error {
 func (f *inflater) decode(limit int) (done bool, err error) {
 	in, out, pos, w := f.in, f.out, f.pos, f.w
 	acc, have := f.acc&(1<<f.have-1), f.have
-	lit, dist := f.lit.table, f.dist.table
+	// Arrays that are indexed by a mask need no bounds checks.
+	lit, dist := (*[tableSize]uint32)(f.lit.table[:tableSize]), (*[tableSize]uint32)(f.dist.table[:tableSize])
 	for pos <= limit && w < window+outSize {
 		acc |= binary.LittleEndian.Uint64(in[pos:]) << have
 		pos += int(63-have) >> 3
@@ -496,18 +499,15 @@ func (f *inflater) decode(limit int) (done bool, err error) {
 		e := lit[acc&(1<<litBits-1)]
 		// Up to three literals of at most 11 bits fit into 56.
 		if e&entryLiteral != 0 {
-			acc >>= e & 0x3f
-			have -= uint(e & 0x3f)
+			acc, have = acc>>(e&0x3f), have-uint(e&0x3f)
 			out[w] = byte(e >> 16)
 			w++
 			if e = lit[acc&(1<<litBits-1)]; e&entryLiteral != 0 {
-				acc >>= e & 0x3f
-				have -= uint(e & 0x3f)
+				acc, have = acc>>(e&0x3f), have-uint(e&0x3f)
 				out[w] = byte(e >> 16)
 				w++
 				if e = lit[acc&(1<<litBits-1)]; e&entryLiteral != 0 {
-					acc >>= e & 0x3f
-					have -= uint(e & 0x3f)
+					acc, have = acc>>(e&0x3f), have-uint(e&0x3f)
 					out[w] = byte(e >> 16)
 					w++
 					continue
@@ -521,10 +521,9 @@ func (f *inflater) decode(limit int) (done bool, err error) {
 			have |= 56
 		}
 		if e&entryLink != 0 {
-			e = lit[e>>16+uint32(acc>>litBits)&(1<<(e>>8&0xff)-1)]
+			e = lit[(e>>16+uint32(acc>>litBits)&(1<<(e>>8&0xf)-1))&(tableSize-1)]
 			if e&entryLiteral != 0 {
-				acc >>= e & 0x3f
-				have -= uint(e & 0x3f)
+				acc, have = acc>>(e&0x3f), have-uint(e&0x3f)
 				out[w] = byte(e >> 16)
 				w++
 				continue
@@ -532,38 +531,49 @@ func (f *inflater) decode(limit int) (done bool, err error) {
 		}
 		if e&entryEnd != 0 {
 			n := uint(e >> 8 & 0xff)
-			acc >>= n
-			have -= n
+			acc, have = acc>>n, have-n
 			if done = n > 0; !done {
 				err = errDeflate
 			}
 			break
 		}
 		n, code := uint(e&0x3f), uint(e>>8&0xff)
-		length := int(e>>16) + int(acc&(1<<n-1)>>code)
-		acc >>= n
-		have -= n
+		length := int(e>>16) + int(acc&(1<<n-1)>>(code&0x3f))
+		acc, have = acc>>n, have-n
 		d := dist[acc&(1<<distBits-1)]
 		if d&entryLink != 0 {
-			d = dist[d>>16+uint32(acc>>distBits)&(1<<(d>>8&0xff)-1)]
+			d = dist[(d>>16+uint32(acc>>distBits)&(1<<(d>>8&0xf)-1))&(tableSize-1)]
 		}
 		if d&entryEnd != 0 {
 			err = errDeflate
 			break
 		}
 		n, code = uint(d&0x3f), uint(d>>8&0xff)
-		back := int(d>>16) + int(acc&(1<<n-1)>>code)
-		acc >>= n
-		have -= n
+		back := int(d>>16) + int(acc&(1<<n-1)>>(code&0x3f))
+		acc, have = acc>>n, have-n
 		if back > w-f.start {
 			err = errDeflate
 			break
 		}
-		match(out, w, back, length)
+		if back >= 8 && length <= shortMatch {
+			copyShort(out[w:][:shortMatch], out[w-back:][:shortMatch])
+		} else {
+			match(out, w, back, length)
+		}
 		w += length
 	}
 	f.pos, f.w, f.acc, f.have = pos, w, acc, have
 	return done, err
+}
+
+// copyShort copies 32 bytes, 8 at a time. Most matches are shorter: to copy more
+// than they have is cheaper than a loop whose end the processor cannot foresee.
+func copyShort(to, from []byte) {
+	_, _ = to[shortMatch-1], from[shortMatch-1]
+	binary.LittleEndian.PutUint64(to, binary.LittleEndian.Uint64(from))
+	binary.LittleEndian.PutUint64(to[8:], binary.LittleEndian.Uint64(from[8:]))
+	binary.LittleEndian.PutUint64(to[16:], binary.LittleEndian.Uint64(from[16:]))
+	binary.LittleEndian.PutUint64(to[24:], binary.LittleEndian.Uint64(from[24:]))
 }
 
 // match copies length bytes from back bytes ago, which may overlap what they

@@ -36,6 +36,10 @@ type Owner struct{ UID, GID uint32 }
 type ApplyResult struct {
 	Files int64 // entries written, of any type
 	Bytes int64 // contents of regular files, holes included
+	// Names is how many names the directory has now, itself left out, and none of
+	// them a whiteout; with it, Bytes is what they hold. 0: they have to be counted,
+	// because entries replaced, removed or repeated others, or stand for nothing.
+	Names int64
 	// Implicit are directories that entries lie in but that have no entry of
 	// their own, parents first. They were made root:root 0755; their metadata is
 	// that of the tree below (see Complete).

@@ -78,11 +78,15 @@ func (s *Snapshots) unpack(ctx context.Context, tmp string, diffID digest.Digest
 			return "", err
 		}
 	}
-	c := newCensus(ctx)
-	if err := c.run(dir); err != nil {
-		return "", err
+	l := store.Layer{DiffID: diffID, Key: key, Size: r.Bytes, Files: r.Names}
+	if r.Names == 0 {
+		c := newCensus(ctx)
+		if err := c.run(dir); err != nil {
+			return "", err
+		}
+		l.Size, l.Files, l.Marks = c.bytes, c.files, c.marks
 	}
-	return s.publish(ctx, tmp, store.Layer{DiffID: diffID, Key: key, Size: c.bytes, Files: c.files, Marks: c.marks})
+	return s.publish(ctx, tmp, l)
 }
 
 // complete puts into the layer what its tar leaves to the layers below.
