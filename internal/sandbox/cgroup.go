@@ -19,6 +19,7 @@ import (
 	"github.com/opencontainers/cgroups"
 	cgroup1fs "github.com/opencontainers/cgroups/fs"
 	cgroup2fs "github.com/opencontainers/cgroups/fs2"
+	"github.com/opencontainers/cgroups/systemd"
 	"golang.org/x/sys/unix"
 )
 
@@ -30,6 +31,8 @@ type cgroup struct {
 	name    string   // path below the root of the hierarchy
 	dir     *os.File // the directory, to clone into; version 2 only
 	maxPids *int64   // a limit for limitPids
+	unit    *Unit    // of systemd's, which it is; nil for a plain one
+	holder  *os.Process
 
 	mu      sync.Mutex
 	manager cgroups.Manager   // guarded by mu
@@ -57,7 +60,7 @@ func (b *builder) buildCgroup() error {
 	}
 	name := path.Join("/", b.spec.Linux.CgroupsPath, b.cfg.CgroupName)
 	if strings.Contains(name, ".slice:") {
-		return errdef.New(errdef.ErrUnsupported, "make the cgroup %s: systemd names are not supported, give a path", name)
+		return errdef.WithHint(errdef.New(errdef.ErrUnsupported, "make the cgroup %s: names of scopes are not supported", name), "name the slice alone, or give a path")
 	}
 	if name == "/" && len(l.need) == 0 {
 		return nil
@@ -66,10 +69,11 @@ func (b *builder) buildCgroup() error {
 		name = fmt.Sprintf("/dhow/pid%d-%d", os.Getpid(), time.Now().UnixNano())
 	}
 	limited := len(l.need) > 0
+	_, unit := UnitOf(name)
 	if err := b.makeCgroup(name, l); err != nil {
 		err = fmt.Errorf("make the cgroup %s: %w", name, err)
 		switch {
-		case errors.Is(err, errdef.ErrInvalid), b.spec.Linux.CgroupsPath != "", limited && !b.inUserNS:
+		case errors.Is(err, errdef.ErrInvalid), unit, b.spec.Linux.CgroupsPath != "", limited && !b.inUserNS:
 			return err
 		case limited:
 			b.warn("no limits are enforced: an ordinary user needs a cgroup of their own for that, as \"systemd-run --user --scope -p Delegate=yes\" gives (%v)", err)
@@ -131,6 +135,12 @@ func (b *builder) makeCgroup(name string, l *limits) error {
 func newCgroup(name string, l *limits, inUserNS bool) (*cgroup, error) {
 	c := &cgroup{name: name}
 	var err error
+	if u, ok := UnitOf(name); ok {
+		if err := u.Check(inUserNS); err != nil {
+			return nil, err
+		}
+		c.unit, c.name = &u, u.Path
+	}
 	if cgroup2() {
 		if inUserNS {
 			if c.name, err = delegated(name); err != nil {
@@ -155,7 +165,11 @@ func newCgroup(name string, l *limits, inUserNS bool) (*cgroup, error) {
 	if err := c.manage(res); err != nil {
 		return nil, err
 	}
-	if err := c.manager.Apply(-1); err != nil { // -1 makes it without moving anyone in
+	make := func() error { return c.manager.Apply(-1) } // -1 makes it without moving anyone in
+	if c.unit != nil {
+		make = c.place
+	}
+	if err := make(); err != nil {
 		return nil, errors.Join(explainRealtime(err, name, res), c.remove())
 	}
 	if dir, ok := c.paths[""]; ok {
@@ -197,6 +211,10 @@ func offersController(dir, controller string) bool {
 
 // manage makes the manager for the directories in paths.
 func (c *cgroup) manage(res *cgroups.Resources) (err error) {
+	if c.unit != nil && systemd.IsRunningSystemd() {
+		c.manager, err = c.unit.manager(res)
+		return err
+	}
 	config := &cgroups.Cgroup{Path: c.name, Resources: res}
 	if dir, ok := c.paths[""]; ok {
 		c.manager, err = cgroup2fs.NewManager(config, dir)
@@ -213,6 +231,10 @@ func openCgroup(name string) (*cgroup, error) {
 		return nil, err
 	}
 	c := &cgroup{name: name, paths: map[string]string{}}
+	if u, ok := UnitOf(name); ok {
+		c.unit, c.name = &u, u.Path
+		name = c.name
+	}
 	if cgroup2() {
 		c.paths[""] = path.Join(cgroupRoot, name)
 		dir, err := os.Open(c.paths[""])
@@ -341,7 +363,11 @@ func delegated(name string) (string, error) {
 func (c *cgroup) add(pid int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.manager.AddPid("", pid); err != nil {
+	add := func() error { return c.manager.AddPid("", pid) }
+	if dir, ok := c.paths[""]; ok { // systemd need not be asked: it is delegated
+		add = func() error { return cgroups.WriteCgroupProc(dir, pid) }
+	}
+	if err := add(); err != nil {
 		return fmt.Errorf("enter the cgroup: %w", err)
 	}
 	return nil
@@ -492,6 +518,7 @@ func (c *cgroup) remove() error {
 	if c.dir != nil {
 		c.dir.Close()
 	}
+	c.leavePlace()
 	var errs []error
 	if dir := c.paths["freezer"]; dir != "" { // what is frozen does not die
 		_ = os.WriteFile(path.Join(dir, "freezer.state"), []byte(cgroups.Thawed), 0)
@@ -501,6 +528,9 @@ func (c *cgroup) remove() error {
 	}
 	if dir := unifiedDir(c.name); dir != "" { // scopes, beside controllers of version 1
 		errs = append(errs, removeCgroup(dir))
+	}
+	if c.unit != nil && c.manager != nil {
+		_ = c.manager.Destroy() // systemd has seen it go, but for one that failed
 	}
 	return errors.Join(errs...)
 }

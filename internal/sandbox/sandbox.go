@@ -135,7 +135,8 @@ func start(ctx context.Context, cfg Config) (*Process, error) {
 		return nil, errors.Join(launchError(err), b.cg.remove(), p.scope.remove())
 	}
 	b.cg = nil // the process's now
-	b.close()  // our copy of the stage's end of the socket above all, or it would never close
+	p.cg.leavePlace()
+	b.close() // our copy of the stage's end of the socket above all, or it would never close
 	if err := p.handshake(ctx, int(sock.Fd())); err != nil {
 		p.proc.Kill()
 		<-p.done

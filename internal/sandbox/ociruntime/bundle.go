@@ -33,6 +33,7 @@ type bundle struct {
 	dir      string // absolute and without links, as runtimes want it
 	attached []attachment
 	cgroup   string // of the container; "" where there is none
+	systemd  bool   // which is a scope of systemd's
 	warnings []string
 }
 
@@ -78,6 +79,13 @@ func (b *bundle) write(cfg sandbox.Config) error {
 		if f.inUserNS {
 			f.cgroup, _ = sandbox.DelegatedCgroup(cfg.CgroupName)
 		}
+	}
+	if u, ok := sandbox.UnitOf(cfg.CgroupName); ok {
+		if err := u.Check(f.inUserNS); err != nil {
+			return err
+		}
+		f.cgroup, b.systemd = u.Path, true
+		f.cgroupsPath = u.Slice + ":" + u.Prefix + ":" + u.Name
 	}
 	if err := b.attachRoot(cfg.Root, f.inUserNS); err != nil {
 		return err

@@ -136,7 +136,11 @@ func (c *Container) start(ctx context.Context, cfg sandbox.Config) error {
 
 // create makes the container up to the moment before its program.
 func (c *Container) create(ctx context.Context, cfg sandbox.Config, tty *console) error {
-	args := []string{"create", "--bundle", c.b.dir, "--pid-file", c.b.path(pidFile)}
+	args := []string{"create"}
+	if c.b.systemd {
+		args = []string{"--systemd-cgroup", "create"}
+	}
+	args = append(args, "--bundle", c.b.dir, "--pid-file", c.b.path(pidFile))
 	if tty != nil {
 		args = append(args, "--console-socket", tty.path)
 	}

@@ -1,6 +1,7 @@
 package ociruntime
 
 import (
+	"cmp"
 	"fmt"
 	"path"
 	"path/filepath"
@@ -16,16 +17,17 @@ import (
 
 // facts are what the machine adds to a spec.
 type facts struct {
-	root     string         // where the root file system is mounted
-	sources  map[int]string // where sources of mounts are, by index
-	cgroup   string         // path; "" leaves it to the runtime, which may go without
-	self     int            // our process id, for descriptors of ours
-	inUserNS bool
-	noTTYGID bool // group 5 is not mapped
-	rlimit   func(resource int) (hard uint64, fixed bool)
-	oomScore int      // the least that we may set
-	caps     []string // those that we may give
-	appArmor bool     // the kernel has it
+	root        string         // where the root file system is mounted
+	sources     map[int]string // where sources of mounts are, by index
+	cgroup      string         // path; "" leaves it to the runtime, which may go without
+	cgroupsPath string         // what the spec says of it; "" is the path
+	self        int            // our process id, for descriptors of ours
+	inUserNS    bool
+	noTTYGID    bool // group 5 is not mapped
+	rlimit      func(resource int) (hard uint64, fixed bool)
+	oomScore    int      // the least that we may set
+	caps        []string // those that we may give
+	appArmor    bool     // the kernel has it
 }
 
 // specVersion is that of the runtime specification which runtimes are told: older
@@ -47,7 +49,7 @@ func adapt(in *specs.Spec, f facts) (out *specs.Spec, warnings []string, err err
 	if l.MaskedPaths, err = sandbox.ExpandPaths(l.MaskedPaths); err != nil {
 		return nil, nil, err
 	}
-	l.CgroupsPath = f.cgroup
+	l.CgroupsPath = cmp.Or(f.cgroupsPath, f.cgroup)
 	if f.cgroup == "" && limited(l.Resources) {
 		warnings = append(warnings, "no limits are enforced: an ordinary user needs a cgroup of their own for that, as \"systemd-run --user --scope -p Delegate=yes\" gives")
 		l.Resources = &specs.LinuxResources{Devices: l.Resources.Devices}
