@@ -3,10 +3,11 @@ package logs
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"dhow/internal/sys"
 )
 
 // losses is what a container wrote and its log never had, since it was created:
@@ -24,29 +25,14 @@ const lossesFile = "losses"
 // openLosses reads what was lost before. The file has its room from the beginning:
 // there may be none when there is something to count.
 func (s *Store) openLosses() (err error) {
-	if s.lossFile, err = openSlots(filepath.Join(s.dir, lossesFile), &s.losses); err != nil {
+	if s.lossFile, err = sys.OpenSlots(filepath.Join(s.dir, lossesFile), &s.losses); err != nil {
 		return err
 	}
 	s.lossesKept = s.losses
-	if s.lossFile.seq > 0 {
-		return nil
+	if s.lossFile.Fresh() {
+		return s.lossFile.Reserve()
 	}
-	_, err = s.lossFile.f.WriteAt(make([]byte, 2*slotSize), 0)
-	return err
-}
-
-// readLosses reads what a log has lost, for those who do not write it.
-func readLosses(dir string) (l losses, err error) {
-	f, err := os.Open(filepath.Join(dir, lossesFile))
-	if errors.Is(err, os.ErrNotExist) {
-		return l, nil
-	}
-	if err != nil {
-		return l, err
-	}
-	defer f.Close()
-	_, err = readSlots(f, &l)
-	return l, err
+	return nil
 }
 
 // keepLosses writes them when they changed. What cannot be written is tried again
@@ -55,7 +41,7 @@ func (s *Store) keepLosses() {
 	if s.losses == s.lossesKept || s.lossFile == nil {
 		return
 	}
-	if s.lossFile.write(s.losses) == nil {
+	if s.lossFile.Write(s.losses) == nil {
 		s.lossesKept = s.losses
 	}
 }

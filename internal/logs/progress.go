@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"dhow/internal/sys"
 )
 
 // progress is how far one destination has come: the file ship/<driver>. It is
@@ -53,27 +55,27 @@ const (
 )
 
 // openProgress opens the file of a destination; fresh says that it is new.
-func openProgress(dir, name string) (f *slots, p progress, fresh bool, err error) {
+func openProgress(dir, name string) (f *sys.Slots, p progress, fresh bool, err error) {
 	if err := os.MkdirAll(filepath.Join(dir, shipDir), 0o700); err != nil {
 		return nil, p, false, err
 	}
-	if f, err = openSlots(shipPath(dir, name), &p); err != nil {
+	if f, err = sys.OpenSlots(shipPath(dir, name), &p); err != nil {
 		return nil, p, false, err
 	}
-	return f, p, f.seq == 0, nil
+	return f, p, f.Fresh(), nil
 }
 
 // keepIn writes the progress, with as much of the errors as there is room for.
-func (p progress) keepIn(f *slots) error {
+func (p progress) keepIn(f *sys.Slots) error {
 	for _, text := range []*string{&p.Error, &p.LastReject} {
 		if len(*text) > longestError {
 			*text = (*text)[:longestError] + "…"
 		}
 	}
-	err := f.write(p)
-	if errors.Is(err, errTooLong) {
+	err := f.Write(p)
+	if errors.Is(err, sys.ErrTooLong) {
 		p.Error, p.LastReject = err.Error(), ""
-		err = f.write(p)
+		err = f.Write(p)
 	}
 	return err
 }
@@ -130,8 +132,8 @@ func Stat(dir string, now time.Time) (Statistics, error) {
 		return s, fmt.Errorf("log statistics: %w", err)
 	}
 	s.Store = map[string]string{formatJSON.String(): driverJSONFile, formatCompact.String(): driverLocal}[d.Format]
-	l, err := readLosses(dir)
-	if err != nil {
+	var l losses
+	if err := sys.ReadSlots(filepath.Join(dir, lossesFile), &l); err != nil {
 		return s, fmt.Errorf("log statistics: %w", err)
 	}
 	s.Lost, s.Limited, s.Error, s.ErrorAt = l.Lost, l.Limited, l.Error, l.ErrorAt
@@ -174,13 +176,8 @@ const parkedSuffix = ".parked"
 
 func destination(dir, driver string, end place, now time.Time) (Destination, error) {
 	d := Destination{Driver: driver, State: stateOK}
-	f, err := os.Open(shipPath(dir, driver))
-	if err != nil {
-		return d, err
-	}
-	defer f.Close()
 	var p progress
-	if _, err := readSlots(f, &p); err != nil {
+	if err := sys.ReadSlots(shipPath(dir, driver), &p); err != nil {
 		return d, err
 	}
 	d.Shipped, d.Dropped, d.Rejected = p.Shipped, p.Dropped, p.Rejected

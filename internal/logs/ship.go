@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"dhow/internal/logs/driver"
+	"dhow/internal/sys"
 )
 
 // How delivery behaves, unless a driver's Limits say otherwise.
@@ -47,7 +48,7 @@ type shipper struct {
 	stop  context.CancelFunc
 
 	r       *reader // nil while there is nothing to send it to
-	file    *slots
+	file    *sys.Slots
 	batch   []Record
 	places  []place // behind each record of batch
 	arena   []byte  // their lines
@@ -78,11 +79,11 @@ func newShipper(s *Store, d Driver, info Info, end place) (*shipper, error) {
 	if fresh {
 		sh.p.moveTo(end)
 		if err := sh.p.keepIn(sh.file); err != nil {
-			return nil, errors.Join(err, sh.file.f.Close())
+			return nil, errors.Join(err, sh.file.Close())
 		}
 	}
 	if sh.sender, err = openSender(k, info, o); err != nil {
-		return nil, errors.Join(fmt.Errorf("log driver %s: %w", d.Name, err), sh.file.f.Close())
+		return nil, errors.Join(fmt.Errorf("log driver %s: %w", d.Name, err), sh.file.Close())
 	}
 	return sh, nil
 }
@@ -140,7 +141,7 @@ func (sh *shipper) close() error {
 	sh.stop()
 	<-sh.done
 	sh.release()
-	return errors.Join(sh.sender.Close(), sh.file.f.Close())
+	return errors.Join(sh.sender.Close(), sh.file.Close())
 }
 
 // notify says that there are lines.

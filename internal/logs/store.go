@@ -56,9 +56,9 @@ type Store struct {
 	ending bool       // nobody waits for room any more
 	closed bool
 
-	losses     losses // guarded by mu
-	lossesKept losses // guarded by mu: as they are in lossFile
-	lossFile   *slots // nil when nothing is kept
+	losses     losses     // guarded by mu
+	lossesKept losses     // guarded by mu: as they are in lossFile
+	lossFile   *sys.Slots // nil when nothing is kept
 
 	stored atomic.Uint64 // bytes of all lines ever stored
 }
@@ -268,7 +268,7 @@ func (s *Store) Close() error {
 		problems = append(problems, w.close())
 	}
 	if s.lossFile != nil {
-		problems = append(problems, s.lossFile.f.Close())
+		problems = append(problems, s.lossFile.Close())
 	}
 	for _, stream := range []*stream{&s.out, &s.err} {
 		if stream.keep != nil {
