@@ -12,7 +12,10 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -257,5 +260,87 @@ func TestStatuses(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestUnread: a destination whose protocol has no answers takes lines without
+// reading them, for long, and is killed. They are sent again to the next one.
+func TestUnread(t *testing.T) {
+	for _, name := range []string{"syslog", "gelf", "fluentd"} {
+		t.Run(name, func(t *testing.T) {
+			hung, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			address := hung.Addr().String()
+			options := map[string]driver.Options{
+				"syslog": {"syslog-address": "tcp://" + address}, "gelf": {"gelf-address": "tcp://" + address}, "fluentd": {"fluentd-address": address},
+			}[name]
+			var later atomic.Int64
+			c := Config{Drivers: []Driver{{name, options}}, Info: realInfo(), Now: func() time.Time { return time.Now().Add(time.Duration(later.Load())) }}
+			dir := t.TempDir()
+			s := mustOpen(t, dir, c)
+			lines := numbered(0, 20_000)
+			writeLines(t, s, lines[:50]) // as many as its buffer holds
+			first, err := hung.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			await(t, "a batch that is not read", func() bool { return mustStat(t, dir).Destinations[0].Shipped.Lines > 0 })
+			writeLines(t, s, lines[50:])
+			time.Sleep(200 * time.Millisecond)
+			later.Store(int64(time.Minute)) // what was sent is no news any more
+			hung.Close()
+			first.(*net.TCPConn).SetLinger(0)
+			first.Close()
+			got := listen(t, address)
+			await(t, "every line", func() bool { return strings.Contains(got(), "line 19999 ") })
+			there := map[string]bool{}
+			for _, l := range regexp.MustCompile(`line \d+ `).FindAllString(got(), -1) {
+				there[l] = true
+			}
+			for i := range lines {
+				if !there[fmt.Sprintf("line %d ", i)] {
+					t.Fatalf("line %d of %d is lost", i, len(lines))
+				}
+			}
+		})
+	}
+}
+
+// listen accepts connections at an address, and returns what comes in.
+func listen(t *testing.T, address string) func() string {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	var mu sync.Mutex
+	var text []byte // guarded by mu
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				buf := make([]byte, 64<<10)
+				for {
+					n, err := c.Read(buf)
+					mu.Lock()
+					text = append(text, buf[:n]...)
+					mu.Unlock()
+					if err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	return func() string {
+		mu.Lock()
+		defer mu.Unlock()
+		return string(text)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -47,19 +48,25 @@ type shipper struct {
 	done  chan struct{}
 	stop  context.CancelFunc
 
-	r       *reader // nil while there is nothing to send it to
-	file    *sys.Slots
-	batch   []Record
-	places  []place // behind each record of batch
-	arena   []byte  // their lines
-	bite    int     // how many records to send at once; less than all after a Reject
-	sent    place   // before the last batch, for destinations that do not acknowledge
-	sentAt  time.Time
-	sentNow count
+	r      *reader // nil while there is nothing to send it to
+	file   *sys.Slots
+	batch  []Record
+	places []place // behind each record of batch
+	arena  []byte  // their lines
+	bite   int     // how many records to send at once; less than all after a Reject
+	marks  []mark  // batches that may not have been read
 
 	mu      sync.Mutex
 	p       progress // guarded by mu
 	dropped bool     // guarded by mu: lines since the progress was kept
+}
+
+// mark is a batch that was sent to a destination that does not acknowledge.
+type mark struct {
+	before place // the batch
+	at     time.Time
+	count
+	end int64 // bytes written then, as a Teller counts them
 }
 
 // newShipper opens a destination. A new one begins at the log's end, which is
@@ -426,12 +433,15 @@ func (sh *shipper) send(ctx context.Context) error {
 // delivered moves the cursor behind the first n records of the batch.
 func (sh *shipper) delivered(n int) {
 	sh.mu.Lock()
-	sh.sent, sh.sentAt, sh.sentNow = sh.p.place(), sh.store.now(), count{}
+	m := mark{before: sh.p.place(), at: sh.store.now()}
 	for _, r := range sh.batch[:n] {
-		sh.sentNow.add(1, len(r.Line))
+		m.add(1, len(r.Line))
 	}
-	sh.p.Shipped.Lines += sh.sentNow.Lines
-	sh.p.Shipped.Bytes += sh.sentNow.Bytes
+	if sh.d.Unacknowledged {
+		sh.note(m)
+	}
+	sh.p.Shipped.Lines += m.Lines
+	sh.p.Shipped.Bytes += m.Bytes
 	sh.p.Through, sh.p.Waiting = sh.batch[n-1].Time, time.Time{}
 	sh.p.Error, sh.p.ErrorAt, sh.p.Next, sh.p.Parked = "", time.Time{}, time.Time{}, false
 	sh.forward(n)
@@ -475,17 +485,40 @@ func (sh *shipper) keep() {
 	}
 }
 
-// rewind goes back before the last batch when the connection broke so soon after
-// it that it may never have been read.
+// told asks the destination what is surely read.
+func (sh *shipper) told() (written, read int64) {
+	t, ok := sh.sender.(driver.Teller)
+	if !ok {
+		return 0, 0
+	}
+	written, unread := t.Told()
+	return written, written - unread
+}
+
+// note remembers a batch, and forgets those that were read.
+func (sh *shipper) note(m mark) {
+	var read int64
+	m.end, read = sh.told()
+	sh.marks = append(slices.DeleteFunc(sh.marks, func(old mark) bool { return old.end <= read }), m)
+}
+
+// rewind goes back before the batches that may never have been read when the
+// connection broke: those that the other side's window says so of, and the last
+// one if the connection did not outlive it for long.
 func (sh *shipper) rewind() {
-	if sh.sentAt.IsZero() || sh.store.now().Sub(sh.sentAt) > unsure {
+	_, read := sh.told()
+	now := sh.store.now()
+	sh.marks = slices.DeleteFunc(sh.marks, func(m mark) bool { return m.end <= read && now.Sub(m.at) > unsure })
+	if len(sh.marks) == 0 {
 		return
 	}
 	sh.mu.Lock()
-	sh.p.moveTo(sh.sent)
-	sh.p.Shipped.Lines -= sh.sentNow.Lines
-	sh.p.Shipped.Bytes -= sh.sentNow.Bytes
-	sh.sentAt = time.Time{}
+	sh.p.moveTo(sh.marks[0].before)
+	for _, m := range sh.marks {
+		sh.p.Shipped.Lines -= m.Lines
+		sh.p.Shipped.Bytes -= m.Bytes
+	}
+	sh.marks = nil
 	sh.keep()
 	sh.mu.Unlock()
 	sh.release()

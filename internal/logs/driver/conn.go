@@ -24,20 +24,30 @@ type Conn struct {
 	// Lifetime is how old a connection may become before the next Dial replaces it;
 	// 0 is no limit.
 	Lifetime time.Duration
+	// Unacknowledged says that the protocol has no answers. Dial fails once for a
+	// connection that was found closed, so that what it may have lost is sent again.
+	Unacknowledged bool
 
-	c    net.Conn
-	made time.Time
+	c       net.Conn
+	made    time.Time
+	window  uint32 // the largest that the other side has offered on this connection
+	written int64  // bytes, ever
+	base    int64  // of these, before this connection
+	unread  int64  // of the connection before this one
 }
 
 // Dial sees to it that there is a connection, and returns whether it is a new one.
 // One that the other side has closed is replaced. An untrusted certificate is
 // refused for good (Refuse).
 func (c *Conn) Dial(ctx context.Context) (fresh bool, err error) {
-	if c.c != nil && (c.Lifetime == 0 || time.Since(c.made) < c.Lifetime) && !c.gone() {
-		return false, nil
-	}
 	if c.c != nil {
-		c.Close()
+		gone := c.gone()
+		if !gone && (c.Lifetime == 0 || time.Since(c.made) < c.Lifetime) {
+			return false, nil
+		}
+		if c.Close(); gone && c.Unacknowledged {
+			return false, errClosed
+		}
 	}
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, c.Network, c.Address)
@@ -56,7 +66,8 @@ func (c *Conn) Dial(ctx context.Context) (fresh bool, err error) {
 		}
 		conn = secure
 	}
-	c.c, c.made = conn, time.Now()
+	c.c, c.made, c.window, c.base = conn, time.Now(), 0, c.written
+	c.queued()
 	return true, nil
 }
 
@@ -124,7 +135,9 @@ func (c *Conn) guard(ctx context.Context) (release func() bool) {
 // Write writes all of p, or closes the connection.
 func (c *Conn) Write(ctx context.Context, p []byte) error {
 	defer c.guard(ctx)()
-	if _, err := c.c.Write(p); err != nil {
+	n, err := c.c.Write(p)
+	c.written += int64(n)
+	if err != nil {
 		if c.Network == "tcp" || c.Network == "unix" {
 			c.Close()
 		}
@@ -149,24 +162,23 @@ func (c *Conn) Reader(ctx context.Context) (r io.Reader, release func() bool) {
 	return c.c, c.guard(ctx)
 }
 
-// Drain waits until the machine at the other end has taken what was written. That
-// its program has read it cannot be known without an answer.
+var errClosed = fmt.Errorf("the other side closed the connection: %w", io.ErrUnexpectedEOF)
+
+// Drain waits until the machine at the other end has taken what was written, and
+// its program so much of it that half of the window is open, or over a unix socket
+// all of it. That a program has read the last bytes cannot be known without an
+// answer over TCP: see Unread.
 func (c *Conn) Drain(ctx context.Context) error {
-	rc, ok := c.raw()
-	if !ok || c.Network != "tcp" {
+	if c.Network != "tcp" && c.Network != "unix" {
 		return nil
 	}
 	for pause := 100 * time.Microsecond; ; pause = min(2*pause, 50*time.Millisecond) {
-		waiting := 0
-		var errno error
-		if err := rc.Control(func(fd uintptr) { waiting, errno = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); err != nil {
-			return err
-		}
+		waiting, open := c.queued()
 		if c.gone() {
 			c.Close()
-			return fmt.Errorf("the other side closed the connection: %w", io.ErrUnexpectedEOF)
+			return errClosed
 		}
-		if errno != nil || waiting == 0 {
+		if waiting == 0 && open >= c.window/2 {
 			return nil
 		}
 		select {
@@ -178,11 +190,48 @@ func (c *Conn) Drain(ctx context.Context) error {
 	}
 }
 
+// queued returns how many bytes are on their way, and over TCP the other side's
+// window: how many more it would take. The window is as of its last packet.
+func (c *Conn) queued() (waiting int, open uint32) {
+	rc, ok := c.raw()
+	if !ok {
+		return 0, 0
+	}
+	// Where the kernel cannot say, nothing is queued.
+	_ = rc.Control(func(fd uintptr) {
+		if n, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ); err == nil {
+			waiting = n
+		}
+		if c.Network != "tcp" {
+			return
+		}
+		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			open = info.Snd_wnd
+			c.window = max(c.window, open)
+		}
+	})
+	return waiting, open
+}
+
+// Told returns how many bytes were ever written, and how many of the last ones the
+// program at the other end may not have read: what is on its way, what the window
+// of the other side has shrunk by, and what its kernel may have made the window
+// larger by meanwhile.
+func (c *Conn) Told() (written, unread int64) {
+	if c.c == nil {
+		return c.written, c.unread
+	}
+	waiting, open := c.queued()
+	const grown = 64 << 10 // Linux begins with as much (tcp_rmem, tcp_grow_window)
+	return c.written, min(int64(waiting)+int64(c.window-open)+grown, c.written-c.base)
+}
+
 // Close ends the connection, if there is one.
 func (c *Conn) Close() error {
 	if c.c == nil {
 		return nil
 	}
+	_, c.unread = c.Told()
 	err := c.c.Close()
 	c.c = nil
 	return err

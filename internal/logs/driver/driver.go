@@ -129,6 +129,13 @@ type Finisher interface {
 	Finish()
 }
 
+// Teller is a Sender whose protocol has no answers, but which knows how much was
+// read (Conn.Told). When a connection breaks, batches that were not read are sent
+// again.
+type Teller interface {
+	Told() (written, unread int64)
+}
+
 // fault is an error of a destination, with what to do about it.
 type fault struct {
 	error

@@ -140,7 +140,7 @@ func open(info driver.Info, o driver.Options) (driver.Sender, error) {
 		return nil, err
 	}
 	s := &sender{
-		conn:         driver.Conn{Network: network, Address: address, Lifetime: o.Duration("fluentd-async-reconnect-interval", 0)},
+		conn:         driver.Conn{Network: network, Address: address, Unacknowledged: !o.Bool("fluentd-request-ack"), Lifetime: o.Duration("fluentd-async-reconnect-interval", 0)},
 		subSecond:    o.Bool("fluentd-sub-second-precision"),
 		ack:          o.Bool("fluentd-request-ack"),
 		verify:       o["fluentd-async"] != "" && !o.Bool("fluentd-async"),
@@ -320,5 +320,8 @@ func (s *sender) await(ctx context.Context, chunk string) error {
 	}
 	return fmt.Errorf("the answer has no acknowledgement")
 }
+
+// Told is driver.Conn's.
+func (s *sender) Told() (written, unread int64) { return s.conn.Told() }
 
 func (s *sender) Close() error { return s.conn.Close() }

@@ -119,7 +119,7 @@ func open(info driver.Info, o driver.Options) (driver.Sender, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &sender{conn: driver.Conn{Network: u.Scheme, Address: u.Host}}
+	s := &sender{conn: driver.Conn{Network: u.Scheme, Address: u.Host, Unacknowledged: u.Scheme == "tcp"}}
 	if err := s.fields(info, o); err != nil {
 		return nil, err
 	}
@@ -272,5 +272,8 @@ func (s *sender) datagram(ctx context.Context, r driver.Record) error {
 	}
 	return nil
 }
+
+// Told is driver.Conn's.
+func (s *sender) Told() (written, unread int64) { return s.conn.Told() }
 
 func (s *sender) Close() error { return s.conn.Close() }

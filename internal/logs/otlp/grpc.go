@@ -6,10 +6,12 @@ import (
 	"net"
 	"net/url"
 	"strings"
+	"time"
 
 	collector "go.opentelemetry.io/proto/otlp/collector/logs/v1"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -36,7 +38,9 @@ func newGRPC(u *url.URL, headers map[string]string, config *tls.Config, compress
 	if u.Port() == "" {
 		address = net.JoinHostPort(u.Hostname(), "4317")
 	}
-	options := []grpc.DialOption{grpc.WithTransportCredentials(transport)}
+	// The pipeline decides when to try again; a connection is to follow it.
+	reconnect := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 2, MaxDelay: time.Second}, MinConnectTimeout: 5 * time.Second}
+	options := []grpc.DialOption{grpc.WithTransportCredentials(transport), grpc.WithConnectParams(reconnect)}
 	if compress {
 		options = append(options, grpc.WithDefaultCallOptions(grpc.UseCompressor(gzip.Name)))
 	}

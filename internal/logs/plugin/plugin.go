@@ -25,6 +25,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -89,7 +90,8 @@ type sender struct {
 	http  http.Client
 	info  driver.Info
 	path  string   // of the FIFO, "" for none
-	fifo  *os.File // open for both, so that a plugin that is gone does not end it
+	fifo  *os.File // open for both until the plugin has read from it, then for writing
+	read  bool     // it has
 	parts [3]partial
 	buf   []byte
 }
@@ -179,7 +181,7 @@ func (s *sender) end(ctx context.Context) error {
 		err = errors.Join(err, s.fifo.Close())
 	}
 	err = errors.Join(err, os.Remove(s.path))
-	s.path, s.fifo = "", nil
+	s.path, s.fifo, s.read = "", nil, false
 	return err
 }
 
@@ -208,7 +210,25 @@ func (s *sender) Send(ctx context.Context, batch []driver.Record) (n int, err er
 	if _, err := s.fifo.Write(s.buf); err != nil {
 		return 0, err
 	}
-	return 0, s.drain(ctx)
+	if err := s.drain(ctx); err != nil {
+		return 0, err
+	}
+	return 0, s.onlyWrite()
+}
+
+// onlyWrite makes the plugin the only one who has the FIFO open for reading, as
+// soon as it surely has: the kernel tells when it is gone then.
+func (s *sender) onlyWrite() error {
+	if s.read {
+		return nil
+	}
+	f, err := os.OpenFile(s.path, os.O_WRONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	err = s.fifo.Close()
+	s.fifo, s.read = f, true
+	return err
 }
 
 // entry appends a LogEntry of docker's api/types/plugins/logdriver, with its length
@@ -246,6 +266,19 @@ func (s *sender) entry(dst []byte, r *driver.Record) []byte {
 	return dst
 }
 
+var errGone = errors.New("the plugin is gone")
+
+// abandoned says whether nobody has the FIFO open for reading.
+func (s *sender) abandoned(rc syscall.RawConn) bool {
+	gone := false
+	err := rc.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd)}}
+		n, err := unix.Poll(p, 0)
+		gone = n == 1 && err == nil && p[0].Revents&unix.POLLERR != 0
+	})
+	return err != nil || gone
+}
+
 // drain waits until the plugin has read the FIFO empty.
 func (s *sender) drain(ctx context.Context) error {
 	rc, err := s.fifo.SyscallConn()
@@ -260,6 +293,9 @@ func (s *sender) drain(ctx context.Context) error {
 		}
 		if errno != nil || waiting == 0 {
 			return errno
+		}
+		if s.abandoned(rc) {
+			return errGone
 		}
 		select {
 		case <-ctx.Done():

@@ -195,7 +195,7 @@ func (s *sender) connect(ctx context.Context) error {
 	}
 	var first error
 	for _, a := range s.addresses {
-		s.conn = driver.Conn{Network: a.network, Address: a.address, TLS: s.tls}
+		s.conn = driver.Conn{Network: a.network, Address: a.address, TLS: s.tls, Unacknowledged: true}
 		if a.network == secure {
 			s.conn.Network = "tcp"
 		}
@@ -278,5 +278,8 @@ func printable(s string, longest int) string {
 	}
 	return string(field)
 }
+
+// Told is driver.Conn's.
+func (s *sender) Told() (written, unread int64) { return s.conn.Told() }
 
 func (s *sender) Close() error { return s.conn.Close() }
