@@ -30,10 +30,13 @@ const (
 // waiting polls. Between processes it does poll, until the context ends.
 type db struct {
 	path   string
-	conns  chan *sqlite.Conn // capacity maxConns; nil entries are still to be opened
-	writer chan struct{}     // capacity 1, taken by the one who writes
+	slots  chan struct{} // capacity maxConns, one taken by each who works
+	writer chan struct{} // capacity 1, taken by the one who writes
 	closed chan struct{}
 	once   sync.Once // closes
+
+	mu   sync.Mutex
+	free []*sqlite.Conn // guarded by mu: those that are open and nobody uses
 }
 
 var errClosed = errors.New("database: the store is closed")
@@ -42,12 +45,9 @@ var errClosed = errors.New("database: the store is closed")
 func openDB(ctx context.Context, root string) (*db, error) {
 	d := &db{
 		path:   filepath.Join(root, dbName),
-		conns:  make(chan *sqlite.Conn, maxConns),
+		slots:  make(chan struct{}, maxConns),
 		writer: make(chan struct{}, 1),
 		closed: make(chan struct{}),
-	}
-	for range maxConns {
-		d.conns <- nil
 	}
 	version := -1
 	err := d.read(ctx, func(c *sqlite.Conn) (err error) {
@@ -131,27 +131,37 @@ func (d *db) close() (err error) {
 	d.once.Do(func() {
 		close(d.closed)
 		for range maxConns {
-			if c := <-d.conns; c != nil {
-				err = errors.Join(err, c.Close())
-			}
+			d.slots <- struct{}{}
 		}
+		_, err = d.idle()
 	})
 	return err
+}
+
+// take returns the open connection that was used last, or nil.
+func (d *db) take() *sqlite.Conn {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.free) == 0 {
+		return nil
+	}
+	c := d.free[len(d.free)-1]
+	d.free = d.free[:len(d.free)-1]
+	return c
+}
+
+// put gives back what take returned, or was opened instead.
+func (d *db) put(c *sqlite.Conn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.free = append(d.free, c)
 }
 
 // idle closes the connections that nobody uses now, for a process that waits;
 // the next use opens one again. It returns whether it closed any.
 func (d *db) idle() (closed bool, err error) {
-	for range maxConns {
-		select {
-		case c := <-d.conns:
-			if c != nil {
-				closed = true
-				err = errors.Join(err, c.Close())
-			}
-			d.conns <- nil
-		default:
-		}
+	for c := d.take(); c != nil; c = d.take() {
+		closed, err = true, errors.Join(err, c.Close())
 	}
 	return closed, err
 }
@@ -159,20 +169,21 @@ func (d *db) idle() (closed bool, err error) {
 // read runs f with a connection. What f sees with several statements may stem
 // from several moments.
 func (d *db) read(ctx context.Context, f func(*sqlite.Conn) error) (err error) {
-	var c *sqlite.Conn
 	select {
-	case c = <-d.conns:
+	case d.slots <- struct{}{}:
+		defer func() { <-d.slots }()
 	case <-d.closed:
 		return errClosed
 	case <-ctx.Done():
 		return fmt.Errorf("database: %w", context.Cause(ctx))
 	}
-	defer func() { d.conns <- c }()
+	c := d.take()
 	if c == nil {
 		if c, err = d.connect(); err != nil {
 			return d.kind(err)
 		}
 	}
+	defer d.put(c)
 	c.SetInterrupt(ctx.Done())
 	defer c.SetInterrupt(nil)
 	if err := f(c); err != nil {

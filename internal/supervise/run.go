@@ -82,16 +82,14 @@ func (s *supervisor) startRun(ctx context.Context) (*run, error) {
 	return r, nil
 }
 
-// surround makes what the process needs around it: its tree and its network,
-// which wait for different parts of the kernel, and its log.
+// surround makes what the process needs around it: its network, its log and its
+// tree, which wait for different parts of the kernel.
 func (s *supervisor) surround(ctx context.Context, r *run, rec *container.Record) error {
-	var both errgroup.Group
-	both.Go(func() error { return s.connectNetwork(ctx, r, rec) })
+	var others errgroup.Group
+	others.Go(func() error { return s.connectNetwork(ctx, r, rec) })
+	others.Go(func() error { return s.openLog(rec) })
 	err := s.mountRoot(ctx, rec)
-	if err == nil {
-		err = s.openLog(rec)
-	}
-	return errors.Join(err, both.Wait())
+	return errors.Join(err, others.Wait())
 }
 
 // launchProcess starts the process itself, and its streams.
