@@ -12,6 +12,7 @@ import (
 	"dhow/internal/store"
 	"dhow/internal/transfer"
 
+	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -119,7 +120,8 @@ func (e *Engine) target(p location) (_ transfer.Target, end func() error, err er
 	if p.kind == "store" {
 		return transfer.Store(e.Images, ref, nil), end, err
 	}
-	return &transfer.Registry{Client: e.Registry, Ref: ref}, end, err
+	has := func(ctx context.Context, d digest.Digest) error { return e.Store.PutBlobSource(ctx, d, ref.Name()) }
+	return &transfer.Registry{Client: e.Registry, Ref: ref, Has: has}, end, err
 }
 
 // copyOut pushes under another name than the store's: layers made here are packed

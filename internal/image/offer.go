@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"dhow/internal/errdef"
 	"dhow/internal/layer"
@@ -65,6 +66,8 @@ type Offer struct {
 	// Layers are the blobs, bottom first. Zero descriptors stand for layers that are
 	// here and need not be offered. With a Manifest they are its own.
 	Layers []ocispecs.Descriptor
+	// Sources are repositories, by name, that are said to have a blob.
+	Sources map[digest.Digest][]string
 	// Fetch opens a blob at an offset. What it gives need not be checked.
 	Fetch    func(ctx context.Context, desc ocispecs.Descriptor, offset int64) (io.ReadCloser, error)
 	Progress ProgressFunc
@@ -92,7 +95,46 @@ func (im *Images) Take(ctx context.Context, o Offer) (store.Image, error) {
 	if img, err = im.put(ctx, img, chain); err != nil {
 		return store.Image{}, err
 	}
+	if err := im.keepSources(ctx, o.Sources, parts); err != nil {
+		return store.Image{}, err
+	}
 	return img, im.store.PutTag(ctx, o.Ref, img.Platform, img.ID)
+}
+
+// maxSources is how many repositories are remembered of one blob.
+const maxSources = 8
+
+// keepSources remembers where the blobs are said to be, so that a push to the same
+// registry has them mounted. That it is so, is asked before it is relied on.
+func (im *Images) keepSources(ctx context.Context, sources map[digest.Digest][]string, parts []part) error {
+	for _, p := range parts {
+		repos := sources[p.desc.Digest]
+		for _, repo := range slices.Backward(repos[:min(len(repos), maxSources)]) {
+			ref, err := oci.ParseRef(repo)
+			if err != nil || ref.Name() != repo {
+				return errdef.New(errdef.ErrInvalid, "layer %s: %q is no repository", p.desc.Digest, repo)
+			}
+			if err := im.store.PutBlobSource(ctx, p.desc.Digest, repo); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Sources are the repositories that are known to have blobs of the image.
+func (im *Images) Sources(ctx context.Context, c *Content) (map[digest.Digest][]string, error) {
+	out := map[digest.Digest][]string{}
+	for _, l := range c.layers {
+		repos, err := im.store.BlobSources(ctx, l.Desc.Digest)
+		if err != nil {
+			return nil, err
+		}
+		if len(repos) > 0 {
+			out[l.Desc.Digest] = repos[:min(len(repos), maxSources)]
+		}
+	}
+	return out, nil
 }
 
 // parts checks the offer's documents against each other.

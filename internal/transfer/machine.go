@@ -27,7 +27,11 @@ func Give(ctx context.Context, images *image.Images, ref oci.Ref, platform oci.P
 	if err != nil {
 		return "", 0, err
 	}
-	g := &giver{wire: wire{r: r, w: w}, content: content, tell: tell}
+	sources, err := images.Sources(ctx, content)
+	if err != nil {
+		return "", 0, err
+	}
+	g := &giver{wire: wire{r: r, w: w}, content: content, sources: sources, tell: tell}
 	id, err := g.run(ctx, ref)
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -38,13 +42,14 @@ func Give(ctx context.Context, images *image.Images, ref oci.Ref, platform oci.P
 type giver struct {
 	wire
 	content *image.Content
+	sources map[digest.Digest][]string
 	tell    func(diffID digest.Digest, sent, size int64, done bool)
 	sent    int64
 }
 
 func (g *giver) run(ctx context.Context, ref oci.Ref) (digest.Digest, error) {
 	img := g.content.Image
-	offer := &wireOffer{Version: wireVersion, Name: ref.String(), Config: img.Config}
+	offer := &wireOffer{Version: wireVersion, Name: ref.String(), Config: img.Config, Sources: g.sources}
 	if img.Manifest != nil && g.content.Desc.Digest == img.ManifestDesc.Digest {
 		offer.Manifest, offer.Desc = g.content.Manifest, g.content.Desc
 	}
@@ -222,7 +227,7 @@ func (t *taker) run(ctx context.Context) error {
 		return gone(err)
 	}
 	t.layers = m.Layers
-	offer := image.Offer{Ref: ref, Config: o.Config, Layers: m.Layers, Fetch: t.fetch}
+	offer := image.Offer{Ref: ref, Config: o.Config, Layers: m.Layers, Sources: o.Sources, Fetch: t.fetch}
 	if o.Manifest != nil {
 		offer.Manifest, offer.ManifestDesc = o.Manifest, o.Desc
 	}

@@ -7,6 +7,7 @@ import (
 	"dhow/internal/oci"
 	"dhow/internal/registry"
 
+	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -14,6 +15,8 @@ import (
 type Registry struct {
 	Client *registry.Client
 	Ref    oci.Ref // with a tag; of a source a digest will do, too
+	// Has, when not nil, is told of blobs that the repository of a Target has.
+	Has func(ctx context.Context, d digest.Digest) error
 }
 
 var (
@@ -56,10 +59,13 @@ func (r *Registry) PutBlob(ctx context.Context, desc ocispecs.Descriptor, from S
 	if other, ok := from.(*Registry); err == nil && !have && ok && other.Ref.Repo() != r.Ref.Repo() {
 		have, err = r.Client.Mount(ctx, r.Ref, desc.Digest, other.Ref.Repo())
 	}
-	if err != nil || have {
+	if err == nil && !have {
+		err = r.Client.PushNew(ctx, r.Ref, desc, registry.Upload{}, func() (io.ReadCloser, error) { return verified(ctx, from, desc) })
+	}
+	if err != nil || r.Has == nil {
 		return err
 	}
-	return r.Client.PushNew(ctx, r.Ref, desc, registry.Upload{}, func() (io.ReadCloser, error) { return verified(ctx, from, desc) })
+	return r.Has(ctx, desc.Digest)
 }
 
 // PutManifest implements Target.

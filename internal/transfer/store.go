@@ -115,6 +115,13 @@ func (s *storeTarget) Name(ctx context.Context, desc ocispecs.Descriptor, raw []
 		return err
 	}
 	desc.Digest = digest.FromBytes(raw)
-	_, err = s.images.Take(ctx, image.Offer{Ref: s.ref, Config: config, Manifest: raw, ManifestDesc: desc, Fetch: from.Blob, Progress: s.progress})
+	o := image.Offer{Ref: s.ref, Config: config, Manifest: raw, ManifestDesc: desc, Fetch: from.Blob, Progress: s.progress}
+	if r, ok := from.(*Registry); ok {
+		o.Sources = map[digest.Digest][]string{}
+		for _, l := range m.Layers {
+			o.Sources[l.Digest] = []string{r.Ref.Name()}
+		}
+	}
+	_, err = s.images.Take(ctx, o)
 	return err
 }

@@ -52,6 +52,8 @@ type wireOffer struct {
 	Config   []byte              `json:"config"`
 	Manifest []byte              `json:"manifest,omitempty"`
 	Desc     ocispecs.Descriptor `json:"desc"`
+	// Sources are repositories that are known to have blobs.
+	Sources map[digest.Digest][]string `json:"sources,omitempty"`
 }
 
 type wireFetch struct {
