@@ -9,7 +9,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,7 +26,11 @@ type helper struct {
 	lines chan string
 	info  chan driver.Info
 	err   string
+	fifo  *os.File
 }
+
+// kill ends it as a signal would.
+func (h *helper) kill() { h.fifo.Close() }
 
 func (h *helper) serve(socket string) *http.Server {
 	l, err := net.Listen("unix", socket)
@@ -46,6 +52,7 @@ func (h *helper) serve(socket string) *http.Server {
 			if err != nil {
 				h.t.Error(err)
 			}
+			h.fifo = f
 			go h.read(f)
 		}
 		fmt.Fprintf(w, `{"Err":%q}`, h.err)
@@ -129,5 +136,78 @@ func TestPlugin(t *testing.T) {
 	h.err = "bad option"
 	if err := send(); !driver.IsRefused(err) {
 		t.Errorf("got %v, want to be refused", err)
+	}
+}
+
+// TestExample builds the program of docs/log-plugins.md and sends lines to it.
+func TestExample(t *testing.T) {
+	page, err := os.ReadFile("../../../docs/log-plugins.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, code, _ := strings.Cut(string(page), "```go\n")
+	code, _, _ = strings.Cut(code, "```\n")
+	if n := strings.Count(code, "\n"); n < 30 || n > 70 {
+		t.Errorf("the example has %d lines", n)
+	}
+	dir := t.TempDir()
+	source, program, socket, out := filepath.Join(dir, "filelog.go"), filepath.Join(dir, "filelog"), filepath.Join(dir, "s"), filepath.Join(dir, "out")
+	if err := os.WriteFile(source, []byte(code), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	build := exec.Command("go", "build", "-o", program, source)
+	build.Dir = dir
+	if text, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	cmd := exec.Command(program, socket)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { cmd.Process.Kill(); cmd.Wait() }()
+	s, err := Kind(socket).Open(driver.Info{ContainerName: "/web"}, driver.Options{"file": out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch := []driver.Record{{Time: time.Now(), Stream: driver.Stdout, Line: []byte("one")}, {Time: time.Now(), Stream: driver.Stderr, Line: []byte("t\xffo")}}
+	want, got := "/web stdout: one\n/web stderr: t\xffo\n", []byte(nil)
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, err = s.Send(t.Context(), batch); err == nil || time.Now().After(end) {
+			break // it listens
+		}
+	}
+	for end := time.Now().Add(10 * time.Second); string(got) != want && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		got, _ = os.ReadFile(out) // it may not be there yet
+	}
+	if string(got) != want {
+		t.Errorf("got %q, want %q (%v)", got, want, err)
+	}
+	s.Close()
+	bad, err := Kind(socket).Open(driver.Info{ContainerName: "/web"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bad.Send(t.Context(), batch); !driver.IsRefused(err) {
+		t.Errorf("without its option: got %v, want to be refused", err)
+	}
+	bad.Close()
+}
+
+// A plugin that is killed is noticed at once, not when the time is over.
+func TestKilledPlugin(t *testing.T) {
+	h := &helper{t: t, lines: make(chan string, 10), info: make(chan driver.Info, 10)}
+	socket := filepath.Join(t.TempDir(), "p.sock")
+	h.serve(socket)
+	s := newSender(socket, driver.Info{})
+	defer s.Close()
+	batch := []driver.Record{{Stream: driver.Stdout, Line: []byte("one")}}
+	if _, err := s.Send(t.Context(), batch); err != nil {
+		t.Fatal(err)
+	}
+	h.kill()
+	before := time.Now()
+	if _, err := s.Send(t.Context(), batch); err == nil || time.Since(before) > 5*time.Second {
+		t.Errorf("got %v after %v, want an error at once", err, time.Since(before))
 	}
 }
