@@ -24,6 +24,7 @@ const (
 	PreferLocal Mode = iota // the store, then the registry
 	LocalOnly               // the store
 	Remote                  // the registry, for what the name stands for now
+	Original                // the registry, or the store for an image that no registry is known to have had
 )
 
 // ResolveOptions says how a name is resolved.
@@ -68,7 +69,8 @@ func (im *Images) Resolve(ctx context.Context, name string, platform oci.Platfor
 		return nil, err
 	}
 	var other *platformError // what is here under that name
-	if o.Mode != Remote {
+	asking := o.Mode == Remote || o.Mode == Original
+	if !asking {
 		r, err := im.resolveLocal(ctx, ref, platform)
 		if err == nil || !errors.Is(err, errdef.ErrNotFound) {
 			return r, err
@@ -81,16 +83,44 @@ func (im *Images) Resolve(ctx context.Context, name string, platform oci.Platfor
 	if platform.OS == "" {
 		platform = oci.HostPlatform()
 	}
-	if o.Mode != Remote {
+	if !asking {
 		if r := im.recall(ctx, ref, platform); r != nil && (o.Any || oci.PlatformMatches(platform, r.Platform)) {
 			return r, nil
 		}
 	}
 	r, err := im.resolveRemote(ctx, ref, platform, o.Any)
+	if err != nil && o.Mode == Original {
+		return im.onlyHere(ctx, ref, platform, err)
+	}
 	if err != nil && other != nil {
 		err = fmt.Errorf("%w (the image here is for %s)", err, other.have)
 	}
 	return r, err
+}
+
+// onlyHere is an image of the store that no registry is known to have had, or the
+// error of the one that was asked.
+func (im *Images) onlyHere(ctx context.Context, ref oci.Ref, platform oci.Platform, asked error) (*Resolved, error) {
+	if ctx.Err() != nil || !errors.Is(asked, errdef.ErrNotFound) && !errors.Is(asked, errdef.ErrDenied) && !errors.Is(asked, errdef.ErrUnavailable) {
+		return nil, asked
+	}
+	r, err := im.resolveLocal(ctx, ref, platform)
+	if errors.Is(err, errdef.ErrNotFound) {
+		return nil, asked
+	}
+	if err != nil {
+		return nil, err
+	}
+	known, err := im.store.RepoDigests(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range known {
+		if k.Name == ref.Name() && k.ID == r.ID {
+			return nil, asked
+		}
+	}
+	return r, nil
 }
 
 // resolveLocal looks in the store alone.

@@ -48,10 +48,10 @@ func newImageSource(d *Deps, v *llb.Vertex, name string, attrs map[string]string
 
 // resolveMode reads LLB's word for where an image is looked up. Docker's
 // builder takes "default" to mean that an image which is here will do. A lock
-// takes down what others would get.
+// takes down what others would get; of an image that is only here, its id.
 func (d *Deps) resolveMode(s string) (image.Mode, error) {
 	if d.Lock.Recording() {
-		return image.Remote, nil
+		return image.Original, nil
 	}
 	switch s {
 	case "", pb.AttrImageResolveModeDefault, pb.AttrImageResolveModePreferLocal:
