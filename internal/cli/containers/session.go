@@ -158,7 +158,8 @@ func (f *follower) copyInput() {
 func (f *follower) forwardSignals() (stop func()) {
 	const while = 50 * time.Millisecond
 	signals, done := make(chan os.Signal, 32), make(chan struct{})
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH)
+	// SIGPIPE would end the command at the first write that nobody reads.
+	signal.Notify(signals, syscall.SIGPIPE, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH)
 	go func() {
 		asked := 0
 		others := time.After(while)
