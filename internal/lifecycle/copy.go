@@ -47,7 +47,7 @@ func (cs *Containers) find(ctx context.Context, c *Container, p string, write bo
 }
 
 func (cs *Containers) findResting(ctx context.Context, c *Container, p string, write bool) (*place, error) {
-	lock, err := cs.lockResting(c)
+	lock, err := cs.lockResting(ctx, c)
 	if err != nil {
 		return nil, err
 	}

@@ -18,7 +18,7 @@ func (cs *Containers) ClearLog(ctx context.Context, ref string) error {
 	if err := supervise.For(c.Dir).ClearLog(ctx); !errors.Is(err, errdef.ErrUnavailable) {
 		return err
 	}
-	lock, err := cs.lockResting(c)
+	lock, err := cs.lockResting(ctx, c)
 	if err != nil {
 		return err
 	}

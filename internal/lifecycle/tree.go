@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"time"
 
 	"dhow/internal/errdef"
 	"dhow/internal/layer"
@@ -193,11 +194,17 @@ func (d *differ) hidden(dir string, kept map[string]bool) error {
 	return err
 }
 
+// lockPatience is for a supervisor that has told the end of its container and is
+// about to go.
+const lockPatience = 2 * time.Second
+
 // lockResting takes the lock of a container that does not run, so that none
 // starts it meanwhile. ErrConflict for one that runs.
-func (cs *Containers) lockResting(c *Container) (*sys.Lock, error) {
-	lock, ok, err := sys.TryLockFile(supervise.LockPath(c.Dir), true)
-	if err == nil && !ok {
+func (cs *Containers) lockResting(ctx context.Context, c *Container) (*sys.Lock, error) {
+	patience, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	lock, err := sys.LockFile(patience, supervise.LockPath(c.Dir), true)
+	if err != nil && ctx.Err() == nil && patience.Err() != nil {
 		err = errdef.New(errdef.ErrConflict, "container %s is being started or removed", c.Name)
 	}
 	return lock, err
