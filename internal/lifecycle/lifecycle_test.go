@@ -19,6 +19,7 @@ import (
 	"dhow/internal/image"
 	"dhow/internal/logs"
 	"dhow/internal/supervise"
+	"dhow/internal/testnet"
 
 	dockertypes "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
@@ -29,6 +30,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(supervise.RoleVar) != "" {
 		os.Exit(supervise.Main())
 	}
+	testnet.Own()
 	os.Exit(m.Run())
 }
 
@@ -48,7 +50,7 @@ func newHouse(t testing.TB) *house {
 	if err != nil {
 		t.Skip("needs a static busybox (package busybox-static)")
 	}
-	e, err := engine.Open(context.Background(), engine.Options{Root: t.TempDir()})
+	e, err := engine.Open(context.Background(), engine.Options{Root: rootDir(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,6 +76,28 @@ func newHouse(t testing.TB) *house {
 		t.Fatal(err)
 	}
 	return h
+}
+
+// rootDir is removed when the last supervisor, which may have just begun, is done
+// with it.
+func rootDir(t testing.TB) string {
+	dir, err := os.MkdirTemp("", "dhow-lifecycle-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			err := os.RemoveAll(dir)
+			if err == nil {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	return dir
 }
 
 // launch makes a container and starts it.
@@ -338,6 +362,26 @@ func TestKilledSupervisor(t *testing.T) {
 	}
 }
 
+// One of several who take a container over does; the others, who get its lock when
+// it has ended, leave its end as it was.
+func TestAdoptedTwice(t *testing.T) {
+	h := newHouse(t)
+	c := h.start(record("five", "trap 'exit 9' TERM; while :; do sleep 0.01; done"))
+	h.must(syscall.Kill(c.State.Supervisor, syscall.SIGKILL))
+	h.until("five", "adopted", func(n *Container) bool { return n.State.Supervisor != c.State.Supervisor })
+	late, err := supervise.Launch(h.store.Root(), c.ID, c.Name)
+	h.must(err)
+	s, err := late.Start(supervise.StartOptions{Adopt: true}) // and waits for the lock
+	h.must(err)
+	h.must(h.Stop(h.ctx, "five", supervise.StopOptions{}))
+	if err := s.Started(h.ctx); !errors.Is(err, errdef.ErrConflict) {
+		t.Errorf("the late one: got %v, want a conflict", err)
+	}
+	if st := h.find("five").State; st.ExitCode != 9 || st.Error != "" {
+		t.Errorf("got %+v, want exit code 9", st)
+	}
+}
+
 // Supervisor and process killed together: the next command sees it.
 func TestKilledBoth(t *testing.T) {
 	h := newHouse(t)
@@ -350,7 +394,8 @@ func TestKilledBoth(t *testing.T) {
 	if n := h.find("six"); n.State.Status != dockertypes.StateExited || n.State.ExitCode != supervise.ExitLost {
 		t.Errorf("got %+v, want exited", n.State)
 	}
-	h.until("six", "recorded", func(c *Container) bool { return c.State.Error != "" })
+	// Whoever takes it over soon enough sees how it ended.
+	h.until("six", "recorded", func(c *Container) bool { return c.State.Error != "" || c.State.ExitCode == 137 })
 	_, s, err := h.Start(h.ctx, "six", nil)
 	h.must(err)
 	h.must(s.Started(h.ctx))
