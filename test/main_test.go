@@ -16,6 +16,8 @@ import (
 	"strings"
 	"testing"
 
+	"dhow/internal/testnet"
+
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -42,6 +44,12 @@ func run(m *testing.M) int {
 	if err := prepare(scratch); err != nil {
 		fmt.Fprintln(os.Stderr, "prepare:", err)
 		return 1
+	}
+	// What was made above took the machine's network; containers' bridges do not.
+	os.Setenv("DHOW_BIN", shared.bin)
+	os.Setenv("DHOW_BASEIMAGES", shared.images)
+	if status, ok := testnet.Run(); ok {
+		return status
 	}
 	if os.Getenv("DHOW_PEER") != "" {
 		p, err := startPeer(scratch, shared.images)

@@ -13,12 +13,13 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"dhow/internal/testnet"
 
 	registryserver "github.com/google/go-containerregistry/pkg/registry"
 	"github.com/moby/buildkit/client"
@@ -29,7 +30,6 @@ import (
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/tonistiigi/fsutil"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -45,31 +45,9 @@ func TestMain(m *testing.M) {
 	case len(os.Args) > 1 && os.Args[0] == "/prog":
 		os.Exit(testProgram(os.Args[1:]))
 	default:
-		ownNetwork()
+		testnet.Own() // steps may leave bridges behind
 		os.Exit(m.Run())
 	}
-}
-
-// ownNetwork moves the tests into a network namespace of their own, where steps
-// may leave bridges behind; without the right to make one they stay where they are.
-func ownNetwork() {
-	const inside = "DHOW_TEST_NETNS"
-	if os.Getenv(inside) != "" || os.Geteuid() != 0 {
-		return
-	}
-	runtime.LockOSThread() // the namespace is the thread's until it becomes the program's
-	if unix.Unshare(unix.CLONE_NEWNET) != nil {
-		return
-	}
-	lo, err := netlink.LinkByName("lo")
-	if err == nil {
-		err = netlink.LinkSetUp(lo)
-	}
-	if err == nil {
-		err = unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), inside+"=1"))
-	}
-	fmt.Fprintln(os.Stderr, "make a network namespace for the tests:", err)
-	os.Exit(1)
 }
 
 // testFrontend makes a file that tells what it was asked for.

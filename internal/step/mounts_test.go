@@ -20,6 +20,7 @@ import (
 	"dhow/internal/errdef"
 	"dhow/internal/session"
 	"dhow/internal/solve"
+	"dhow/internal/testnet"
 
 	"github.com/moby/buildkit/solver/pb"
 	"golang.org/x/crypto/ssh"
@@ -37,7 +38,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(killRoot) != "" {
 		os.Exit(victim())
 	}
-	ownNetwork()
+	testnet.Own() // steps may leave bridges behind
 	os.Exit(m.Run())
 }
 
