@@ -94,20 +94,20 @@ func run(args []string) error {
 	}
 	defer stop()
 	go stopWhenInterrupted(stop)
-	all = slices.DeleteFunc(all, func(t *tool) bool { return !o.tools.MatchString(t.name) })
+	measured := slices.DeleteFunc(slices.Clone(all), func(t *tool) bool { return !o.tools.MatchString(t.name) })
 	var results []result
 	for _, r := range rows(fix) {
 		if !o.rows.MatchString(r.name) {
 			continue
 		}
-		res, err := measure(r, all, o.rounds)
+		res, err := measure(r, measured, o.rounds)
 		if err != nil {
 			return fmt.Errorf("row %q: %w", r.name, err)
 		}
 		fmt.Fprintln(os.Stderr, res.line())
 		results = append(results, res)
 	}
-	return write(o.out, report(all, results, time.Now()))
+	return write(o.out, report(measured, results, time.Now()))
 }
 
 // stopWhenInterrupted ends the daemons and the program on SIGINT or SIGTERM;
