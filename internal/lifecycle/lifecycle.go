@@ -10,11 +10,13 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
 	"runtime"
 	"slices"
+	"sync"
 	"time"
 
 	"dhow/internal/container"
@@ -65,32 +67,49 @@ func (cs *Containers) Find(ctx context.Context, ref string) (*Container, error) 
 }
 
 // List returns all containers, newest first.
-func (cs *Containers) List(ctx context.Context) ([]*Container, error) {
-	rows, err := cs.store.Containers(ctx)
-	if err != nil {
-		return nil, err
-	}
-	list := make([]*Container, len(rows))
-	var looks errgroup.Group // most of the time goes into reading JSON
+func (cs *Containers) List(ctx context.Context) ([]*Container, error) { return cs.list(ctx, nil) }
+
+// list returns the containers whose rows have one of the statuses, or all,
+// newest first. Most of the time goes into reading JSON, which begins while
+// further rows are read.
+func (cs *Containers) list(ctx context.Context, statuses []string) ([]*Container, error) {
+	var mu sync.Mutex
+	var list []*Container // guarded by mu
+	var looks errgroup.Group
 	looks.SetLimit(runtime.GOMAXPROCS(0))
-	const some = 64 // rows for one goroutine at a time
-	for first := 0; first < len(rows); first += some {
+	const some = 32 // rows for one goroutine at a time
+	var rows []store.Container
+	flush := func() {
+		batch := rows
+		rows = nil
 		looks.Go(func() error {
-			for i := first; i < min(first+some, len(rows)); i++ {
-				c, err := cs.look(ctx, rows[i])
-				if err != nil && !errors.Is(err, errdef.ErrNotFound) {
+			for _, row := range batch {
+				c, err := cs.look(ctx, row)
+				if errors.Is(err, errdef.ErrNotFound) {
+					continue // removed just now
+				}
+				if err != nil {
 					return err
 				}
-				list[i] = c
+				mu.Lock()
+				list = append(list, c)
+				mu.Unlock()
 			}
 			return nil
 		})
 	}
-	if err := looks.Wait(); err != nil {
+	err := cs.store.EachContainer(ctx, statuses, func(row store.Container) {
+		if rows = append(rows, row); len(rows) == some {
+			flush()
+		}
+	})
+	flush()
+	if err := errors.Join(err, looks.Wait()); err != nil {
 		return nil, err
 	}
-	// Those that were removed just now are not there.
-	list = slices.DeleteFunc(list, func(c *Container) bool { return c == nil })
+	slices.SortFunc(list, func(a, b *Container) int {
+		return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(a.ID, b.ID))
+	})
 	return list, nil
 }
 
@@ -160,8 +179,10 @@ func (cs *Containers) settle(ctx context.Context, c *Container) (*Container, err
 }
 
 // active are the states that only a supervisor's word makes true.
-func active(s dockertypes.ContainerState) bool {
-	return s == dockertypes.StateRunning || s == dockertypes.StatePaused || s == dockertypes.StateRestarting
+func active(s dockertypes.ContainerState) bool { return slices.Contains(activeStatuses(), string(s)) }
+
+func activeStatuses() []string {
+	return []string{string(dockertypes.StateRunning), string(dockertypes.StatePaused), string(dockertypes.StateRestarting)}
 }
 
 // held tells whether the container has a supervisor. A shared lock asks, so that

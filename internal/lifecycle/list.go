@@ -41,7 +41,11 @@ func (cs *Containers) Choose(ctx context.Context, o ListOptions) ([]*Container, 
 		return nil, err
 	}
 	f.All, f.Last = f.All || o.All, o.Last
-	all, err := cs.List(ctx)
+	var statuses []string // all
+	if !f.All && f.Last == 0 && len(o.Filters) == 0 {
+		statuses = activeStatuses() // no other can be one that runs
+	}
+	all, err := cs.list(ctx, statuses)
 	if err != nil {
 		return nil, err
 	}

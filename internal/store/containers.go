@@ -137,14 +137,18 @@ func (s *Store) RemoveContainer(ctx context.Context, id string, events ...Event)
 
 // containersWhere reads rows.
 func containersWhere(c *sqlite.Conn, where string, args ...any) (list []Container, err error) {
-	err = query(c, "SELECT id, name, image, chains, created, status, record, state FROM containers WHERE "+where, func(st *sqlite.Stmt) error {
-		list = append(list, Container{
+	err = eachContainer(c, where, func(row Container) { list = append(list, row) }, args...)
+	return list, err
+}
+
+func eachContainer(c *sqlite.Conn, where string, f func(Container), args ...any) error {
+	return query(c, "SELECT id, name, image, chains, created, status, record, state FROM containers WHERE "+where, func(st *sqlite.Stmt) error {
+		f(Container{
 			ID: st.ColumnText(0), Name: st.ColumnText(1), Image: st.ColumnText(2), Chains: st.ColumnText(3), Created: timeAt(st, 4),
 			Status: st.ColumnText(5), Record: bytesAt(st, 6), State: bytesAt(st, 7),
 		})
 		return nil
 	}, args...)
-	return list, err
 }
 
 // Container finds a container as docker does: by full id, by name (with or
@@ -185,6 +189,21 @@ func (s *Store) Containers(ctx context.Context) (list []Container, err error) {
 		return nil, fmt.Errorf("list containers: %w", err)
 	}
 	return list, nil
+}
+
+// EachContainer calls f with every container, or with those of some statuses, as
+// the rows are read: in no order, and from one moment.
+func (s *Store) EachContainer(ctx context.Context, statuses []string, f func(Container)) error {
+	err := s.db.read(ctx, func(c *sqlite.Conn) error {
+		if statuses == nil {
+			return eachContainer(c, "true", f)
+		}
+		return eachContainer(c, "status IN (SELECT value FROM json_each(?))", f, jsonText(statuses))
+	})
+	if err != nil {
+		return fmt.Errorf("list containers: %w", err)
+	}
+	return nil
 }
 
 // ContainerIDs returns the ids of all containers.

@@ -3,6 +3,8 @@ package store
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -285,5 +287,28 @@ func TestBuilds(t *testing.T) {
 	}
 	if got, err := s.Builds(ctx, 0); err != nil || len(got) != 2 {
 		t.Errorf("left: got %+v, %v", got, err)
+	}
+}
+
+func TestEachContainer(t *testing.T) {
+	s := newStore(t)
+	for id, status := range map[string]string{"a": "running", "b": "exited", "c": "paused"} {
+		must(t, s.AddContainer(t.Context(), Container{ID: id, Name: id, Status: status, Record: []byte("{}"), State: []byte("{}")}, Event{}))
+	}
+	for _, c := range []struct {
+		statuses []string
+		want     string
+	}{
+		{nil, "abc"},
+		{[]string{"running", "paused"}, "ac"},
+		{[]string{"dead"}, ""},
+		{[]string{}, ""},
+	} {
+		var got []string
+		must(t, s.EachContainer(t.Context(), c.statuses, func(row Container) { got = append(got, row.ID) }))
+		slices.Sort(got)
+		if strings.Join(got, "") != c.want {
+			t.Errorf("%v: got %v, want %s", c.statuses, got, c.want)
+		}
 	}
 }
