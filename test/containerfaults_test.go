@@ -26,17 +26,29 @@ const defaultFaults = 25
 type faults struct {
 	t    *testing.T
 	root string
-	net  *exec.Cmd       // holds the network namespace; nil for an ordinary user, who has nothing in the machine's
-	ids  map[string]bool // of every container that there ever was
-	gone map[string]bool // names of those that somebody began to remove
-	rand *rand.Rand
+	// runtime is what the containers are run by.
+	runtime string
+	net     *exec.Cmd       // holds the network namespace; nil for an ordinary user, who has nothing in the machine's
+	ids     map[string]bool // of every container that there ever was
+	gone    map[string]bool // names of those that somebody began to remove
+	rand    *rand.Rand
 }
 
 // TestContainerFaults kills supervisors, commands and first processes of
 // containers at random. Afterwards no record is lost, ps tells the truth at
 // once, and when all containers are removed nothing of them is left. An ordinary
 // user's containers can be joined all the time.
-func TestContainerFaults(t *testing.T) {
+func TestContainerFaults(t *testing.T) { killAtRandom(t, "dhow") }
+
+// TestRuntimeFaults is the same with containers that runc runs.
+func TestRuntimeFaults(t *testing.T) {
+	if _, err := exec.LookPath("runc"); err != nil {
+		t.Skip(err)
+	}
+	killAtRandom(t, "runc")
+}
+
+func killAtRandom(t *testing.T, runtime string) {
 	count := defaultFaults
 	if s := os.Getenv("DHOW_FAULTS"); s != "" {
 		var err error
@@ -53,6 +65,7 @@ func TestContainerFaults(t *testing.T) {
 	}
 	t.Logf("%d faults, DHOW_FAULTS_SEED=%d", count, seed)
 	f := newFaults(t, seed)
+	f.runtime = runtime
 	f.must("load", "-q", "-i", filepath.Join(shared.images, "busybox.tar"))
 	// What stays for good: the default network's bridge and rules.
 	f.must("run", "--rm", "busybox", "true")
@@ -196,7 +209,7 @@ func (f *faults) fault(i int) {
 	switch n := f.rand.IntN(6); {
 	case !there:
 		f.gone[name] = false
-		what = f.killCommand("run", "-d", "--name", name, "--restart", policy, "--restart-delay", "20ms", "-v", "/anon", "-v", "named:/named",
+		what = f.killCommand("run", "-d", "--name", name, "--runtime", f.runtime, "--restart", policy, "--restart-delay", "20ms", "-v", "/anon", "-v", "named:/named",
 			"--health-cmd", "true", "--health-interval", "50ms", "busybox", "sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.05; done")
 	case n == 0:
 		what = f.killCommand([]string{"stop", "start", "restart"}[f.rand.IntN(3)], name)
@@ -240,7 +253,7 @@ func (f *faults) killCommand(args ...string) string {
 	timer := time.AfterFunc(time.Duration(f.rand.IntN(80))*time.Millisecond, func() { _ = cmd.Process.Kill() })
 	_ = cmd.Wait() // killed or not
 	timer.Stop()
-	short := args[:min(len(args), 4)]
+	short := args[:min(len(args), 6)]
 	return "kill -9 of dhow " + strings.Join(short, " ")
 }
 
@@ -386,6 +399,9 @@ func (f *faults) nothingLeft(rules, links string) {
 	}
 	if got := f.inside("nft", "list", "ruleset"); got != rules {
 		f.t.Errorf("rules: got\n%s, want\n%s", got, rules)
+	}
+	if out, err := exec.Command("pgrep", "-f", "--", f.root).Output(); err == nil { // 1: nobody
+		f.t.Errorf("processes of %s are left: %s", f.root, out)
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil || bytes.Contains(mounts, []byte(f.root)) {

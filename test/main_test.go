@@ -169,7 +169,7 @@ func removeContainers(env *testscript.Env) {
 }
 
 // condition answers [root], [userns] (an ordinary user with subordinate ids),
-// [dockerd], [peer] and [services].
+// [dockerd], [peer], [systemd] (which runs this machine), [apparmor] and [services].
 func condition(name string) (bool, error) {
 	switch name {
 	case "root":
@@ -178,6 +178,12 @@ func condition(name string) (bool, error) {
 		return os.Getuid() != 0, nil
 	case "dockerd":
 		return exec.Command("docker", "info").Run() == nil, nil
+	case "systemd":
+		_, err := os.Stat("/run/systemd/system")
+		return err == nil, nil
+	case "apparmor":
+		data, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+		return err == nil && string(data) == "Y\n", nil
 	case "peer":
 		return shared.peer != nil, nil
 	case "services": // an image with PostgreSQL, Redis and nginx was made

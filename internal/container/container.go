@@ -13,6 +13,7 @@
 package container
 
 import (
+	"os"
 	"path"
 
 	"dhow/internal/sandbox"
@@ -50,6 +51,11 @@ type Device struct {
 	Major       int64
 	Minor       int64
 	Permissions string // of "rwm"; "" is all three
+	// Mode, UID and GID are those of the machine's node, which one made inside gets:
+	// who may not use the device outside may not inside. A Mode of 0 leaves it open
+	// to all.
+	Mode     os.FileMode
+	UID, GID uint32
 }
 
 // Security is what --security-opt says.

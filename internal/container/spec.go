@@ -176,7 +176,11 @@ func (p params) addDevices(s *specs.Spec) {
 		rules = append(deviceRules(devices), p.deviceRules...)
 	}
 	for _, d := range devices {
-		s.Linux.Devices = append(s.Linux.Devices, specs.LinuxDevice{Path: d.Path, Type: d.Type, Major: d.Major, Minor: d.Minor})
+		sd := specs.LinuxDevice{Path: d.Path, Type: d.Type, Major: d.Major, Minor: d.Minor}
+		if d.Mode != 0 {
+			sd.FileMode, sd.UID, sd.GID = &d.Mode, &d.UID, &d.GID
+		}
+		s.Linux.Devices = append(s.Linux.Devices, sd)
 	}
 	s.Linux.Resources.Devices = rules
 }

@@ -181,48 +181,69 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Remove removes a container and all that is its own.
+// Remove removes a container and all that is its own. One that somebody starts
+// just now, which shows only in that its lock is held, is waited for: it will
+// run, or be at rest.
 func (cs *Containers) Remove(ctx context.Context, ref string, o supervise.RemoveOptions) error {
 	c, err := cs.Find(ctx, ref)
-	if err != nil {
-		return err
-	}
-	if active(c.State.Status) {
-		if !o.Force {
-			return errdef.WithHint(errdef.New(errdef.ErrConflict, "cannot remove container %q: container is %s: stop the container before removing or force remove",
-				"/"+c.Name, c.State.Status), "dhow rm -f %s", c.Name)
+	for err == nil {
+		if active(c.State.Status) {
+			err = cs.removeActive(ctx, c, o)
+			if !errors.Is(err, errdef.ErrUnavailable) {
+				return err
+			}
+			// It ended meanwhile.
 		}
-		client, err := cs.supervisor(ctx, c)
-		if err == nil {
-			err = client.Remove(ctx, o)
-		}
-		if !errors.Is(err, errdef.ErrUnavailable) && !errors.Is(err, errdef.ErrConflict) {
+		var done bool
+		if done, err = cs.removeResting(ctx, c, o); done || err != nil {
 			return err
 		}
-		// It ended meanwhile.
+		if err = sleep(ctx, startPoll); err == nil {
+			c, err = cs.Find(ctx, c.ID)
+		}
 	}
-	return cs.removeResting(ctx, c, o)
+	return err
 }
 
-// removeResting removes a container that has no supervisor, or one that is about
-// to end.
-func (cs *Containers) removeResting(ctx context.Context, c *Container, o supervise.RemoveOptions) error {
-	lock, err := sys.LockFile(ctx, supervise.LockPath(c.Dir), true)
-	if errors.Is(err, os.ErrNotExist) {
-		return cs.gone(ctx, c)
+// startPoll is how often Remove looks what became of a start.
+const startPoll = 5 * time.Millisecond
+
+// removeActive has the supervisor remove its container. ErrUnavailable when there
+// is none any more.
+func (cs *Containers) removeActive(ctx context.Context, c *Container, o supervise.RemoveOptions) error {
+	if !o.Force {
+		return errdef.WithHint(errdef.New(errdef.ErrConflict, "cannot remove container %q: container is %s: stop the container before removing or force remove",
+			"/"+c.Name, c.State.Status), "dhow rm -f %s", c.Name)
 	}
-	if err != nil {
-		return err
+	client, err := cs.supervisor(ctx, c)
+	if err == nil {
+		err = client.Remove(ctx, o)
+	}
+	if errors.Is(err, errdef.ErrConflict) {
+		return errdef.As(errdef.ErrUnavailable, err)
+	}
+	return err
+}
+
+// removeResting removes a container that has no supervisor; done is false where
+// there is one, which starts it or is about to end.
+func (cs *Containers) removeResting(ctx context.Context, c *Container, o supervise.RemoveOptions) (done bool, err error) {
+	lock, ok, err := sys.TryLockFile(supervise.LockPath(c.Dir), true)
+	if errors.Is(err, os.ErrNotExist) {
+		return true, cs.gone(ctx, c)
+	}
+	if err != nil || !ok {
+		return false, err
 	}
 	defer lock.Unlock()
-	if err := supervise.Reclaim(c.Record); err != nil {
-		return err
+	if err := supervise.Reclaim(ctx, cs.store, c.Record); err != nil {
+		return false, err
 	}
 	trash, err := supervise.Discard(ctx, cs.store, c.Record, o)
 	if err != nil {
-		return err
+		return false, err
 	}
-	return sys.RemoveAll(trash)
+	return true, sys.RemoveAll(trash)
 }
 
 // gone removes the row of a container whose directory is missing.

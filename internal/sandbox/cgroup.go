@@ -60,7 +60,7 @@ func (b *builder) buildCgroup() error {
 	}
 	name := path.Join("/", b.spec.Linux.CgroupsPath, b.cfg.CgroupName)
 	if strings.Contains(name, ".slice:") {
-		return errdef.WithHint(errdef.New(errdef.ErrUnsupported, "make the cgroup %s: names of scopes are not supported", name), "name the slice alone, or give a path")
+		return errdef.WithHint(errdef.New(errdef.ErrUnsupported, "make the cgroup %s: names of systemd's scopes are not supported", name), "name the slice alone, or give a path")
 	}
 	if name == "/" && len(l.need) == 0 {
 		return nil

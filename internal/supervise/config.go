@@ -12,6 +12,7 @@ import (
 	"dhow/internal/errdef"
 	"dhow/internal/network/nameserver"
 	"dhow/internal/sandbox"
+	"dhow/internal/store"
 	"dhow/internal/sys"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -74,7 +75,12 @@ func CgroupName(rec *container.Record) string {
 
 // Reclaim ends what a start of the container has left that was killed before
 // anybody knew of it. It is for one who holds the container's lock.
-func Reclaim(rec *container.Record) error { return sandbox.ReclaimCgroup(CgroupName(rec)) }
+func Reclaim(ctx context.Context, st *store.Store, rec *container.Record) error {
+	if err := sandbox.ReclaimCgroup(CgroupName(rec)); err != nil {
+		return err
+	}
+	return Networks(st).Reclaim(ctx, rec.ID)
+}
 
 // facts finds out what the record leaves open.
 func (s *supervisor) facts(ctx context.Context, r *run, rec *container.Record) (container.Facts, error) {

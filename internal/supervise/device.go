@@ -56,6 +56,7 @@ func device(path string) (d container.Device, ok bool, err error) {
 	default:
 		return d, false, nil
 	}
+	d.Mode, d.UID, d.GID = os.FileMode(st.Mode&0o777), st.Uid, st.Gid
 	d.Path, d.Major, d.Minor = path, int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
 	return d, true, nil
 }
