@@ -9,9 +9,17 @@ import (
 	"dhow/internal/supervise"
 )
 
-// ClearLog removes what a container has written, whether it runs or not.
+// ClearLog removes what a container has written, whether it runs, rests or is gone
+// and its log was kept.
 func (cs *Containers) ClearLog(ctx context.Context, ref string) error {
 	c, err := cs.Find(ctx, ref)
+	if errors.Is(err, errdef.ErrNotFound) {
+		kept, kerr := cs.findKept(ref)
+		if kept != nil {
+			return cs.RemoveKept(*kept)
+		}
+		err = errors.Join(err, kerr)
+	}
 	if err != nil {
 		return err
 	}

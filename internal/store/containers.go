@@ -283,5 +283,9 @@ func (s *Store) Events(ctx context.Context, seq int64, since time.Time) (events 
 	return events, nil
 }
 
+// KeptLogsDir is where logs are that outlived their containers: KeptLogsDir/<id>/….
+// It may not be there.
+func (s *Store) KeptLogsDir() string { return filepath.Join(s.root, keptLogsDir) }
+
 // ContainersDir is where containers are: ContainersDir/<id>/….
 func (s *Store) ContainersDir() string { return filepath.Join(s.root, containersDir) }

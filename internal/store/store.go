@@ -49,6 +49,7 @@ const (
 	contextsDir   = "contexts"
 	buildsDir     = "builds"
 	containersDir = "containers"
+	keptLogsDir   = "keptlogs"
 	locksDir      = "locks"
 	tmpDir        = "tmp"
 	emptyDir      = "empty"

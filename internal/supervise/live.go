@@ -273,6 +273,11 @@ func (s *supervisor) finishRemoved(ctx context.Context, listener net.Listener, o
 // event, then its directory, which is moved to the process's temporary ones and
 // returned for removal. Killed in between, the next prune finds the directory.
 func Discard(ctx context.Context, st *store.Store, rec *container.Record, o RemoveOptions) (trash string, err error) {
+	if o.KeepLogs {
+		if err := keepLog(st, rec); err != nil {
+			return "", fmt.Errorf("keep the log of container %s: %w", rec.Name, err)
+		}
+	}
 	if err := st.RemoveContainer(ctx, rec.ID, Event(rec, "destroy", nil)); err != nil {
 		return "", err
 	}

@@ -97,8 +97,9 @@ type leaveArgs struct{ Network string }
 
 // RemoveOptions say what goes with a container.
 type RemoveOptions struct {
-	Volumes bool // anonymous ones
-	Force   bool // kill it first
+	Volumes  bool // anonymous ones
+	Force    bool // kill it first
+	KeepLogs bool // the log outlives it, see keep.go
 }
 
 // Exit is how a program ended.

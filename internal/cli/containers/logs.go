@@ -23,6 +23,7 @@ import (
 	"dhow/internal/supervise"
 
 	"github.com/docker/cli/templates"
+	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 )
 
@@ -58,7 +59,7 @@ func (a *app) logsCommand() *cobra.Command {
 	fl.BoolVarP(&f.timestamps, "timestamps", "t", false, "Show timestamps")
 	fl.StringVar(&f.until, "until", "", `Show logs before a timestamp (e.g. "2013-01-02T13:23:37Z") or relative (e.g. "42m" for 42 minutes)`)
 	fl.StringArrayVar(&f.where, "where", nil, "With JSON lines: only those with a field of that value (level=error, code!=200)")
-	cmd.AddCommand(a.logsClear(), a.logsShip(), a.logsStat())
+	cmd.AddCommand(a.logsClear(), a.logsList(), a.logsShip(), a.logsStat())
 	return cmd
 }
 
@@ -104,7 +105,7 @@ func (a *app) logs(ctx context.Context, f *logsFlags, names []string) error {
 	var dirs []string
 	err = a.withContainers(ctx, func(cs *lifecycle.Containers) error {
 		for _, name := range names {
-			c, err := cs.Find(ctx, name)
+			c, err := cs.FindLogs(ctx, name)
 			if err != nil {
 				return err
 			}
@@ -369,6 +370,34 @@ func (a *app) logsClear() *cobra.Command {
 			})
 		},
 	}
+}
+
+// keptRow is one line of `dhow logs ls`.
+type keptRow struct{ ID, Name, Image, Removed, Size string }
+
+func (a *app) logsList() *cobra.Command {
+	var format string
+	var quiet bool
+	cmd := &cobra.Command{
+		Use: "ls [OPTIONS]", Short: "List the logs that outlived their containers (rm --keep-logs)", Args: console.ExactArgs(0), Aliases: []string{"list"},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withContainers(cmd.Context(), func(cs *lifecycle.Containers) error {
+				list, err := cs.KeptLogs()
+				if err != nil {
+					return err
+				}
+				rows := make([]keptRow, len(list))
+				for i, k := range list {
+					rows[i] = keptRow{k.ID[:12], k.Name, k.Config.Image, units.HumanDuration(time.Since(k.Removed)) + " ago", units.HumanSize(float64(k.Size))}
+				}
+				return console.Table(a.Console, console.FormatOr(format, quiet, "ID", `{{.ID}}\t{{.Name}}\t{{.Image}}\t{{.Removed}}\t{{.Size}}`),
+					map[string]string{"ID": "CONTAINER ID", "Name": "NAME", "Image": "IMAGE", "Removed": "REMOVED", "Size": "SIZE"}, rows)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&format, "format", "", "Format output using a custom template: 'table', 'json', or a Go template")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "Only display container IDs")
+	return cmd
 }
 
 func (a *app) logsShip() *cobra.Command {

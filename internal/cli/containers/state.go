@@ -252,6 +252,7 @@ func (a *app) rmCommand() *cobra.Command {
 	fl := cmd.Flags()
 	fl.BoolVarP(&o.Force, "force", "f", false, "Force the removal of a running container (uses SIGKILL)")
 	fl.BoolVarP(&o.Volumes, "volumes", "v", false, "Remove anonymous volumes associated with the container")
+	fl.BoolVar(&o.KeepLogs, "keep-logs", false, "Keep what the container has written for dhow logs, until dhow logs clear or dhow system prune --kept-logs")
 	flags.Refuse(fl, map[string]string{"link,l": "links go with the containers"})
 	return cmd
 }

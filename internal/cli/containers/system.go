@@ -122,7 +122,7 @@ func usageRows(ctx context.Context, e *engine.Engine) ([]usageRow, error) {
 }
 
 func (a *app) systemPrune() *cobra.Command {
-	var all, force, volumes bool
+	var all, force, volumes, kept bool
 	var filter []string
 	cmd := &cobra.Command{
 		Use: "prune [OPTIONS]", Short: "Remove unused data", Args: console.ExactArgs(0),
@@ -134,26 +134,49 @@ func (a *app) systemPrune() *cobra.Command {
 			if volumes && len(values["until"]) > 0 {
 				return errdef.New(errdef.ErrInvalid, `ERROR: The "until" filter is not supported with "--volumes"`)
 			}
-			if !force && !a.Confirm(pruneQuestion(all, volumes)) {
+			if !force && !a.Confirm(pruneQuestion(all, volumes, kept)) {
 				return nil
 			}
 			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
-				return a.pruneAll(cmd.Context(), e, values, all, volumes)
+				return a.pruneAll(cmd.Context(), e, values, all, volumes, kept)
 			})
 		},
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "Remove all unused images not just dangling ones")
 	cmd.Flags().StringArrayVar(&filter, "filter", nil, `Provide filter values (e.g. "label=<key>=<value>")`)
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "Do not prompt for confirmation")
+	cmd.Flags().BoolVar(&kept, "kept-logs", false, "Prune logs that outlived their containers")
 	cmd.Flags().BoolVar(&volumes, "volumes", false, "Prune anonymous volumes")
 	return cmd
 }
 
+// pruneKept removes the logs that rm --keep-logs has kept and the filter takes.
+func (a *app) pruneKept(cs *lifecycle.Containers, f lifecycle.PruneFilter) (freed int64, err error) {
+	list, err := cs.KeptLogs()
+	list = slices.DeleteFunc(list, func(k lifecycle.KeptLog) bool { return !f.Takes(k.Removed, k.Config.Labels) })
+	if err != nil || len(list) == 0 {
+		return 0, err
+	}
+	a.print("Deleted Logs:")
+	for _, k := range list {
+		if err := cs.RemoveKept(k); err != nil {
+			return freed, err
+		}
+		freed += k.Size
+		a.print(k.ID)
+	}
+	a.print()
+	return freed, nil
+}
+
 // pruneQuestion says what will go, as docker does.
-func pruneQuestion(all, volumes bool) string {
+func pruneQuestion(all, volumes, kept bool) string {
 	list := []string{"all stopped containers", "all networks not used by at least one container"}
 	if volumes {
 		list = append(list, "all anonymous volumes not used by at least one container")
+	}
+	if kept {
+		list = append(list, "all logs that outlived their containers")
 	}
 	if all {
 		list = append(list, "all images without at least one container associated to them", "all build cache")
@@ -163,7 +186,7 @@ func pruneQuestion(all, volumes bool) string {
 	return "WARNING! This will remove:\n  - " + strings.Join(list, "\n  - ") + "\n"
 }
 
-func (a *app) pruneAll(ctx context.Context, e *engine.Engine, values map[string][]string, all, volumes bool) error {
+func (a *app) pruneAll(ctx context.Context, e *engine.Engine, values map[string][]string, all, volumes, kept bool) error {
 	f, err := lifecycle.ParsePruneFilter(values, time.Now())
 	if err != nil {
 		return err
@@ -175,6 +198,12 @@ func (a *app) pruneAll(ctx context.Context, e *engine.Engine, values map[string]
 	}
 	if err := a.pruneNetworks(ctx, cs, f); err != nil {
 		return err
+	}
+	if kept {
+		n, err := a.pruneKept(cs, f)
+		if freed += n; err != nil {
+			return err
+		}
 	}
 	if volumes {
 		n, err := a.pruneVolumes(ctx, volume.New(e.Store), map[string][]string{"label": values["label"], "label!": values["label!"]})
