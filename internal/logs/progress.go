@@ -181,6 +181,17 @@ func destination(dir, driver string, end place, now time.Time) (Destination, err
 		return d, err
 	}
 	d.Shipped, d.Dropped, d.Rejected = p.Shipped, p.Dropped, p.Rejected
+	// What was rotated away meanwhile is dropped, though it is kept as that only when
+	// the destination is there again.
+	first, err := startOf(dir)
+	if err != nil {
+		return d, err
+	}
+	if first.lines > p.Lines {
+		d.Dropped.Lines += first.lines - p.Lines
+		d.Dropped.Bytes += first.bytes - min(p.Bytes, first.bytes)
+		p.Lines, p.Bytes = first.lines, first.bytes
+	}
 	d.Waiting = count{end.lines - min(p.Lines, end.lines), end.bytes - min(p.Bytes, end.bytes)}
 	if d.Waiting.Lines > 0 {
 		since := p.Waiting
@@ -203,6 +214,16 @@ func destination(dir, driver string, end place, now time.Time) (Destination, err
 		d.Parked = shipPath(dir, driver) + parkedSuffix
 	}
 	return d, nil
+}
+
+// startOf returns what a log had before what it has now.
+func startOf(dir string) (totals, error) {
+	all, err := segments(dir)
+	if err != nil || len(all) == 0 {
+		return totals{}, err
+	}
+	x := readIndex(all[0].indexPath(dir), maxOffset(dir, all[0]))
+	return totals{x.lines, x.bytes}, nil
 }
 
 // endOf returns the place behind the last entry of a log.

@@ -67,6 +67,7 @@ type reader struct {
 	spans   []span       // of cur, the one being read first
 	at      uint64       // number of the segment cur is or was; 0 before the first
 	before  place        // of the last entry
+	began   place        // of the last record
 	parts   [3]parts     // by stream
 	count   totals       // of the log up to the end of the segment at, once that was read
 	counted bool         // count is known
@@ -231,6 +232,7 @@ func (r *reader) join(e *entry, rec *Record) bool {
 	p := &r.parts[e.stream]
 	*rec = Record{Stream: e.stream, Line: e.line, Attrs: e.attrs, Partial: !e.whole}
 	nanos := e.nanos
+	r.began = r.before
 	goesOn := !e.whole && len(e.line) == jsonPart && r.cur.seg.format == formatJSON
 	if goesOn || len(p.line) > 0 {
 		if len(p.line) == 0 {
@@ -240,7 +242,7 @@ func (r *reader) join(e *entry, rec *Record) bool {
 		if goesOn && len(p.line) < r.maxLine {
 			return false
 		}
-		rec.Line, nanos = p.line, p.nanos
+		rec.Line, nanos, r.began = p.line, p.nanos, p.at
 		p.line = p.line[:0]
 	}
 	rec.Time = time.Unix(0, nanos).UTC()

@@ -51,14 +51,22 @@ type shipper struct {
 	r      *reader // nil while there is nothing to send it to
 	file   *sys.Slots
 	batch  []Record
-	places []place // behind each record of batch
-	arena  []byte  // their lines
-	bite   int     // how many records to send at once; less than all after a Reject
-	marks  []mark  // batches that may not have been read
+	places []behindOne // each record of batch
+	arena  []byte      // their lines
+	bite   int         // how many records to send at once; less than all after a Reject
+	marks  []mark      // batches that may not have been read
 
 	mu      sync.Mutex
 	p       progress // guarded by mu
 	dropped bool     // guarded by mu: lines since the progress was kept
+}
+
+// behindOne is where the log goes on behind a record, and what was dropped on the
+// way there. It counts once the record is done with: until then it is read again
+// after each failure.
+type behindOne struct {
+	place
+	dropped count
 }
 
 // mark is a batch that was sent to a destination that does not acknowledge.
@@ -324,17 +332,15 @@ func (sh *shipper) fill(rest bool) error {
 
 // lost counts lines that were rotated away, and tells the destination.
 func (sh *shipper) lost(gone totals, at time.Time) {
-	sh.mu.Lock()
-	sh.p.Dropped.add(int(gone.lines), int(gone.bytes))
-	sh.mu.Unlock()
 	text := fmt.Sprintf("dhow: %d lines (%d bytes) lost here: %s was behind by more than the log holds", gone.lines, gone.bytes, sh.name)
-	sh.push(Record{Time: at, Stream: Stderr, Line: []byte(text)}, sh.last())
+	sh.push(Record{Time: at, Stream: Stderr, Line: []byte(text)}, sh.r.began)
+	sh.places[len(sh.places)-1].dropped = count{gone.lines, gone.bytes}
 }
 
 // last returns the place behind what is in the batch.
 func (sh *shipper) last() place {
 	if n := len(sh.places); n > 0 {
-		return sh.places[n-1]
+		return sh.places[n-1].place
 	}
 	return sh.p.place()
 }
@@ -359,15 +365,16 @@ func (sh *shipper) add(rec Record) {
 
 // drop leaves a record out: more is waiting than the destination is allowed.
 func (sh *shipper) drop(rec Record, after place) {
+	if n := len(sh.places); n > 0 {
+		sh.places[n-1].place = after
+		sh.places[n-1].dropped.add(1, len(rec.Line))
+		return
+	}
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	sh.p.Dropped.add(1, len(rec.Line))
 	sh.dropped = true
-	if len(sh.places) == 0 {
-		sh.p.moveTo(after)
-	} else {
-		sh.places[len(sh.places)-1] = after
-	}
+	sh.p.moveTo(after)
 }
 
 // keepDropped keeps what nothing that was sent after it will.
@@ -387,7 +394,7 @@ func (sh *shipper) push(rec Record, after place) {
 		rec.Attrs = append([]byte(nil), rec.Attrs...)
 	}
 	sh.batch = append(sh.batch, rec)
-	sh.places = append(sh.places, after)
+	sh.places = append(sh.places, behindOne{place: after})
 }
 
 // send tries to deliver the batch once, and takes what was delivered from it.
@@ -463,7 +470,11 @@ func (sh *shipper) rejectedSome(err error, some int) {
 // forward takes the first n records from the batch and keeps where we are. The
 // caller holds mu.
 func (sh *shipper) forward(n int) {
-	sh.p.moveTo(sh.places[n-1])
+	sh.p.moveTo(sh.places[n-1].place)
+	for _, b := range sh.places[:n] {
+		sh.p.Dropped.Lines += b.dropped.Lines
+		sh.p.Dropped.Bytes += b.dropped.Bytes
+	}
 	sh.batch = sh.batch[:copy(sh.batch, sh.batch[n:])]
 	sh.places = sh.places[:copy(sh.places, sh.places[n:])]
 	sh.keep()

@@ -354,3 +354,34 @@ func TestPauses(t *testing.T) {
 		}
 	}
 }
+
+// What is rotated away while a destination is down counts once, however often it
+// was tried, and at once.
+func TestDroppedOnce(t *testing.T) {
+	dir, f := t.TempDir(), &fake{down: errors.New("connection refused")}
+	s := openFake(t, dir, f, map[string]string{"cache-max-size": "20k", "cache-max-file": "2"}, driver.Delivery{Retry: time.Second})
+	lines := numbered(0, 4000)
+	for i := 0; i < len(lines); i += 100 {
+		writeLines(t, s, lines[i:i+100])
+		if i == 2000 {
+			time.Sleep(2500 * time.Millisecond)
+		}
+	}
+	time.Sleep(1500 * time.Millisecond)
+	down := mustStat(t, dir).Destinations[0]
+	if down.Dropped.Lines == 0 || down.Dropped.Lines+down.Waiting.Lines != uint64(len(lines)) {
+		t.Errorf("while it is down: got %+v, want %d lines dropped or waiting", down, len(lines))
+	}
+	f.set(func(f *fake) { f.down = nil })
+	await(t, "the last line", func() bool { return slices.Contains(f.lines(), lines[len(lines)-1]) })
+	await(t, "the progress", func() bool { return mustStat(t, dir).Destinations[0].Waiting.Lines == 0 })
+	kept := 0
+	for _, l := range f.lines() {
+		if strings.HasPrefix(l, "line ") {
+			kept++
+		}
+	}
+	if up := mustStat(t, dir).Destinations[0]; up.Dropped != down.Dropped || kept+int(up.Dropped.Lines) != len(lines) {
+		t.Errorf("got %d lines and %+v, want %d and %+v together", kept, up.Dropped, len(lines), down.Dropped)
+	}
+}
