@@ -22,8 +22,10 @@ import (
 //   - A directory that overlayfs made inside a merged one is marked opaque, in
 //     case a removed one had its name. Where there is none, the mark goes: a
 //     layer may be stacked on others, and a tar would carry it to everybody.
+//     Where there is one, whiteouts of what it holds take its place.
 //   - Whiteouts of nothing go.
-//   - Files that were copied up and then left as they are, go.
+//   - Files that were copied up and then left as they are, go; and so do
+//     directories in which files were only moved forth and back.
 //   - overlayfs's own attributes go (origin, impure, nlink, uuid): they hold
 //     inode numbers of other directories. On names that begin with the prefix
 //     twice they belong to an overlay inside the container, and stay.
@@ -130,7 +132,7 @@ func (n *normaliser) entry(parent *os.File, base, name string, hidden bool) (rem
 			return false, err
 		}
 		if copied {
-			same, err := n.untouched(at, base, name, &st, hidden)
+			same, err := n.untouched(at, base, name, &st, hidden, false)
 			if err != nil {
 				return false, err
 			}
@@ -169,14 +171,18 @@ func (n *normaliser) subdir(at int, base, name string, st *unix.Stat_t, hidden b
 	if err != nil {
 		return false, err
 	}
+	if marks.opaque {
+		if err := n.spell(f, name); err != nil {
+			return false, err
+		}
+	}
 	files := n.files
-	if _, err := n.dir(f, name, hidden || marks.opaque); err != nil {
+	moved, err := n.dir(f, name, hidden)
+	if err != nil {
 		return false, err
 	}
-	if marks.opaque {
-		n.marks = true
-	} else if marks.copied && n.files == files {
-		same, err := n.untouched(at, base, name, st, hidden)
+	if marks.copied && !marks.opaque && n.files == files {
+		same, err := n.untouched(at, base, name, st, hidden, moved)
 		if err != nil {
 			return false, err
 		}
@@ -190,7 +196,7 @@ func (n *normaliser) subdir(at int, base, name string, st *unix.Stat_t, hidden b
 
 // marks are what overlayfs had to say about an entry.
 type marks struct {
-	opaque bool // and it means something
+	opaque bool // and it means something; the mark is there still
 	copied bool // it was copied up from below
 }
 
@@ -287,15 +293,16 @@ func (n *normaliser) lookup(name string, hidden bool) (unix.Stat_t, bool, error)
 // untouched says whether a copied-up entry is still what is below. A copy keeps
 // the time of the original to the nanosecond, so the bytes are compared only of
 // files that something opened for writing and did not write to, or whose time
-// was set back.
-func (n *normaliser) untouched(at int, base, name string, st *unix.Stat_t, hidden bool) (bool, error) {
+// was set back. moved says of a directory that its time is that of changes to its
+// entries, of which nothing is left.
+func (n *normaliser) untouched(at int, base, name string, st *unix.Stat_t, hidden, moved bool) (bool, error) {
 	below, ok, err := n.lookup(name, hidden)
 	if err != nil || !ok {
 		return false, err
 	}
 	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
 	if st.Mode != below.Mode || st.Uid != below.Uid || st.Gid != below.Gid || st.Rdev != below.Rdev ||
-		st.Mtim != below.Mtim || st.Size != below.Size && !isDir {
+		st.Mtim != below.Mtim && !moved || st.Size != below.Size && !isDir {
 		return false, nil
 	}
 	return sameContent(fdPath(at, base), fdPath(int(n.view.Fd()), name), st.Mode)

@@ -180,7 +180,7 @@ func TestCommitAndView(t *testing.T) {
 		put(t, root+"/dir/y", "new")
 		put(t, root+"/new/sub/f", "f")
 	})
-	wantLayer(t, s, c, "a w", "a/gone W", "dir O", "dir/y=new", "new", "new/sub", "new/sub/f=f")
+	wantLayer(t, s, c, "a w", "a/gone W", "dir w", "dir/x W", "dir/y=new", "new", "new/sub", "new/sub/f=f")
 	wantView(t, s, c, "a", "a/keep=1", "dir", "dir/y=new", "link", "new", "new/sub", "new/sub/f=f")
 	if l, _ := st.LayerByID(t.Context(), c[1]); !l.Marks {
 		t.Error("a layer with whiteouts is not marked")
@@ -258,7 +258,11 @@ func TestCommitNormalises(t *testing.T) {
 		{"removed and made again", func(root string) {
 			must(t, os.RemoveAll(root+"/a"))
 			put(t, root+"/a/n", "n")
-		}, []string{"a O", "a/n=n"}},
+		}, []string{"a w", "a/gone W", "a/keep W", "a/n=n"}},
+		{"moved forth and back", func(root string) {
+			must(t, os.Rename(root+"/a/keep", root+"/a/tmp"), os.Rename(root+"/a/tmp", root+"/a/keep"))
+		}, []string{}},
+		{"time", func(root string) { must(t, os.Chtimes(root+"/a", time.Unix(7, 0), time.Unix(7, 0))) }, []string{"a"}},
 		{"directory for a link", func(root string) {
 			must(t, os.Remove(root+"/link"))
 			put(t, root+"/link/n", "n")
