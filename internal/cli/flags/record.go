@@ -171,7 +171,8 @@ func (f *Create) fillModes(r *container.Record, fl *pflag.FlagSet) error {
 	case !h.UTSMode.Valid():
 		return errors.New("--uts: invalid UTS mode")
 	case !h.UsernsMode.Valid():
-		return errors.New("--userns: invalid USER mode")
+		err := errdef.New(errdef.ErrUnsupported, "--userns %s: a container has the user namespace of dhow itself", h.UsernsMode)
+		return errdef.WithHint(err, "leave it out; root inside is an ordinary user outside if an ordinary user runs dhow")
 	case !h.CgroupnsMode.Valid():
 		return errors.New("--cgroupns: invalid CGROUP mode")
 	case f.Limits.swappiness < -1 || f.Limits.swappiness > 100:
