@@ -15,10 +15,9 @@ import (
 // containerRows are those about containers that run. Every tool has its
 // default network; bench is in a network namespace of its own.
 func containerRows() []row {
-	return []row{
+	return append([]row{
 		bridgeRow(), backgroundRow(), removeRow(), atOnceRow(), execRow(), probeRow(), memoryIdleRow(), listRow(), throughputRow(), requestRow(),
-		logWriteRow(), logReadRow(), logTailRow(),
-	}
+	}, logRows()...)
 }
 
 // names are those of n containers, "bench-1" and so on.
@@ -331,45 +330,6 @@ func throughputRow() row {
 
 func requestRow() row {
 	return served("one small request through a published port", "≤ 1.1× docker's time", "small", 300)
-}
-
-// logged runs a container that writes 200 MB of lines of 100 bytes, to its end.
-func (t *tool) logged() command {
-	script := fmt.Sprintf("yes %s | head -c 200000000", strings.Repeat("x", 99))
-	run := t.cli(append(append([]string{"run", "-d", "--name", "bench-1", "--log-driver", "json-file", "--log-opt", "max-size=1g"}, t.runFlags...), "busybox", "sh", "-c", script)...)
-	return t.shell("set -e\n" + quote(run.args) + " > /dev/null\n" + quote(t.cli("wait", "bench-1").args) + " > /dev/null")
-}
-
-func logWriteRow() row {
-	return row{
-		name: "200 MB of lines of 100 bytes to json-file, detached", goal: "≥ 5× docker", rounds: 3,
-		job: func(t *tool, _ int) (job, bool) {
-			if t.cli == nil {
-				return job{}, false
-			}
-			return job{before: steps(t.base, t.clear), cmd: t.logged()}, true
-		},
-	}
-}
-
-// readsLog is a row that reads the log above.
-func readsLog(name, goal string, flags ...string) row {
-	return row{
-		name: name, goal: goal, rounds: 5,
-		job: func(t *tool, round int) (job, bool) {
-			if t.cli == nil {
-				return job{}, false
-			}
-			read := t.shell(quote(t.cli(append(append([]string{"logs"}, flags...), "bench-1")...).args) + " > /dev/null")
-			return prepared(t, round, t.logged(), job{cmd: read})
-		},
-	}
-}
-
-func logReadRow() row { return readsLog("logs of those lines", "≥ 10× docker") }
-
-func logTailRow() row {
-	return readsLog("logs -n 10 of those lines", "≤ 20 ms", "-n", "10")
 }
 
 // inOwnNetwork runs bench again in a network namespace of its own, where the
