@@ -139,7 +139,7 @@ func TestCreateMistakes(t *testing.T) {
 		{"--pull sometimes", `--pull "sometimes"`},
 		{"--pid nope", "--pid: invalid PID mode"},
 		{"--uts nope", "--uts: invalid UTS mode"},
-		{"--userns nope", "--userns: invalid USER mode"},
+		{"--userns nope", "--userns nope: a container has the user namespace of dhow itself"},
 		{"--cgroupns nope", "--cgroupns: invalid CGROUP mode"},
 		{"--memory-swappiness 101", "range is 0-100"},
 		{"--restart :3", "no policy provided before colon"},
