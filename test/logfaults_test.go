@@ -75,7 +75,11 @@ func TestLogFaults(t *testing.T) {
 // inside runs the test again where /run is its own.
 func inside(t *testing.T) {
 	script := "mount --make-rprivate / && mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal /run/docker/plugins && exec \"$0\" \"$@\""
-	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "sh", "-c", script, os.Args[0], "-test.run=^TestLogFaults$", "-test.v", "-test.timeout=60m")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "sh", "-c", script, self, "-test.run=^TestLogFaults$", "-test.v", "-test.timeout=60m")
 	cmd.Env = append(os.Environ(), "DHOW_LOG_FAULTS_INSIDE=1", "DHOW_BIN="+shared.bin, "DHOW_BASEIMAGES="+shared.images)
 	if testing.Verbose() {
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stdout
