@@ -154,6 +154,11 @@ func TestContainer(t *testing.T) {
 		if err := missing.Wait(); !errors.As(err, &exit) || exit.ExitCode != 127 {
 			t.Errorf("got %v, want the exit code 127", err)
 		}
+		bad, err := ctr.Start(ctx, gateway.StartRequest{Args: []string{"/prog", "env", "WORD"}, Stdout: &output{}, SecurityMode: 7})
+		must(t, err)
+		if err := bad.Wait(); err == nil || !strings.Contains(err.Error(), "invalid security mode") {
+			t.Errorf("got %v, want that the security mode is refused", err)
+		}
 		must(t, first.Signal(ctx, syscall.SIGUSR1))
 		if err := first.Wait(); !errors.As(err, &exit) || exit.ExitCode != 42 {
 			t.Errorf("got %v, want the exit code 42", err)

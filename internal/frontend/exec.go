@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"syscall"
 
 	"dhow/internal/errdef"
 
@@ -154,42 +155,52 @@ func (s *Service) ExecProcess(stream gwpb.LLBBridge_ExecProcessServer) error {
 	x := &execStream{bridge: g, stream: stream, procs: map[string]*execProcess{}}
 	group, ctx := errgroup.WithContext(ctx)
 	x.group = group
-	messages := make(chan *gwpb.ExecMessage)
-	group.Go(func() error {
-		defer close(messages)
-		for {
-			// Ends with the stream, at the latest when this method has returned.
-			m, err := stream.Recv()
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			select {
-			case messages <- m:
-			case <-ctx.Done():
-				return nil
-			}
-		}
-	})
+	messages := make(chan received)
+	// Not of the group: Recv may end only when this method has returned, so that
+	// waiting for it would keep an error from the client for ever.
+	go receive(ctx, stream, messages)
 	group.Go(func() error {
 		defer x.hangUp()
 		for {
 			select {
 			case <-ctx.Done():
 				return nil
-			case m, ok := <-messages:
-				if !ok {
+			case in := <-messages:
+				if errors.Is(in.err, io.EOF) {
 					return nil
 				}
-				if err := x.take(ctx, m); err != nil {
+				if in.err != nil {
+					return in.err
+				}
+				if err := x.take(ctx, in.message); err != nil {
 					return err
 				}
 			}
 		}
 	})
 	return group.Wait()
+}
+
+// received is a client's next message, or why there is none.
+type received struct {
+	message *gwpb.ExecMessage
+	err     error
+}
+
+// receive hands a stream's messages on, the error at its end as the last. It ends
+// with the stream, or with the first message after ctx is done.
+func receive(ctx context.Context, stream gwpb.LLBBridge_ExecProcessServer, to chan<- received) {
+	for {
+		m, err := stream.Recv()
+		select {
+		case to <- received{m, err}:
+		case <-ctx.Done():
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
 }
 
 // execStream is one call of ExecProcess.
@@ -305,8 +316,7 @@ func (x *execStream) start(ctx context.Context, id string, init *gwpb.InitMessag
 				w.Close()
 			}
 		}
-		close(started)
-		return err
+		p.proc = unstarted{err}
 	}
 	x.procs[id] = p
 	err = x.send(id, &gwpb.ExecMessage{Input: &gwpb.ExecMessage_Started{Started: &gwpb.StartedMessage{}}})
@@ -325,6 +335,14 @@ func (x *execStream) start(ctx context.Context, id string, init *gwpb.InitMessag
 	})
 	return nil
 }
+
+// unstarted is a process that could not be started. Its client is told so as its
+// end: BuildKit's client waits for Started and would wait on if the stream failed.
+type unstarted struct{ err error }
+
+func (u unstarted) Wait() error                                 { return u.err }
+func (unstarted) Resize(context.Context, gateway.WinSize) error { return nil }
+func (unstarted) Signal(context.Context, syscall.Signal) error  { return nil }
 
 // exitMessage tells how a process ended.
 func exitMessage(ctx context.Context, err error) *gwpb.ExitMessage {
