@@ -61,7 +61,7 @@ func TestBootAfterACrash(t *testing.T) {
 	h := newHouse(t)
 	c := h.start(record("b-crash", "sleep 60", policy("always")))
 	h.must(h.store.SetContainerState(h.ctx, c.ID, "running", h.crash(c)))
-	if c, err := h.Find(h.ctx, "b-crash"); err != nil || c.State.Status != dockertypes.StateExited {
+	if c, err := h.Find(h.ctx, "b-crash"); err != nil || c.State.Status != dockertypes.StateExited || c.State.FinishedAt.Before(c.State.StartedAt) {
 		t.Errorf("got %+v, %v", c.State, err)
 	}
 	started, err := h.Boot(h.ctx)

@@ -198,9 +198,10 @@ func (cs *Containers) held(c *Container) (bool, error) {
 	return false, lock.Unlock()
 }
 
-// lostState is how a container stands that ended unseen.
+// lostState is how a container stands that ended unseen: when is not known
+// better than that it was found so now.
 func lostState(st container.State) container.State {
-	st.Status, st.Pid, st.ExitCode = dockertypes.StateExited, 0, supervise.ExitLost
+	st.Status, st.Pid, st.ExitCode, st.FinishedAt = dockertypes.StateExited, 0, supervise.ExitLost, time.Now().UTC()
 	st.Networks, st.Ports = nil, nil
 	return st
 }
