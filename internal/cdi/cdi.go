@@ -215,6 +215,7 @@ func FirstHook(h *specs.Hooks) string {
 	if h == nil {
 		return ""
 	}
+	//lint:ignore SA1019 a description may have it all the same
 	all := slices.Concat(h.Prestart, h.CreateRuntime, h.CreateContainer, h.StartContainer, h.Poststart, h.Poststop)
 	if len(all) == 0 {
 		return ""
