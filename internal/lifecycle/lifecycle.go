@@ -135,6 +135,21 @@ func (cs *Containers) look(ctx context.Context, row store.Container) (*Container
 		}
 		return cs.settle(ctx, c)
 	}
+	// A supervisor writes the end before it lets go of the lock: only a row that
+	// was read after that tells that it was killed.
+	if row, err = cs.store.Container(ctx, rec.ID); err != nil {
+		return nil, err
+	}
+	before := st
+	if c.Record, c.State, err = supervise.Parse(row); err != nil {
+		return nil, err
+	}
+	if st = c.State; !active(st.Status) {
+		return c, nil
+	}
+	if st.Pid != before.Pid || st.PidStart != before.PidStart || st.Status != before.Status {
+		return cs.look(ctx, row)
+	}
 	switch {
 	case st.Boot != sys.BootID():
 		// The machine was started since. What is to run again the boot script

@@ -222,6 +222,21 @@ func (h *house) must(err error) {
 	}
 }
 
+// A row that was read while the container ran, and looked at once it has ended, is
+// not that of a killed supervisor.
+func TestRowFromBeforeTheEnd(t *testing.T) {
+	h := newHouse(t)
+	c := h.start(record("ends", "sleep 0.3; exit 4"))
+	row, err := h.store.Container(h.ctx, c.ID)
+	h.must(err)
+	h.until("ends", "has ended", func(c *Container) bool { return !c.Running() && !c.supervised })
+	got, err := h.look(h.ctx, row)
+	h.must(err)
+	if got.State.Status != dockertypes.StateExited || got.State.ExitCode != 4 || got.adopting != nil {
+		t.Errorf("got %+v, want exited with 4", got.State)
+	}
+}
+
 func TestRunToTheEnd(t *testing.T) {
 	h := newHouse(t)
 	out, errs, e := h.run(record("one", "echo out; echo err >&2; exit 3"))
