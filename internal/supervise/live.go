@@ -38,7 +38,11 @@ func (s *supervisor) live(ctx context.Context, starter *conn, args startArgs) er
 		return err
 	}
 	s.handleSignals(ctx)
-	go s.serve(ctx, listener)
+	// Who asks while a running process is being taken over waits for that: it would
+	// hear that nothing runs.
+	if !args.Adopt {
+		go s.serve(ctx, listener)
+	}
 	go s.rest(ctx)
 	first := s.meet(starter, args)
 	plan := container.RestartPlan{Policy: s.rec.Host.RestartPolicy, Options: s.rec.Restart}
@@ -58,7 +62,10 @@ func (s *supervisor) live(ctx context.Context, starter *conn, args startArgs) er
 			s.failed(ctx, err)
 			break
 		}
-		args.Adopt = false
+		if args.Adopt {
+			args.Adopt = false
+			go s.serve(ctx, listener)
+		}
 		if !s.again(ctx, r, &plan) {
 			break
 		}
