@@ -311,12 +311,13 @@ func (s *supervisor) adoptNetwork(ctx context.Context, r *run, rec *container.Re
 	return err
 }
 
-// disconnect ends a run's connection.
+// disconnect ends a run's connection. Of one that could not be taken over, with or
+// without the process, it undoes what is recorded.
 func (s *supervisor) disconnect(ctx context.Context, r *run) {
 	var err error
 	if r.net != nil {
 		err = r.net.Close()
-	} else if r.proc == nil { // it ended unseen
+	} else {
 		err = s.nets.Reclaim(ctx, s.id)
 	}
 	if err != nil {
