@@ -182,19 +182,13 @@ func (p *Process) ready() error {
 
 // takeConsole keeps the terminal's master that came with a message.
 func (p *Process) takeConsole(oob []byte) error {
-	cms, err := unix.ParseSocketControlMessage(oob)
-	if err != nil || len(cms) != 1 {
-		return errors.New("receive the terminal: no descriptor came")
+	fd, err := sys.ReceivedFD(oob)
+	if err == nil {
+		p.console, err = sys.TerminalFile(fd)
 	}
-	fds, err := unix.ParseUnixRights(&cms[0])
-	if err != nil || len(fds) != 1 {
-		return errors.New("receive the terminal: no descriptor came")
-	}
-	if err := unix.SetNonblock(fds[0], true); err != nil { // so that Close ends a pending Read
-		unix.Close(fds[0])
+	if err != nil {
 		return fmt.Errorf("receive the terminal: %w", err)
 	}
-	p.console = os.NewFile(uintptr(fds[0]), "console")
 	return nil
 }
 
@@ -274,15 +268,7 @@ func (p *Process) Resize(rows, cols uint16) error {
 	if p.console == nil {
 		return errdef.New(errdef.ErrInvalid, "resize the terminal: the process has none")
 	}
-	conn, err := p.console.SyscallConn()
-	if err != nil {
-		return fmt.Errorf("resize the terminal: %w", err)
-	}
-	var ioctlErr error
-	err = conn.Control(func(fd uintptr) {
-		ioctlErr = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols})
-	})
-	if err = errors.Join(err, ioctlErr); err != nil {
+	if err := sys.SetTerminalSize(p.console, rows, cols); err != nil {
 		return fmt.Errorf("resize the terminal: %w", err)
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/health"
+	"dhow/internal/sys"
 
 	dockertypes "github.com/moby/moby/api/types/container"
 	"github.com/opencontainers/cgroups"
@@ -305,16 +306,12 @@ func (c Client) Root(ctx context.Context) (*os.File, error) {
 	case buf[0] == frameError:
 		return nil, fromWire(buf[frameHeader:n])
 	}
-	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
-	if err != nil || len(messages) != 1 {
-		return nil, errdef.New(errdef.ErrInvalid, "control socket: no descriptor came")
+	fd, err := sys.ReceivedFD(oob[:oobn])
+	if err != nil {
+		return nil, errdef.New(errdef.ErrInvalid, "control socket: %w", err)
 	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 1 {
-		return nil, errdef.New(errdef.ErrInvalid, "control socket: no descriptor came")
-	}
-	unix.CloseOnExec(fds[0])
-	return os.NewFile(uintptr(fds[0]), "/"), nil
+	unix.CloseOnExec(fd)
+	return os.NewFile(uintptr(fd), "/"), nil
 }
 
 // Stats measures what the container uses.

@@ -1,12 +1,13 @@
 package ociruntime
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"time"
+
+	"dhow/internal/sys"
 
 	"golang.org/x/sys/unix"
 )
@@ -65,23 +66,9 @@ func (c *console) accept() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	messages, err := unix.ParseSocketControlMessage(oob[:n])
-	if err != nil || len(messages) != 1 {
-		return nil, errors.New("no descriptor came")
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 1 {
-		return nil, errors.New("no descriptor came")
-	}
-	return consoleFile(fds[0])
-}
-
-// consoleFile is a terminal's master of which Close ends a pending Read.
-func consoleFile(fd int) (*os.File, error) {
-	unix.CloseOnExec(fd)
-	if err := unix.SetNonblock(fd, true); err != nil {
-		unix.Close(fd)
+	fd, err := sys.ReceivedFD(oob[:n])
+	if err != nil {
 		return nil, err
 	}
-	return os.NewFile(uintptr(fd), "console"), nil
+	return sys.TerminalFile(fd)
 }

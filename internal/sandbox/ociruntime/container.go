@@ -219,24 +219,13 @@ func (c *Container) reapOthers(first int) {
 		return // they stay zombies until we end
 	}
 	for _, pid := range pids {
-		if pid == first || !isChild(pid) {
+		if stat, ok := sys.ReadStat(pid); pid == first || !ok || stat.Parent != os.Getpid() {
 			continue
 		}
 		if p, err := os.FindProcess(pid); err == nil {
 			go func() { _, _ = p.Wait() }()
 		}
 	}
-}
-
-// isChild tells whether a process is our child.
-func isChild(pid int) bool {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return false
-	}
-	text := string(data)
-	f := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
-	return len(f) > 1 && f[1] == strconv.Itoa(os.Getpid())
 }
 
 // runtimePatience is how long a runtime may take for what is a moment's work.

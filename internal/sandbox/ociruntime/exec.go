@@ -13,6 +13,7 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/sandbox"
+	"dhow/internal/sys"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -113,7 +114,7 @@ func (x *Exec) makeConsole(size *specs.Box) (terminal *os.File, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if x.console, err = consoleFile(master); err != nil {
+	if x.console, err = sys.TerminalFile(master); err != nil {
 		return nil, err
 	}
 	if err := unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err != nil {
@@ -230,18 +231,8 @@ func (x *Exec) Resize(rows, cols uint16) error {
 	if x.console == nil {
 		return errdef.New(errdef.ErrInvalid, "resize the terminal: the process has none")
 	}
-	conn, err := x.console.SyscallConn()
-	if err != nil {
+	if err := sys.SetTerminalSize(x.console, rows, cols); err != nil {
 		return fmt.Errorf("resize the terminal: %w", err)
-	}
-	var failed error
-	if err := conn.Control(func(fd uintptr) {
-		failed = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols})
-	}); err != nil {
-		return fmt.Errorf("resize the terminal: %w", err)
-	}
-	if failed != nil {
-		return fmt.Errorf("resize the terminal: %w", failed)
 	}
 	return nil
 }
