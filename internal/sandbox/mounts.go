@@ -10,6 +10,7 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/sandbox/stage"
+	"dhow/internal/sys"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -111,23 +112,11 @@ func (b *builder) buildRoot() error {
 
 // clone makes a detached clone of what f is.
 func (b *builder) clone(f *os.File, what string, recursive bool) (*os.File, error) {
-	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH)
-	if recursive {
-		flags |= unix.AT_RECURSIVE
-	}
-	fd, err := unix.OpenTree(int(f.Fd()), "", flags)
-	if errors.Is(err, unix.EINVAL) {
-		// In a user namespace a directory with mounts of the machine below it can
-		// only be cloned with them.
-		fd, err = unix.OpenTree(int(f.Fd()), "", flags|unix.AT_RECURSIVE)
-	}
-	if errors.Is(err, unix.EINVAL) {
-		return f, nil // detached, and the kernel older than 6.15: the original it is
-	}
+	clone, err := sys.CloneMount(f, recursive)
 	if err != nil {
 		return nil, fmt.Errorf("clone the mount of %s: %w", what, err)
 	}
-	return b.own(os.NewFile(uintptr(fd), what)), nil
+	return b.own(clone), nil
 }
 
 // setAttr changes the attributes of the detached mount f.

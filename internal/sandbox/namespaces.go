@@ -11,6 +11,7 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/sandbox/stage"
+	"dhow/internal/sys"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -201,65 +202,26 @@ func (p *Process) Namespace(t specs.LinuxNamespaceType) (*os.File, error) {
 	return nil, gone
 }
 
-// CloneMount makes a detached clone of what is mounted at an absolute path of
-// the living process's root, for another sandbox's Config.Mounts: containers
-// that share /dev/shm. The caller closes it.
-func (p *Process) CloneMount(path string) (*os.File, error) {
-	return p.inside("clone the mount on "+path, func() (*os.File, error) {
-		how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS}
-		at, err := unix.Openat2(unix.AT_FDCWD, path, how)
-		if err != nil {
-			return nil, err
-		}
-		defer unix.Close(at)
-		fd, err := unix.OpenTree(at, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
-		if err != nil {
-			return nil, err
-		}
-		return os.NewFile(uintptr(fd), path), nil
-	})
-}
-
 // Root opens the root directory of the sandbox as its processes see it, volumes
 // and all; below it only openat2(RESOLVE_IN_ROOT) is safe (package sys). It is
 // the mount namespace's root, wherever a program may have changed its own to.
 // The caller closes it. ErrNotFound once the process has ended.
-func (p *Process) Root() (*os.File, error) {
-	return p.inside("open the root", func() (*os.File, error) {
-		fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return nil, err
-		}
-		return os.NewFile(uintptr(fd), "/"), nil
-	})
-}
-
-// inside opens something on a thread that is in the process's mount namespace,
-// where "/" is that namespace's root. The thread ends with it.
-func (p *Process) inside(what string, open func() (*os.File, error)) (*os.File, error) {
+func (p *Process) Root() (root *os.File, err error) {
 	pidfd, err := p.pidfd()
 	if err != nil {
 		return nil, err
 	}
 	defer pidfd.Close()
-	var f *os.File
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // for good: the thread ends with this function
-		if err = unix.Unshare(unix.CLONE_FS); err != nil {
-			return
-		}
-		if err = unix.Setns(int(pidfd.Fd()), unix.CLONE_NEWNS); err == nil {
-			f, err = open()
-		}
-	}()
-	<-done
+	err = sys.InMountNamespace(pidfd, func() error {
+		fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		root = os.NewFile(uintptr(fd), "/") // nil for -1
+		return err
+	})
 	if errors.Is(err, unix.ESRCH) {
-		return nil, errdef.New(errdef.ErrNotFound, "%s of process %d: it has ended", what, p.proc.Pid)
+		return nil, errdef.New(errdef.ErrNotFound, "open the root of process %d: it has ended", p.proc.Pid)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s of process %d: %w", what, p.proc.Pid, err)
+		return nil, fmt.Errorf("open the root of process %d: %w", p.proc.Pid, err)
 	}
-	return f, nil
+	return root, nil
 }

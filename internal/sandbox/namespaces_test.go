@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"dhow/internal/errdef"
+	"dhow/internal/sys"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -56,7 +57,12 @@ func TestSharedNamespaces(t *testing.T) {
 		want += link + "\n"
 	}
 	want += "testhost\nshared\n"
-	shm, err := first.CloneMount("/dev/shm")
+	pidfd, err := first.pidfd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pidfd.Close()
+	shm, err := sys.CloneFromProcess(pidfd, "/dev/shm", sys.CloneOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -62,4 +63,27 @@ func CloneTree(dir *os.File, path string, o CloneOptions) (*os.File, error) {
 		return nil, fmt.Errorf("clone %s: mount_setattr: %w", name, err)
 	}
 	return f, nil
+}
+
+// CloneMount makes a detached clone of the mount that f, a directory or a file, is
+// on, from there on. In a user namespace a directory with mounts of the machine
+// below it can only be cloned with them, so that recursive is no promise not to.
+// What is detached itself can be cloned from Linux 6.15 on; before, the file
+// returned is f's own mount.
+func CloneMount(f *os.File, recursive bool) (*os.File, error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	fd, err := unix.OpenTree(int(f.Fd()), "", flags)
+	if errors.Is(err, unix.EINVAL) {
+		fd, err = unix.OpenTree(int(f.Fd()), "", flags|unix.AT_RECURSIVE)
+	}
+	if errors.Is(err, unix.EINVAL) {
+		fd, err = unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -91,38 +90,38 @@ func mountFS(fstype, source string, options []string) (*os.File, error) {
 // CloneFromProcess makes a detached bind mount of what a process sees at path,
 // an absolute path in its own root: a mount of its mount namespace that is
 // nowhere else. pidfd is the process's.
-func CloneFromProcess(pidfd *os.File, path string, o CloneOptions) (*os.File, error) {
-	type result struct {
-		f   *os.File
-		err error
+func CloneFromProcess(pidfd *os.File, path string, o CloneOptions) (f *os.File, err error) {
+	err = InMountNamespace(pidfd, func() error {
+		root, err := os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return err
+		}
+		defer root.Close()
+		part, err := OpenInRoot(root, path, unix.O_PATH)
+		if err != nil {
+			return err
+		}
+		defer part.Close()
+		f, err = CloneTree(part, "", o)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("clone %s of a process: %w", path, err)
 	}
-	done := make(chan result)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		f, err := func() (*os.File, error) {
-			if err := unix.Unshare(unix.CLONE_FS); err != nil {
-				return nil, fmt.Errorf("leave the other threads' root: %w", err)
-			}
-			if err := unix.Setns(int(pidfd.Fd()), unix.CLONE_NEWNS); err != nil {
-				return nil, fmt.Errorf("enter the mount namespace: %w", err)
-			}
-			root, err := os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY, 0)
-			if err != nil {
-				return nil, err
-			}
-			defer root.Close()
-			part, err := OpenInRoot(root, path, unix.O_PATH)
-			if err != nil {
-				return nil, err
-			}
-			defer part.Close()
-			return CloneTree(part, "", o)
-		}()
-		done <- result{f, err}
-	}()
-	r := <-done
-	if r.err != nil {
-		return nil, fmt.Errorf("clone %s of a process: %w", path, r.err)
-	}
-	return r.f, nil
+	return f, nil
+}
+
+// InMountNamespace runs f on a thread in the mount namespace of a process, where
+// "/" is that namespace's root. pidfd is the process's; unix.ESRCH says that it
+// has ended.
+func InMountNamespace(pidfd *os.File, f func() error) error {
+	return OnSpareThread(func() error {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return fmt.Errorf("leave the other threads' root: %w", err)
+		}
+		if err := unix.Setns(int(pidfd.Fd()), unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("enter the mount namespace: %w", err)
+		}
+		return f()
+	})
 }

@@ -168,7 +168,7 @@ func mapsGroup(gid int) bool {
 // attachRoot adds the root file system. Device nodes in it work, as the runtime
 // has a devices cgroup decide about them.
 func (b *bundle) attachRoot(root *os.File, inUserNS bool) error {
-	f, err := cloneMount(root, false)
+	f, err := sys.CloneMount(root, false)
 	if err != nil {
 		return fmt.Errorf("clone the root file system: %w", err)
 	}
@@ -197,32 +197,13 @@ func (b *bundle) attach(src *os.File, path, name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	f, err := cloneMount(src, true)
+	f, err := sys.CloneMount(src, true)
 	if err != nil {
 		return "", err
 	}
 	place := filepath.Join(b.path(mountsDir), name)
 	b.attached = append(b.attached, attachment{f, place, info.IsDir()})
 	return place, nil
-}
-
-// cloneMount makes a detached clone of a mount, or, before Linux 6.15, gives a
-// detached one itself.
-func cloneMount(f *os.File, recursive bool) (*os.File, error) {
-	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH)
-	if recursive {
-		flags |= unix.AT_RECURSIVE
-	}
-	fd, err := unix.OpenTree(int(f.Fd()), "", flags)
-	if errors.Is(err, unix.EINVAL) { // in a user namespace, or below 6.15
-		if fd, err = unix.OpenTree(int(f.Fd()), "", flags|unix.AT_RECURSIVE); errors.Is(err, unix.EINVAL) {
-			fd, err = unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 // mounted runs f on a thread that sees everything mounted at its place. Nobody
