@@ -3,8 +3,6 @@ package supervise
 import (
 	"context"
 	"encoding/json"
-	"fmt"
-	"os"
 	"syscall"
 
 	"github.com/moby/sys/signal"
@@ -141,7 +139,7 @@ func (c *conn) takeInput(stdin *input, proc program, signaled func(name string))
 func (s *supervisor) proxySignal(r *run, name string) {
 	sig, err := signal.ParseSignal(name)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "dhow supervise:", err)
+		complain(err)
 		return
 	}
 	if sig == syscall.SIGKILL || sig == syscall.SIGTERM || sig == syscall.SIGINT {

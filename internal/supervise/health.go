@@ -33,14 +33,12 @@ func (s *supervisor) watchHealth(ctx context.Context, r *run, adopted bool) {
 		return
 	}
 	timeline, err := health.OpenTimeline(TimelinePath(s.dir))
-	if err != nil {
-		s.complain(err) // the container is checked all the same
-	}
+	complain(err) // the container is checked all the same
 	cfg := health.Config{
 		Check: r.check, Prober: r.check.Prober(s.probeRunner(r), dialer(r)), Started: r.started, Adopted: adopted, Timeline: timeline,
 		Changed: func(to dockertypes.HealthStatus, _ health.Result) { s.healthChanged(ctx, r, to) },
 		Failed:  func(last health.Result) string { return s.healthFailed(ctx, r, last) },
-		Warn:    s.complain,
+		Warn:    complain,
 	}
 	m := health.Start(cfg)
 	paused := false
@@ -72,7 +70,7 @@ func (s *supervisor) stopHealth(r *run) {
 	}
 	m.Stop()
 	if timeline != nil {
-		s.complain(timeline.Close())
+		complain(timeline.Close())
 	}
 }
 
@@ -83,18 +81,9 @@ func (s *supervisor) monitor(r *run) *health.Monitor {
 	return r.health
 }
 
-func (s *supervisor) complain(err error) { complain(err) }
-
-// complain says something for the supervisor's log.
-func complain(err error) {
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "dhow supervise:", err)
-	}
-}
-
 // healthChanged records a transition.
 func (s *supervisor) healthChanged(ctx context.Context, r *run, to dockertypes.HealthStatus) {
-	s.complain(s.transition(ctx, "health_status: "+string(to), nil, func(st *container.State) {
+	complain(s.transition(ctx, "health_status: "+string(to), nil, func(st *container.State) {
 		if s.run == r {
 			st.Health = to
 		}
@@ -118,7 +107,7 @@ func (s *supervisor) healthFailed(ctx context.Context, r *run, last health.Resul
 		}
 		return ""
 	}
-	go func() { s.complain(s.actOnHealth(ctx, r, action, why)) }()
+	go func() { complain(s.actOnHealth(ctx, r, action, why)) }()
 	return why
 }
 
@@ -188,7 +177,7 @@ func (s *supervisor) probeRunner(r *run) health.Runner {
 		if err != nil {
 			return -1, err
 		}
-		stop := context.AfterFunc(ctx, func() { s.complain(p.KillTree()) })
+		stop := context.AfterFunc(ctx, func() { complain(p.KillTree()) })
 		defer stop()
 		status, err := p.Wait()
 		s.probeEvents(argv, began, status.ExitCode)
@@ -206,7 +195,7 @@ func (s *supervisor) probeEvents(argv []string, began time.Time, code int) {
 	died := s.newEvent("exec_die", map[string]string{"execID": id, "exitCode": strconv.Itoa(code)})
 	s.mu.Unlock()
 	created.At, started.At, died.At = began, began, time.Now()
-	s.complain(s.store.AddEvents(context.Background(), created, started, died))
+	complain(s.store.AddEvents(context.Background(), created, started, died))
 }
 
 // dialer connects as a process of the container would.

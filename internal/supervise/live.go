@@ -169,7 +169,7 @@ func (s *supervisor) ended(ctx context.Context, r *run, asked asked, status dock
 	})
 	if err != nil {
 		// The disk may be full. The lock tells that nothing runs, in the end.
-		fmt.Fprintln(os.Stderr, "dhow supervise:", err)
+		complain(err)
 	}
 	s.disconnect(ctx, r)
 	s.volumeEvents(ctx, volume.Unmounted)
@@ -191,9 +191,7 @@ func (s *supervisor) failed(ctx context.Context, cause error) {
 		}
 		st.ExitCode, st.Error, st.Pid, st.FinishedAt = code, cause.Error(), 0, time.Now().UTC()
 	})
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "dhow supervise:", err)
-	}
+	complain(err)
 }
 
 // notStarted is docker's status for all that fails before the program does.
@@ -226,9 +224,7 @@ func (s *supervisor) event(ctx context.Context, action string, attrs map[string]
 	s.mu.Lock()
 	e := s.newEvent(action, attrs)
 	s.mu.Unlock()
-	if err := s.store.AddEvents(ctx, e); err != nil {
-		fmt.Fprintln(os.Stderr, "dhow supervise:", err)
-	}
+	complain(s.store.AddEvents(ctx, e))
 }
 
 // finish ends the supervisor: nobody is let in any more, the container is
@@ -259,9 +255,9 @@ func (s *supervisor) finish(ctx context.Context, listener net.Listener) error {
 func (s *supervisor) finishRemoved(ctx context.Context, listener net.Listener, o RemoveOptions) error {
 	if s.log != nil {
 		patience, cancel := context.WithTimeout(ctx, lastLines)
-		s.complain(s.log.Linger(patience)) // what is not shipped by then goes with the log
+		complain(s.log.Linger(patience)) // what is not shipped by then goes with the log
 		cancel()
-		s.complain(s.log.Close())
+		complain(s.log.Close())
 	}
 	trash, err := Discard(ctx, s.store, s.record(), o)
 	s.change(func() { s.removed, s.over = err == nil, true })

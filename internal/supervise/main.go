@@ -77,7 +77,7 @@ func Main() int {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	if err := supervise(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "dhow supervise:", err)
+		complain(err)
 		return 1
 	}
 	return 0
@@ -156,7 +156,7 @@ func (s *supervisor) rest(ctx context.Context) {
 		case <-time.After(quiet):
 		}
 		_, err := s.store.Idle()
-		s.complain(err)
+		complain(err)
 		if current != rested {
 			rested = current
 			debug.SetGCPercent(whileResting)
@@ -315,4 +315,11 @@ func (s *supervisor) current() (*run, error) {
 		return nil, errdef.New(errdef.ErrConflict, "container %.12s is not running", s.id)
 	}
 	return s.run, nil
+}
+
+// complain says something for the supervisor's log.
+func complain(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "dhow supervise:", err)
+	}
 }

@@ -126,7 +126,7 @@ func (s *supervisor) openImage(ctx context.Context, r *run, m container.Mount) (
 // closeMounts lets go of what openMounts has opened: the container has it now.
 func (s *supervisor) closeMounts(r *run) {
 	for _, c := range r.opened {
-		s.complain(c.Close())
+		complain(c.Close())
 	}
 	r.opened = nil
 }
@@ -141,6 +141,6 @@ func (s *supervisor) volumeEvents(ctx context.Context, what func(container.Mount
 		}
 	}
 	if len(events) > 0 {
-		s.complain(s.store.AddEvents(ctx, events...))
+		complain(s.store.AddEvents(ctx, events...))
 	}
 }

@@ -320,7 +320,5 @@ func (s *supervisor) disconnect(ctx context.Context, r *run) {
 	} else {
 		err = s.nets.Reclaim(ctx, s.id)
 	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "dhow supervise:", err) // the next one who needs it reclaims it
-	}
+	complain(err) // the next one who needs it reclaims it
 }

@@ -86,9 +86,9 @@ func (s *supervisor) lingerLog(ctx context.Context) {
 		}
 	}()
 	if err := s.log.Linger(ctx); err != nil && ctx.Err() == nil {
-		s.complain(err)
+		complain(err)
 	}
-	s.complain(s.log.Close())
+	complain(s.log.Close())
 	close(s.yielded)
 }
 

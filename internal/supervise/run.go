@@ -246,7 +246,7 @@ func (s *supervisor) adoptRun(ctx context.Context, st container.State) (*run, er
 	}
 	r.facts.AppArmor, _ = sandbox.LoadDefaultProfile() // for further processes, as the first has it
 	if r.facts.Env, err = s.linkEnv(ctx, rec); err != nil {
-		s.complain(err) // a program that is started later misses them
+		complain(err) // a program that is started later misses them
 	}
 	if r.check, err = health.Decide(rec.Config.Healthcheck, rec.Config.Shell, rec.Health); err != nil {
 		return nil, err
@@ -266,9 +266,7 @@ func (s *supervisor) adoptRun(ctx context.Context, st container.State) (*run, er
 	}
 	s.pump(r)
 	go r.watch()
-	if err := s.adoptNetwork(ctx, r, rec); err != nil {
-		fmt.Fprintln(os.Stderr, "dhow supervise:", err) // the container goes on with what there is
-	}
+	complain(s.adoptNetwork(ctx, r, rec)) // the container goes on with what there is
 	return r, nil
 }
 
