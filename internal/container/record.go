@@ -1,6 +1,7 @@
 package container
 
 import (
+	"slices"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -122,3 +123,11 @@ type State struct {
 	Networks map[string]*network.EndpointSettings
 	Ports    network.PortMap
 }
+
+// ActiveStatuses are those that only a supervisor's word makes true.
+func ActiveStatuses() []string {
+	return []string{string(container.StateRunning), string(container.StatePaused), string(container.StateRestarting)}
+}
+
+// Active says whether the container has a supervisor, or had one that was killed.
+func (s State) Active() bool { return slices.Contains(ActiveStatuses(), string(s.Status)) }

@@ -35,7 +35,7 @@ func (cs *Containers) Boot(ctx context.Context) (started []string, err error) {
 	for _, c := range list {
 		h := c.Host
 		switch {
-		case active(c.State.Status) || !container.StartsAtBoot(h.RestartPolicy, c.State):
+		case c.State.Active() || !container.StartsAtBoot(h.RestartPolicy, c.State):
 		case h.NetworkMode.IsContainer() || h.PidMode.IsContainer() || h.IpcMode.IsContainer():
 			second = append(second, c)
 		default:
@@ -67,7 +67,7 @@ func (cs *Containers) Shutdown(ctx context.Context) (ended []string, err error) 
 	if err != nil {
 		return nil, err
 	}
-	list = slices.DeleteFunc(list, func(c *Container) bool { return !active(c.State.Status) })
+	list = slices.DeleteFunc(list, func(c *Container) bool { return !c.State.Active() })
 	return each(list, func(c *Container) error { return cs.shutdownOne(ctx, c) })
 }
 
@@ -88,7 +88,7 @@ func (cs *Containers) shutdownOne(ctx context.Context, c *Container) error {
 		if err != nil {
 			return fmt.Errorf("stop %s: %w", c.Name, err)
 		}
-		if !active(now.State.Status) {
+		if !now.State.Active() {
 			return cs.released(ctx, now)
 		}
 		if pid := now.State.Supervisor; now.supervised && pid > 1 && pid != told {

@@ -122,7 +122,7 @@ func (cs *Containers) look(ctx context.Context, row store.Container) (*Container
 		return nil, err
 	}
 	c := &Container{Record: rec, State: st, Dir: supervise.Dir(cs.store, rec.ID)}
-	if !active(st.Status) {
+	if !st.Active() {
 		return c, nil
 	}
 	if c.supervised, err = cs.held(c); err != nil {
@@ -144,7 +144,7 @@ func (cs *Containers) look(ctx context.Context, row store.Container) (*Container
 	if c.Record, c.State, err = supervise.Parse(row); err != nil {
 		return nil, err
 	}
-	if st = c.State; !active(st.Status) {
+	if st = c.State; !st.Active() {
 		return c, nil
 	}
 	if st.Pid != before.Pid || st.PidStart != before.PidStart || st.Status != before.Status {
@@ -193,13 +193,6 @@ func (cs *Containers) settle(ctx context.Context, c *Container) (*Container, err
 	return c, nil // a supervisor that hangs: its word stands
 }
 
-// active are the states that only a supervisor's word makes true.
-func active(s dockertypes.ContainerState) bool { return slices.Contains(activeStatuses(), string(s)) }
-
-func activeStatuses() []string {
-	return []string{string(dockertypes.StateRunning), string(dockertypes.StatePaused), string(dockertypes.StateRestarting)}
-}
-
 // held tells whether the container has a supervisor. A shared lock asks, so that
 // two who ask do not see each other.
 func (cs *Containers) held(c *Container) (bool, error) {
@@ -245,7 +238,7 @@ func (cs *Containers) supervisor(ctx context.Context, c *Container) (supervise.C
 			return supervise.Client{}, err
 		}
 	}
-	if !active(c.State.Status) {
+	if !c.State.Active() {
 		return supervise.Client{}, errdef.New(errdef.ErrConflict, "container %s is not running", c.Name)
 	}
 	return supervise.For(c.Dir), nil

@@ -43,7 +43,7 @@ func (cs *Containers) Choose(ctx context.Context, o ListOptions) ([]*Container, 
 	f.All, f.Last = f.All || o.All, o.Last
 	var statuses []string // all
 	if !f.All && f.Last == 0 && len(o.Filters) == 0 {
-		statuses = activeStatuses() // no other can be one that runs
+		statuses = container.ActiveStatuses() // no other can be one that runs
 	}
 	all, err := cs.list(ctx, statuses)
 	if err != nil {

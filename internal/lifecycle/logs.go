@@ -42,7 +42,7 @@ func (cs *Containers) ShipLog(ctx context.Context, ref string) error {
 		return err
 	}
 	dir := supervise.LogsDir(c.Dir)
-	if !active(c.State.Status) && logs.Stuck(dir) {
+	if !c.State.Active() && logs.Stuck(dir) {
 		// Whoever ships it waits before it tries again. Nobody may be there, and in
 		// any case Ship finds out.
 		_ = supervise.For(c.Dir).YieldLog(ctx)

@@ -103,7 +103,7 @@ func (cs *Containers) Prune(ctx context.Context, f PruneFilter) (ids []string, f
 		return nil, 0, err
 	}
 	for _, c := range list {
-		if active(c.State.Status) || c.State.Status == dockertypes.StateRemoving || !f.Takes(c.Created, c.Config.Labels) {
+		if c.State.Active() || c.State.Status == dockertypes.StateRemoving || !f.Takes(c.Created, c.Config.Labels) {
 			continue
 		}
 		size, serr := diskUsage(c.Dir + "/fs")

@@ -23,7 +23,7 @@ func (cs *Containers) Start(ctx context.Context, ref string, attach *supervise.A
 	if c.State.Status == dockertypes.StatePaused {
 		return nil, nil, errdef.WithHint(errdef.New(errdef.ErrConflict, "cannot start a paused container, try unpause instead"), "dhow unpause %s", c.Name)
 	}
-	if active(c.State.Status) {
+	if c.State.Active() {
 		return c, nil, nil
 	}
 	l, err := supervise.Launch(cs.store.Root(), c.ID, c.Name)
@@ -166,7 +166,7 @@ func (cs *Containers) Wait(ctx context.Context, ref string, condition dockertype
 		} else if err != nil {
 			return supervise.Exit{}, err
 		}
-		if last = supervise.ExitOf(c.State); condition == dockertypes.WaitConditionNextExit && !active(c.State.Status) && !c.State.FinishedAt.IsZero() {
+		if last = supervise.ExitOf(c.State); condition == dockertypes.WaitConditionNextExit && !c.State.Active() && !c.State.FinishedAt.IsZero() {
 			return last, nil
 		}
 	}
@@ -187,7 +187,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 func (cs *Containers) Remove(ctx context.Context, ref string, o supervise.RemoveOptions) error {
 	c, err := cs.Find(ctx, ref)
 	for err == nil {
-		if active(c.State.Status) {
+		if c.State.Active() {
 			err = cs.removeActive(ctx, c, o)
 			if !errors.Is(err, errdef.ErrUnavailable) {
 				return err

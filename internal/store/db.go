@@ -133,7 +133,7 @@ func (d *db) close() (err error) {
 		for range maxConns {
 			d.slots <- struct{}{}
 		}
-		_, err = d.idle()
+		err = d.idle()
 	})
 	return err
 }
@@ -158,12 +158,12 @@ func (d *db) put(c *sqlite.Conn) {
 }
 
 // idle closes the connections that nobody uses now, for a process that waits;
-// the next use opens one again. It returns whether it closed any.
-func (d *db) idle() (closed bool, err error) {
+// the next use opens one again.
+func (d *db) idle() (err error) {
 	for c := d.take(); c != nil; c = d.take() {
-		closed, err = true, errors.Join(err, c.Close())
+		err = errors.Join(err, c.Close())
 	}
-	return closed, err
+	return err
 }
 
 // read runs f with a connection. What f sees with several statements may stem

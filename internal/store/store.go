@@ -210,8 +210,8 @@ func (s *Store) Close() error {
 
 // Idle lets go of the memory of database connections that are not in use, 2 MB
 // each. A process that waits for long calls it; the next use costs a third of a
-// millisecond more. It returns whether there were any.
-func (s *Store) Idle() (bool, error) { return s.db.idle() }
+// millisecond more.
+func (s *Store) Idle() error { return s.db.idle() }
 
 // Root is the store's directory, absolute.
 func (s *Store) Root() string { return s.root }

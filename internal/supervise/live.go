@@ -28,7 +28,7 @@ import (
 //	   │ failure                                       ▲
 //	   └───────────────────────────────────────────────┘
 func (s *supervisor) live(ctx context.Context, starter *conn, args startArgs) error {
-	if args.Adopt && atRest(s.state) { // another one took it over meanwhile, and saw its end
+	if args.Adopt && !s.state.Active() { // another one took it over meanwhile, and saw its end
 		_ = starter.sendJSON(frameError, toWire(errdef.New(errdef.ErrConflict, "container %.12s is not running", s.id)))
 		return s.lock.Unlock()
 	}
@@ -296,15 +296,6 @@ func Discard(ctx context.Context, st *store.Store, rec *container.Record, o Remo
 		return "", err // a prune may have found it without its row
 	}
 	return trash, nil
-}
-
-// atRest says whether nothing of a container is left to take over.
-func atRest(st container.State) bool {
-	switch st.Status {
-	case dockertypes.StateRunning, dockertypes.StatePaused, dockertypes.StateRestarting:
-		return false
-	}
-	return true
 }
 
 // adopt takes over what a killed supervisor left.

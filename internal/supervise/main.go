@@ -155,8 +155,7 @@ func (s *supervisor) rest(ctx context.Context) {
 			return
 		case <-time.After(quiet):
 		}
-		_, err := s.store.Idle()
-		complain(err)
+		complain(s.store.Idle())
 		if current != rested {
 			rested = current
 			debug.SetGCPercent(whileResting)
