@@ -55,21 +55,17 @@ func shareDir(args []string) string {
 	if os.Geteuid() == 0 {
 		return ""
 	}
-	var dir string
+	a := &app{&console.Console{Out: io.Discard, Err: io.Discard, Ordinary: true}}
 	// Which argument is ours, and which a container's, the command knows.
 	if slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "--root") }) {
-		a := &app{&console.Console{Out: io.Discard, Err: io.Discard}}
 		cmd, rest, err := a.command(args).Find(args)
 		if err != nil || cmd.ParseFlags(rest) != nil {
 			return ""
 		}
-		dir = a.Root
 	}
-	if dir == "" {
-		var err error
-		if dir, err = engine.DefaultRoot(true); err != nil {
-			return ""
-		}
+	dir, err := a.StateDir()
+	if err != nil {
+		return ""
 	}
 	if fits, err := engine.FitsRoot(dir); err != nil || !fits {
 		return ""

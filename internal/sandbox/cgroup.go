@@ -76,7 +76,7 @@ func (b *builder) buildCgroup() error {
 		case errors.Is(err, errdef.ErrInvalid), unit, b.spec.Linux.CgroupsPath != "", limited && !b.inUserNS:
 			return err
 		case limited:
-			b.warn("no limits are enforced: an ordinary user needs a cgroup of their own for that, as \"systemd-run --user --scope -p Delegate=yes\" gives (%v)", err)
+			b.warn("%s (%v)", NoLimits, err)
 		}
 		return nil
 	}
@@ -84,6 +84,9 @@ func (b *builder) buildCgroup() error {
 	b.plan.WaitReady = b.plan.WaitReady || b.cg.maxPids != nil
 	return b.passCgroup(b.cg)
 }
+
+// NoLimits is the warning for limits of an ordinary user's without a cgroup.
+const NoLimits = `no limits are enforced: an ordinary user needs a cgroup of their own for that, as "systemd-run --user --scope -p Delegate=yes" gives`
 
 // passCgroup gives the stage the files by which it enters a cgroup of version 1.
 func (b *builder) passCgroup(cg *cgroup) error {

@@ -51,7 +51,7 @@ func adapt(in *specs.Spec, f facts) (out *specs.Spec, warnings []string, err err
 	}
 	l.CgroupsPath = cmp.Or(f.cgroupsPath, f.cgroup)
 	if f.cgroup == "" && limited(l.Resources) {
-		warnings = append(warnings, "no limits are enforced: an ordinary user needs a cgroup of their own for that, as \"systemd-run --user --scope -p Delegate=yes\" gives")
+		warnings = append(warnings, sandbox.NoLimits)
 		l.Resources = &specs.LinuxResources{Devices: l.Resources.Devices}
 	}
 	own := map[specs.LinuxNamespaceType]bool{}
