@@ -18,7 +18,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -27,6 +26,7 @@ import (
 	"strings"
 
 	"dhow/internal/errdef"
+	"dhow/internal/sys"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -60,16 +60,9 @@ func Open(dirs []string) (*Devices, error) {
 // $DOCKER_CONFIG, ~/.config/docker or /etc/docker, the first that names any; else
 // /etc/cdi and /var/run/cdi. ErrInvalid for a file that cannot be understood.
 func SpecDirs(env func(string) string) ([]string, error) {
-	dirs := []string{env("DOCKER_CONFIG"), "/etc/docker"}
-	if home := env("HOME"); home != "" {
-		dirs = slices.Insert(dirs, 1, filepath.Join(home, ".config/docker"))
-	}
-	for _, dir := range dirs {
-		if dir == "" {
-			continue
-		}
+	for _, dir := range sys.DockerDirs(env, "/etc") {
 		path := filepath.Join(dir, "daemon.json")
-		data, err := readFile(path)
+		data, err := sys.ReadSettings(path)
 		if err != nil {
 			return nil, err
 		}
@@ -86,20 +79,6 @@ func SpecDirs(env func(string) string) ([]string, error) {
 		}
 	}
 	return slices.Clone(cdi.DefaultSpecDirs), nil
-}
-
-// readFile reads a configuration; nil if there is none.
-func readFile(path string) ([]byte, error) {
-	const limit = 1 << 20
-	f, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, limit))
 }
 
 // IsName tells a device's name, VENDOR/CLASS=NAME, from a path.

@@ -13,6 +13,7 @@ import (
 	"dhow/internal/errdef"
 	"dhow/internal/oci"
 	"dhow/internal/registry"
+	"dhow/internal/sys"
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
@@ -58,7 +59,7 @@ func (h *Hosts) readFiles() (*settings, error) {
 	}
 	for _, dir := range h.dockerDirs() {
 		path := filepath.Join(dir, "daemon.json")
-		data, err := readFile(path)
+		data, err := sys.ReadSettings(path)
 		if err != nil {
 			return nil, err
 		}
@@ -84,7 +85,7 @@ func (h *Hosts) registriesConf() []string {
 	}
 	main := filepath.Join(h.o.Etc, "containers/registries.conf")
 	if own := under(h.userConfig(), "containers/registries.conf"); own != "" {
-		if data, err := readFile(own); err == nil && data != nil {
+		if data, err := sys.ReadSettings(own); err == nil && data != nil {
 			main = own
 		}
 	}
@@ -105,7 +106,7 @@ func (h *Hosts) registriesConf() []string {
 // readTOML decodes a file; one that does not exist is empty. ErrInvalid, with
 // the line.
 func readTOML(path string, into any) error {
-	data, err := readFile(path)
+	data, err := sys.ReadSettings(path)
 	if err != nil || data == nil {
 		return err
 	}
@@ -196,7 +197,7 @@ type located struct {
 func (h *Hosts) hostsToml(domain string) (*hostsFile, error) {
 	for _, dir := range append(h.certDirs(domain), h.certDirs("_default")...) {
 		path := filepath.Join(dir, "hosts.toml")
-		data, err := readFile(path)
+		data, err := sys.ReadSettings(path)
 		if err != nil {
 			return nil, err
 		}

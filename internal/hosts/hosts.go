@@ -21,8 +21,6 @@
 package hosts
 
 import (
-	"errors"
-	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -33,6 +31,7 @@ import (
 	"dhow/internal/errdef"
 	"dhow/internal/oci"
 	"dhow/internal/registry"
+	"dhow/internal/sys"
 )
 
 // Options says where the files are.
@@ -78,10 +77,7 @@ func Open(o Options) *Hosts {
 }
 
 // dockerDirs are docker's directories of settings, the user's first.
-func (h *Hosts) dockerDirs() []string {
-	dirs := []string{h.o.Env("DOCKER_CONFIG"), under(h.userConfig(), "docker"), filepath.Join(h.o.Etc, "docker")}
-	return slices.DeleteFunc(dirs, func(d string) bool { return d == "" })
-}
+func (h *Hosts) dockerDirs() []string { return sys.DockerDirs(h.o.Env, h.o.Etc) }
 
 func (h *Hosts) certDirs(host string) []string {
 	var out []string
@@ -114,40 +110,13 @@ func hostNames(host string) []string {
 }
 
 // userConfig is the user's directory of settings, "" when there is none.
-func (h *Hosts) userConfig() string {
-	if dir := h.o.Env("XDG_CONFIG_HOME"); dir != "" {
-		return dir
-	}
-	return under(h.o.Env("HOME"), ".config")
-}
+func (h *Hosts) userConfig() string { return sys.UserConfigDir(h.o.Env) }
 
 func under(dir, name string) string {
 	if dir == "" {
 		return ""
 	}
 	return filepath.Join(dir, name)
-}
-
-// maxFile is the size in bytes up to which a file of settings is read.
-const maxFile = 1 << 20
-
-// readFile reads a file of settings; nil when there is none.
-func readFile(path string) ([]byte, error) {
-	info, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
-		return nil, nil // another user's settings are not ours
-	}
-	if err == nil && (!info.Mode().IsRegular() || info.Size() > maxFile) {
-		err = errdef.New(errdef.ErrInvalid, "%s: it is no file of at most %d bytes", path, maxFile)
-	}
-	if err != nil {
-		return nil, err
-	}
-	data, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrPermission) {
-		return nil, nil
-	}
-	return data, err
 }
 
 // Places are where a repository is read from: mirrors in their order, then the

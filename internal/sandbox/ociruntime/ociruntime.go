@@ -16,16 +16,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"dhow/internal/errdef"
-
-	"golang.org/x/sys/unix"
+	"dhow/internal/sys"
 )
 
 // Own is the name of the sandbox that is dhow's own, which is no Runtime.
@@ -138,20 +135,11 @@ func (c *setting) runtime(name string, getenv func(string) string) (Runtime, err
 // comes first. What else they say is for docker's daemon: "default-runtime"
 // above all does not count here.
 func configured(getenv func(string) string) (map[string]*setting, error) {
-	dirs := []string{getenv("DOCKER_CONFIG")}
-	if config := getenv("XDG_CONFIG_HOME"); config != "" {
-		dirs = append(dirs, filepath.Join(config, "docker"))
-	} else if home := getenv("HOME"); home != "" {
-		dirs = append(dirs, filepath.Join(home, ".config/docker"))
-	}
 	out := map[string]*setting{}
-	for _, dir := range append(dirs, "/etc/docker") {
-		if dir == "" {
-			continue
-		}
+	for _, dir := range sys.DockerDirs(getenv, "/etc") {
 		path := filepath.Join(dir, "daemon.json")
-		data, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		data, err := sys.ReadSettings(path)
+		if err == nil && data == nil {
 			continue
 		}
 		var doc struct {
