@@ -16,7 +16,7 @@ import (
 	"strings"
 	"testing"
 
-	"dhow/internal/testnet"
+	"dhow/internal/testkit"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -48,7 +48,7 @@ func run(m *testing.M) int {
 	// What was made above took the machine's network; containers' bridges do not.
 	os.Setenv("DHOW_BIN", shared.bin)
 	os.Setenv("DHOW_BASEIMAGES", shared.images)
-	if status, ok := testnet.Run(); ok {
+	if status, ok := testkit.RunInOwnNetwork(); ok {
 		return status
 	}
 	if os.Getenv("DHOW_PEER") != "" {

@@ -19,7 +19,7 @@ import (
 	"testing"
 	"time"
 
-	"dhow/internal/testnet"
+	"dhow/internal/testkit"
 
 	registryserver "github.com/google/go-containerregistry/pkg/registry"
 	"github.com/moby/buildkit/client"
@@ -45,7 +45,7 @@ func TestMain(m *testing.M) {
 	case len(os.Args) > 1 && os.Args[0] == "/prog":
 		os.Exit(testProgram(os.Args[1:]))
 	default:
-		testnet.Own() // steps may leave bridges behind
+		testkit.OwnNetwork() // steps may leave bridges behind
 		os.Exit(m.Run())
 	}
 }

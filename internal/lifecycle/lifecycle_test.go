@@ -19,7 +19,7 @@ import (
 	"dhow/internal/image"
 	"dhow/internal/logs"
 	"dhow/internal/supervise"
-	"dhow/internal/testnet"
+	"dhow/internal/testkit"
 
 	dockertypes "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(supervise.RoleVar) != "" {
 		os.Exit(supervise.Main())
 	}
-	testnet.Own()
+	testkit.OwnNetwork()
 	os.Exit(m.Run())
 }
 

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"dhow/internal/errdef"
+	"dhow/internal/testkit"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -19,7 +20,7 @@ func needDeviceGuard(t *testing.T) {
 	t.Helper()
 	needCgroups(t, "devices")
 	b := &builder{}
-	if !b.canGuardDevices() || !initialUserNS(t) {
+	if !b.canGuardDevices() || !testkit.InitialUserNS(t) {
 		t.Skip("needs CAP_MKNOD and a devices cgroup")
 	}
 }

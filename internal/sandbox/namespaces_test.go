@@ -11,6 +11,7 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/sys"
+	"dhow/internal/testkit"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -135,7 +136,7 @@ func userNSSpec(args ...string) *specs.Spec {
 func userNSRoot(t *testing.T) string {
 	t.Helper()
 	needNamespaces(t)
-	if !initialUserNS(t) {
+	if !testkit.InitialUserNS(t) {
 		t.Skip("needs ids to map")
 	}
 	dir := busyboxRoot(t)

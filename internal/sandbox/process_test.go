@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"dhow/internal/errdef"
+	"dhow/internal/testkit"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -155,7 +156,7 @@ func TestOOMScore(t *testing.T) {
 	}
 	res = shell(t, "cat /proc/self/oom_score_adj", func(c *Config) { c.Spec.Process.OOMScoreAdj = &low })
 	if have, err := ownCaps(); err != nil || res.out == "-900\n" != (len(res.warnings) == 0) ||
-		initialUserNS(t) && (have>>unix.CAP_SYS_RESOURCE&1 != 0) != (res.out == "-900\n") {
+		testkit.InitialUserNS(t) && (have>>unix.CAP_SYS_RESOURCE&1 != 0) != (res.out == "-900\n") {
 		t.Errorf("got %q, warnings %q", res.out, res.warnings)
 	}
 	spec := testSpec("true")
@@ -179,7 +180,7 @@ func TestRlimits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if raise := caps>>unix.CAP_SYS_RESOURCE&1 != 0 && initialUserNS(t); !raise && (len(res.warnings) != 1 || !strings.Contains(res.warnings[0], "ulimit nproc")) {
+	if raise := caps>>unix.CAP_SYS_RESOURCE&1 != 0 && testkit.InitialUserNS(t); !raise && (len(res.warnings) != 1 || !strings.Contains(res.warnings[0], "ulimit nproc")) {
 		t.Errorf("got warnings %q, want one about nproc", res.warnings)
 	}
 }
@@ -301,7 +302,7 @@ func TestDiesWithParent(t *testing.T) {
 	defer unix.Close(fd)
 	cmd.Process.Kill()
 	cmd.Wait()
-	if !ended(fd) {
+	if !testkit.Ended(fd) {
 		syscall.Kill(pid, syscall.SIGKILL)
 		t.Error("the sandbox lives on")
 	}

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"dhow/internal/errdef"
+	"dhow/internal/testkit"
 
 	"github.com/moby/profiles/seccomp"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -229,7 +230,7 @@ func TestDeviceNodes(t *testing.T) {
 	withVolume := func(c *Config) {
 		c.Spec.Mounts = append(c.Spec.Mounts, specs.Mount{Destination: "/vol", Type: "bind", Source: vol, Options: []string{"rbind"}})
 	}
-	if !initialUserNS(t) {
+	if !testkit.InitialUserNS(t) {
 		t.Skip("nodes cannot be made in a user namespace at all")
 	}
 	res := shell(t, script, withVolume)

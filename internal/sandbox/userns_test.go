@@ -5,15 +5,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"dhow/internal/sandbox/userns"
-
-	"golang.org/x/sys/unix"
+	"dhow/internal/testkit"
 )
 
 // TestMain lets the test binary play dhow's main: with testRoleVar set it
@@ -61,45 +57,7 @@ const testRoleVar = "DHOW_SANDBOX_TEST"
 // subordinate ids.
 func ordinaryUser(t *testing.T, role string, args ...string) *exec.Cmd {
 	t.Helper()
-	if os.Geteuid() != 0 || !initialUserNS(t) {
-		t.Skip("needs root, to become an ordinary user")
-	}
-	dir := t.TempDir()
-	for d := dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
-		if err := os.Chmod(d, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	exe := filepath.Join(dir, "dhow")
-	data, err := os.ReadFile("/proc/self/exe")
-	if err != nil {
-		t.Fatal(err)
-	}
-	write(t, exe, string(data), 0o755)
-	cmd := exec.Command(exe, args...)
-	cmd.Dir = "/"
-	cmd.Env = []string{testRoleVar + "=" + role, "PATH=" + os.Getenv("PATH"), "TMPDIR=/tmp"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 64123, Gid: 64123}}
-	return cmd
-}
-
-func initialUserNS(t *testing.T) bool {
-	data, err := os.ReadFile("/proc/self/uid_map")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.Contains(string(data), "4294967295")
-}
-
-// ended waits up to 5 s for the end of the process behind a pidfd.
-func ended(pidfd int) bool {
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); {
-		fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
-		if n, _ := unix.Poll(fds, 100); n == 1 {
-			return true
-		}
-	}
-	return false
+	return testkit.AsUser(t, []string{testRoleVar + "=" + role}, args...)
 }
 
 // The other tests again, rootless, in a namespace with a single id.

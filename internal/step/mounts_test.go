@@ -20,7 +20,7 @@ import (
 	"dhow/internal/errdef"
 	"dhow/internal/session"
 	"dhow/internal/solve"
-	"dhow/internal/testnet"
+	"dhow/internal/testkit"
 
 	"github.com/moby/buildkit/solver/pb"
 	"golang.org/x/crypto/ssh"
@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(killRoot) != "" {
 		os.Exit(victim())
 	}
-	testnet.Own() // steps may leave bridges behind
+	testkit.OwnNetwork() // steps may leave bridges behind
 	os.Exit(m.Run())
 }
 

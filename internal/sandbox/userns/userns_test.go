@@ -7,11 +7,12 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"dhow/internal/testkit"
 
 	"golang.org/x/sys/unix"
 )
@@ -65,36 +66,7 @@ func insideRole(role string, ns State) int {
 // subordinate ids.
 func ordinaryUser(t *testing.T, role string, args ...string) *exec.Cmd {
 	t.Helper()
-	if os.Geteuid() != 0 || !initialUserNS(t) {
-		t.Skip("needs root, to become an ordinary user")
-	}
-	dir := t.TempDir()
-	for d := dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
-		if err := os.Chmod(d, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	exe := filepath.Join(dir, "dhow")
-	data, err := os.ReadFile("/proc/self/exe")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(exe, data, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(exe, args...)
-	cmd.Dir = "/"
-	cmd.Env = []string{testRoleVar + "=" + role, "PATH=" + os.Getenv("PATH"), "TMPDIR=/tmp"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 64123, Gid: 64123}}
-	return cmd
-}
-
-func initialUserNS(t *testing.T) bool {
-	data, err := os.ReadFile("/proc/self/uid_map")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.Contains(string(data), "4294967295")
+	return testkit.AsUser(t, []string{testRoleVar + "=" + role}, args...)
 }
 
 func TestEnter(t *testing.T) {
@@ -154,20 +126,9 @@ func TestEnterDiesTogether(t *testing.T) {
 	}
 	defer unix.Close(fd)
 	cmd.Process.Kill()
-	if !ended(fd) {
+	if !testkit.Ended(fd) {
 		syscall.Kill(pid, syscall.SIGKILL)
 		t.Error("the program inside lives on")
 	}
 	cmd.Wait()
-}
-
-// ended waits up to 5 s for the end of the process behind a pidfd.
-func ended(pidfd int) bool {
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); {
-		fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
-		if n, _ := unix.Poll(fds, 100); n == 1 {
-			return true
-		}
-	}
-	return false
 }

@@ -1,10 +1,4 @@
-// Package testnet gives a test binary a network namespace of its own, in which
-// networks that a test makes are seen by nobody and end with it.
-//
-// Nothing but tests imports it.
-//
-// Invariant: who may not make a namespace stays where they are.
-package testnet
+package testkit
 
 import (
 	"fmt"
@@ -20,20 +14,20 @@ import (
 // insideVar marks a test binary that has its namespace.
 const insideVar = "DHOW_TEST_NETNS"
 
-// Own executes the test binary again, in a network namespace with loopback
+// OwnNetwork executes the test binary again, in a network namespace with loopback
 // alone. It returns there, and where none can be had. Call it in TestMain before
 // anything that has to be undone.
-func Own() {
+func OwnNetwork() {
 	if !enter() {
 		return
 	}
 	fail(unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), insideVar+"=1")))
 }
 
-// Run is Own for a TestMain that has something to undo: it runs the binary as a
+// RunInOwnNetwork is OwnNetwork for a TestMain that has something to undo: it runs the binary as a
 // child and returns its exit status. ok is false in the child, and where no
 // namespace can be had.
-func Run() (status int, ok bool) {
+func RunInOwnNetwork() (status int, ok bool) {
 	if !enter() {
 		return 0, false
 	}
