@@ -14,7 +14,13 @@ import (
 // recorded reads a file of testdata/docker.
 func recorded(t *testing.T, name string) []byte {
 	t.Helper()
-	f, err := os.Open(filepath.Join("testdata", "docker", name))
+	return gunzip(t, filepath.Join("testdata", "docker", name))
+}
+
+// gunzip reads a compressed file.
+func gunzip(t *testing.T, path string) []byte {
+	t.Helper()
+	f, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}

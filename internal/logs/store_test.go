@@ -2,7 +2,6 @@ package logs
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -214,18 +213,9 @@ func checkDockerNames(t *testing.T, dir, name, id string) {
 	if want == nil {
 		return
 	}
-	f, err := os.Open(want[2])
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	all, err := io.ReadAll(z)
-	if err != nil || len(all) < 600_000 || !bytes.HasSuffix(all, []byte("Z\"}\n")) {
-		t.Errorf("%s: %d bytes, %v", want[2], len(all), err)
+	all := gunzip(t, want[2])
+	if len(all) < 600_000 || !bytes.HasSuffix(all, []byte("Z\"}\n")) {
+		t.Errorf("%s: %d bytes", want[2], len(all))
 	}
 }
 
