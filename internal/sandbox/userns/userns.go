@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"os/user"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -228,17 +229,21 @@ func ownPath() (string, error) {
 
 // forbidden explains why there is no user namespace to have.
 func forbidden(err error) error {
-	err = errdef.New(errdef.ErrDenied, "enter a user namespace: %w", err)
+	return errdef.WithHint(errdef.New(errdef.ErrDenied, "enter a user namespace: %w", err), "%s", whyForbidden("/proc/sys"))
+}
+
+// whyForbidden says which setting below sysctls is in the way, and what allows it.
+func whyForbidden(sysctls string) string {
 	for _, s := range []struct{ file, bad, hint string }{
-		{"/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1 allows it"},
-		{"/proc/sys/user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=10000 allows it"},
-		{"/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "an AppArmor profile with \"userns,\" for dhow, or sysctl kernel.apparmor_restrict_unprivileged_userns=0, allows it"},
+		{"kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1 allows it"},
+		{"user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=10000 allows it"},
+		{"kernel/apparmor_restrict_unprivileged_userns", "1", "an AppArmor profile with \"userns,\" for dhow, or sysctl kernel.apparmor_restrict_unprivileged_userns=0, allows it"},
 	} {
-		if v, e := os.ReadFile(s.file); e == nil && strings.TrimSpace(string(v)) == s.bad {
-			return errdef.WithHint(err, "this machine forbids user namespaces to ordinary users: %s", s.hint)
+		if v, err := os.ReadFile(filepath.Join(sysctls, s.file)); err == nil && strings.TrimSpace(string(v)) == s.bad {
+			return "this machine forbids user namespaces to ordinary users: " + s.hint
 		}
 	}
-	return errdef.WithHint(err, "run dhow as root, or on a machine that lets ordinary users make user namespaces")
+	return "run dhow as root, or on a machine that lets ordinary users make user namespaces"
 }
 
 // idRange is a run of ids outside.

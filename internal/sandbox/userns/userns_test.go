@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -131,4 +132,26 @@ func TestEnterDiesTogether(t *testing.T) {
 		t.Error("the program inside lives on")
 	}
 	cmd.Wait()
+}
+
+func TestWhyForbidden(t *testing.T) {
+	for _, tt := range []struct{ file, value, want string }{
+		{"kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1"},
+		{"kernel/unprivileged_userns_clone", "1", "run dhow as root"},
+		{"user/max_user_namespaces", "0", "user.max_user_namespaces=10000"},
+		{"kernel/apparmor_restrict_unprivileged_userns", "1", "AppArmor profile"},
+		{"kernel/apparmor_restrict_unprivileged_userns", "0", "run dhow as root"},
+	} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, tt.file)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(tt.value+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got := whyForbidden(dir); !strings.Contains(got, tt.want) {
+			t.Errorf("%s=%s: got %q, want %q", tt.file, tt.value, got, tt.want)
+		}
+	}
 }
