@@ -89,17 +89,26 @@ func (s *Service) ReleaseContainer(ctx context.Context, req *gwpb.ReleaseContain
 	return &gwpb.ReleaseContainerResponse{}, c.Release(ctx)
 }
 
+// container finds a container of the call's bridge. The caller ends the call.
+func (s *Service) container(ctx context.Context, id string) (c gateway.Container, _ context.Context, end func(), err error) {
+	g, ctx, end, err := s.bridge(ctx)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if c, err = g.container(id); err != nil {
+		end()
+		return nil, nil, nil, err
+	}
+	return c, ctx, end, nil
+}
+
 // ReadFileContainer reads a file of one of a container's mounts.
 func (s *Service) ReadFileContainer(ctx context.Context, req *gwpb.ReadFileRequest) (*gwpb.ReadFileResponse, error) {
-	g, ctx, end, err := s.bridge(ctx)
+	c, ctx, end, err := s.container(ctx, req.Ref)
 	if err != nil {
 		return nil, err
 	}
 	defer end()
-	c, err := g.container(req.Ref)
-	if err != nil {
-		return nil, err
-	}
 	q, err := readRequest(req)
 	if err != nil {
 		return nil, err
@@ -110,15 +119,11 @@ func (s *Service) ReadFileContainer(ctx context.Context, req *gwpb.ReadFileReque
 
 // ReadDirContainer lists a directory of one of a container's mounts.
 func (s *Service) ReadDirContainer(ctx context.Context, req *gwpb.ReadDirRequest) (*gwpb.ReadDirResponse, error) {
-	g, ctx, end, err := s.bridge(ctx)
+	c, ctx, end, err := s.container(ctx, req.Ref)
 	if err != nil {
 		return nil, err
 	}
 	defer end()
-	c, err := g.container(req.Ref)
-	if err != nil {
-		return nil, err
-	}
 	q := gateway.ReadDirRequest{Path: req.DirPath, IncludePattern: req.IncludePattern}
 	list, err := c.ReadDir(ctx, gateway.ReadDirContainerRequest{ReadDirRequest: q, MountIndex: int(req.MountIndex)})
 	return &gwpb.ReadDirResponse{Entries: list}, err
@@ -126,15 +131,11 @@ func (s *Service) ReadDirContainer(ctx context.Context, req *gwpb.ReadDirRequest
 
 // StatFileContainer describes a file of one of a container's mounts.
 func (s *Service) StatFileContainer(ctx context.Context, req *gwpb.StatFileRequest) (*gwpb.StatFileResponse, error) {
-	g, ctx, end, err := s.bridge(ctx)
+	c, ctx, end, err := s.container(ctx, req.Ref)
 	if err != nil {
 		return nil, err
 	}
 	defer end()
-	c, err := g.container(req.Ref)
-	if err != nil {
-		return nil, err
-	}
 	st, err := c.StatFile(ctx, gateway.StatContainerRequest{StatRequest: gateway.StatRequest{Path: req.Path}, MountIndex: int(req.MountIndex)})
 	return &gwpb.StatFileResponse{Stat: st}, err
 }
