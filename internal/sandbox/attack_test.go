@@ -151,7 +151,8 @@ func TestForkBomb(t *testing.T) {
 	needCgroups(t, "pids", "memory")
 	needStatic(t)
 	limit, memory := int64(60), int64(64<<20)
-	spec := testSpec("sh", "-c", `for i in 1 2 3 4 5 6; do (while :; do sleep 60 & done) & done; exec sleep 60`)
+	// The first process forks once, before the limit can be reached: a shell that cannot fork ends.
+	spec := testSpec("sh", "-c", `(for i in 1 2 3 4 5 6; do (while :; do sleep 60 & done) & done) & exec sleep 60`)
 	spec.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &limit}, Memory: &specs.LinuxMemory{Limit: &memory}}
 	devNull, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	if err != nil {
