@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -29,6 +30,13 @@ import (
 func TestMain(m *testing.M) {
 	if os.Getenv(supervise.RoleVar) != "" {
 		os.Exit(supervise.Main())
+	}
+	if root := os.Getenv(removeVar); root != "" {
+		if err := removeAll(root); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	testkit.OwnNetwork()
 	os.Exit(m.Run())

@@ -2,10 +2,8 @@ package lifecycle
 
 import (
 	"context"
-	"errors"
 
 	"dhow/internal/container"
-	"dhow/internal/errdef"
 	"dhow/internal/snapshot"
 	"dhow/internal/volume"
 
@@ -66,12 +64,8 @@ func (cs *Containers) makeVolumes(ctx context.Context, rec *container.Record) er
 // withdraw removes a container that could not be completed, with the volumes
 // that were made for it.
 func (cs *Containers) withdraw(ctx context.Context, rec *container.Record) error {
-	err := cs.store.RemoveContainer(ctx, rec.ID)
-	if err == nil {
-		err = cs.Volumes().RemoveAnonymous(ctx, rec.Mounts)
+	if err := cs.Volumes().RemoveAnonymous(ctx, rec.ID, rec.Mounts); err != nil {
+		return err
 	}
-	if errors.Is(err, errdef.ErrNotFound) {
-		return nil
-	}
-	return err
+	return cs.store.RemoveContainer(ctx, rec.ID)
 }

@@ -107,11 +107,12 @@ func (s *Store) Volumes(ctx context.Context) (list []Volume, err error) {
 }
 
 // RemoveVolume removes the row, with its events. One that is missing is no
-// error. ErrConflict when a container uses the volume.
-func (s *Store) RemoveVolume(ctx context.Context, name string, events ...Event) error {
+// error. ErrConflict when a container uses the volume, other than the one that it
+// goes with, if any.
+func (s *Store) RemoveVolume(ctx context.Context, name, with string, events ...Event) error {
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
 		users := map[string][]string{}
-		if err := volumeUsers(c, users, "volume = ?", name); err != nil {
+		if err := volumeUsers(c, users, "volume = ? AND container <> ?", name, with); err != nil {
 			return err
 		}
 		if len(users) > 0 {

@@ -53,14 +53,14 @@ func TestVolumes(t *testing.T) {
 	if diff := cmp.Diff(map[string][]string{"data": {"c1"}}, users); err != nil || diff != "" {
 		t.Errorf("users (-want +got):\n%s%v", diff, err)
 	}
-	if err := s.RemoveVolume(ctx, "data"); !errors.Is(err, errdef.ErrConflict) {
+	if err := s.RemoveVolume(ctx, "data", ""); !errors.Is(err, errdef.ErrConflict) {
 		t.Errorf("in use: got %v", err)
 	}
 	if err := s.RemoveContainer(ctx, "c1"); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := s.RemoveVolume(ctx, "data"); err != nil {
+		if err := s.RemoveVolume(ctx, "data", ""); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -272,22 +272,23 @@ func (s *supervisor) finishRemoved(ctx context.Context, listener net.Listener, o
 	return err
 }
 
-// Discard removes a container for one who holds its lock: the record with its
-// event, then its directory, which is moved to the process's temporary ones and
-// returned for removal. Killed in between, the next prune finds the directory.
+// Discard removes a container for one who holds its lock: its anonymous volumes,
+// the record with its event, then its directory, which is moved to the process's
+// temporary ones and returned for removal. Killed before the record goes, it is
+// there to be removed again; killed after that, the next prune finds the directory.
 func Discard(ctx context.Context, st *store.Store, rec *container.Record, o RemoveOptions) (trash string, err error) {
 	if o.KeepLogs {
 		if err := keepLog(st, rec); err != nil {
 			return "", fmt.Errorf("keep the log of container %s: %w", rec.Name, err)
 		}
 	}
-	if err := st.RemoveContainer(ctx, rec.ID, Event(rec, "destroy", nil)); err != nil {
-		return "", err
-	}
 	if o.Volumes {
-		if err := volume.New(st).RemoveAnonymous(ctx, rec.Mounts); err != nil {
+		if err := volume.New(st).RemoveAnonymous(ctx, rec.ID, rec.Mounts); err != nil {
 			return "", err
 		}
+	}
+	if err := st.RemoveContainer(ctx, rec.ID, Event(rec, "destroy", nil)); err != nil {
+		return "", err
 	}
 	if trash, err = st.TempPath("container"); err != nil {
 		return "", err

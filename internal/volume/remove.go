@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -21,7 +22,7 @@ import (
 // Remove removes a volume. ErrNotFound, unless force; ErrConflict when a
 // container uses it.
 func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
-	err := v.remove(ctx, name)
+	err := v.remove(ctx, name, "")
 	if force && errors.Is(err, errdef.ErrNotFound) {
 		return nil
 	}
@@ -30,8 +31,9 @@ func (v *Volumes) Remove(ctx context.Context, name string, force bool) error {
 
 // remove moves the directory out of sight, then removes the row, then the
 // directory's contents. Killed between: a row without a directory, which is an
-// empty volume.
-func (v *Volumes) remove(ctx context.Context, name string) error {
+// empty volume. The container that the volume goes with, if any, does not count
+// as one that uses it.
+func (v *Volumes) remove(ctx context.Context, name, with string) error {
 	if err := CheckName(name); err != nil {
 		return errdef.New(errdef.ErrNotFound, "get %s: no such volume", name)
 	}
@@ -44,8 +46,8 @@ func (v *Volumes) remove(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if len(vol.Users) > 0 {
-		err := errdef.New(errdef.ErrConflict, "remove %s: volume is in use - [%s]", name, strings.Join(vol.Users, ", "))
+	if users := slices.DeleteFunc(vol.Users, func(id string) bool { return id == with }); len(users) > 0 {
+		err := errdef.New(errdef.ErrConflict, "remove %s: volume is in use - [%s]", name, strings.Join(users, ", "))
 		return errdef.WithHint(err, "remove the containers that use it first")
 	}
 	temp, err := v.store.TempDir("volume")
@@ -56,22 +58,23 @@ func (v *Volumes) remove(ctx context.Context, name string) error {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove volume %s: %w", name, err)
 	}
-	if err := v.store.RemoveVolume(ctx, name, event("destroy", name, map[string]string{"driver": Driver})); err != nil {
+	if err := v.store.RemoveVolume(ctx, name, with, event("destroy", name, map[string]string{"driver": Driver})); err != nil {
 		return err
 	}
 	return sys.RemoveAll(temp)
 }
 
-// RemoveAnonymous removes the anonymous volumes among a removed container's
-// mounts, but for those that another container uses too.
-func (v *Volumes) RemoveAnonymous(ctx context.Context, mounts []container.Mount) error {
+// RemoveAnonymous removes the anonymous volumes among the mounts of a container
+// that is about to be removed, but for those that another one uses too. It can be
+// repeated.
+func (v *Volumes) RemoveAnonymous(ctx context.Context, id string, mounts []container.Mount) error {
 	var errs []error
 	for _, m := range mounts {
 		if m.Type != mount.TypeVolume || !m.Anonymous {
 			continue
 		}
-		err := v.Remove(ctx, m.Name, true)
-		if !errors.Is(err, errdef.ErrConflict) {
+		err := v.remove(ctx, m.Name, id)
+		if !errors.Is(err, errdef.ErrConflict) && !errors.Is(err, errdef.ErrNotFound) {
 			errs = append(errs, err)
 		}
 	}
@@ -98,7 +101,7 @@ func (v *Volumes) Prune(ctx context.Context, all bool, filter func(Volume) bool)
 	for _, vol := range list {
 		size, err := v.Size(vol)
 		if err == nil {
-			err = v.remove(ctx, vol.Name)
+			err = v.remove(ctx, vol.Name, "")
 		}
 		switch {
 		case err == nil:

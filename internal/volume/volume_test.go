@@ -227,19 +227,21 @@ func TestUseRemoveAndPrune(t *testing.T) {
 		t.Errorf("pruned %v, %v", p, err)
 	}
 	// The first container goes with its anonymous volumes, which the other uses.
-	if err := v.store.RemoveContainer(ctx, "c1"); err != nil {
+	if err := v.RemoveAnonymous(ctx, "c1", mounts); err != nil {
 		t.Fatal(err)
 	}
-	if err := v.RemoveAnonymous(ctx, mounts); err != nil {
+	if err := v.store.RemoveContainer(ctx, "c1"); err != nil {
 		t.Fatal(err)
 	}
 	if vol, err = v.Inspect(ctx, anon); err != nil || !vol.Anonymous || !slices.Equal(vol.Users, []string{"c2"}) {
 		t.Errorf("got %+v, %v", vol, err)
 	}
-	if err := v.store.RemoveContainer(ctx, "c2"); err != nil {
-		t.Fatal(err)
+	for range 2 { // the second time it is gone
+		if err := v.RemoveAnonymous(ctx, "c2", mounts); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := v.RemoveAnonymous(ctx, mounts); err != nil {
+	if err := v.store.RemoveContainer(ctx, "c2"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err = v.Inspect(ctx, anon); !errors.Is(err, errdef.ErrNotFound) {
