@@ -116,6 +116,9 @@ func (s *Server) recordOf(ref string) (*controlapi.BuildHistoryRecord, error) {
 	if err := r.UnmarshalVT(raw); err != nil {
 		return nil, errdef.New(errdef.ErrIntegrity, "read the record of build %s: %w", ref, err)
 	}
+	if r.Ref == "" {
+		return nil, nil // a power cut took it
+	}
 	return r, nil
 }
 

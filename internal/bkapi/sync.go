@@ -3,7 +3,9 @@ package bkapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -24,6 +26,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/tonistiigi/fsutil"
 	fstypes "github.com/tonistiigi/fsutil/types"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 )
 
@@ -31,12 +34,15 @@ import (
 // that only what changed is sent. A build holds the slots it reads: another
 // build of the same directory at the same time gets one of its own.
 //
-//	contexts/sync-HASH-N/    the copy; HASH of name, hint and the client's shared key
-//	locks: "sync HASH N"     held by the build that reads it
+//	contexts/copy-HASH-N/files/    the copy; HASH of name, hint and the client's shared key
+//	contexts/copy-HASH-N/listing   what the client told of it (listing.go)
+//	locks: "sync HASH N"           held by the build that reads it
 type slot struct {
 	dir  string
 	lock *sys.Lock
 }
+
+func (s *slot) files() string { return filepath.Join(s.dir, "files") }
 
 func (s *slot) release() {
 	now := time.Now()
@@ -57,12 +63,13 @@ func takeSlot(st *store.Store, key string) (*slot, error) {
 		if !ok {
 			continue
 		}
-		dir := filepath.Join(st.ContextsDir(), fmt.Sprintf("sync-%s-%d", key, n))
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+		dir := filepath.Join(st.ContextsDir(), fmt.Sprintf("copy-%s-%d", key, n))
+		s := &slot{dir: dir, lock: lock}
+		if err := os.MkdirAll(s.files(), 0o700); err != nil {
 			_ = lock.Unlock()
 			return nil, fmt.Errorf("make a copy of the build context: %w", err)
 		}
-		return &slot{dir: dir, lock: lock}, nil
+		return s, nil
 	}
 	return nil, errdef.New(errdef.ErrUnavailable, "more than %d builds read the same build context", maxSlots)
 }
@@ -103,43 +110,74 @@ func (r *remote) Dir(ctx context.Context, q session.DirRequest) (string, error) 
 		return "", err
 	}
 	r.slots = append(r.slots, s)
-	r.dirs[string(raw)] = s.dir
-	return s.dir, nil
+	r.dirs[string(raw)] = s.files()
+	return s.files(), nil
 }
 
-// receive makes dir hold what the client has, and nothing else. Files whose
+// receive makes a slot hold what the client has, and nothing else. Files whose
 // metadata are equal are not sent. Whatever paths and links a client tells of,
-// nothing outside dir is touched.
+// nothing outside the slot is touched.
 func (r *remote) receive(ctx context.Context, c bksession.Caller, q session.DirRequest, dir string) error {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return err
-	}
-	to := fsutil.NewRoot(root)
-	err = r.receiveInto(ctx, c, q, to)
-	if cerr := to.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		return nil
-	}
-	// What was received of it is in no known state.
-	if rerr := sys.RemoveAll(dir); rerr != nil {
-		return fmt.Errorf("%w; remove what was received: %w", err, rerr)
-	}
-	return err
-}
-
-func (r *remote) receiveInto(ctx context.Context, c bksession.Caller, q session.DirRequest, to fsutil.Root) error {
 	if !c.Supports(bksession.MethodURL(filesync.FileSync_ServiceDesc.ServiceName, "diffcopy")) {
 		return errdef.New(errdef.ErrNotFound, "build context %q: the client lends no directories", q.Name)
 	}
 	ctx, cancel := context.WithCancel(c.Context(ctx))
 	defer cancel()
-	stream, err := filesync.NewFileSyncClient(c.Conn()).DiffCopy(metadata.NewOutgoingContext(ctx, syncOptions(q)))
+	stream, err := filesync.NewFileSyncClient(c.Conn()).DiffCopy(metadata.NewOutgoingContext(ctx, syncOptions(q)), grpc.ForceCodecV2(packetCodec{}))
 	if err != nil {
 		return err
 	}
+	s := &packets{FileSync_DiffCopyClient: stream, short: map[uint32]int64{}}
+	l := openListing(dir)
+	defer l.close()
+	if !q.Resend {
+		same, err := l.same(s)
+		if err == nil && same {
+			err = s.finish(r.transferring(q))
+		}
+		if err != nil || same {
+			return err
+		}
+	}
+	if err = l.begin(s); err == nil {
+		err = r.receiveInto(s, q, filepath.Join(dir, "files"))
+	}
+	if err == nil {
+		err = l.keep(s)
+	}
+	if err == nil {
+		return stream.CloseSend()
+	}
+	// What was received of it is in no known state.
+	if rerr := sys.RemoveAll(dir); rerr != nil {
+		return fmt.Errorf("%w; remove what was received: %w", err, rerr)
+	}
+	return fmt.Errorf("build context %q: %w", q.Name, err)
+}
+
+// finish ends a transfer that needs no file.
+func (s *packets) finish(report func(int, bool)) error {
+	if report != nil {
+		report(s.told, true)
+	}
+	if err := s.SendMsg(&fstypes.Packet{Type: fstypes.PACKET_FIN}); err != nil {
+		return err
+	}
+	for {
+		if err := s.FileSync_DiffCopyClient.RecvMsg(&s.buf); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+func (r *remote) receiveInto(s *packets, q session.DirRequest, dir string) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	to := fsutil.NewRoot(root)
 	o := fsutil.ReceiveOpt{ProgressCb: r.transferring(q), Differ: fsutil.DiffMetadata}
 	if q.Resend {
 		o.Differ = fsutil.DiffNone
@@ -147,18 +185,18 @@ func (r *remote) receiveInto(ctx context.Context, c bksession.Caller, q session.
 	if q.MetadataOnly {
 		contents, err := patternmatcher.New(q.Contents)
 		if err != nil {
-			return errdef.New(errdef.ErrInvalid, "build context %q: %w", q.Name, err)
+			return errdef.New(errdef.ErrInvalid, "%w", err)
 		}
 		o.MetadataOnly = func(p string, _ *fstypes.Stat) bool {
 			ok, err := contents.MatchesOrParentMatches(p)
 			return err == nil && ok
 		}
 	}
-	err = fsutil.ReceiveRoot(stream.Context(), stream, to, o)
-	if err != nil {
-		return err
+	err = fsutil.ReceiveRoot(s.Context(), s, to, o)
+	if cerr := to.Close(); err == nil {
+		err = cerr
 	}
-	return stream.CloseSend()
+	return err
 }
 
 // syncOptions says in the headers of the call what is wanted. A header that is

@@ -11,7 +11,6 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/oci"
-	"dhow/internal/sys"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -32,7 +31,9 @@ const (
 	keepBlobs  = "blobs"
 )
 
-// keep writes the keepsake of a build that has ended.
+// keep writes the keepsake of a build that has ended. As with the outputs of
+// steps, nothing is built on it, and a power cut may take the last ones: eight
+// fsyncs were half the time of a build with nothing to do.
 func (b *building) keep(k *Keepsake) error {
 	if k == nil {
 		return nil
@@ -44,11 +45,24 @@ func (b *building) keep(k *Keepsake) error {
 		}
 	}
 	for _, blob := range k.Blobs {
-		if err := sys.WriteFileAtomic(filepath.Join(dir, digest.FromBytes(blob).Encoded()), blob, 0o600); err != nil {
-			return fmt.Errorf("keep the build's record: %w", err)
+		if err := keepFile(filepath.Join(dir, digest.FromBytes(blob).Encoded()), blob); err != nil {
+			return err
 		}
 	}
-	return sys.WriteFileAtomic(filepath.Join(b.logDir, keepRecord), k.Record, 0o600)
+	return keepFile(filepath.Join(b.logDir, keepRecord), k.Record)
+}
+
+// keepFile makes a file that is there as a whole, unless the machine stops.
+func keepFile(name string, data []byte) error {
+	unfinished := name + ".new"
+	err := os.WriteFile(unfinished, data, 0o600)
+	if err == nil {
+		err = os.Rename(unfinished, name)
+	}
+	if err != nil {
+		return fmt.Errorf("keep the build's record: %w", err)
+	}
+	return nil
 }
 
 // Kept returns the Keepsake.Record of a build; nil when it has none.
@@ -115,6 +129,6 @@ func keptBlob(name string) (KeptBlob, error) {
 	if err != nil {
 		return KeptBlob{}, err
 	}
-	d := digest.NewDigestFromEncoded(digest.SHA256, filepath.Base(name))
+	d := digest.NewDigestFromEncoded(digest.SHA256, filepath.Base(name)) // no digest when it is unfinished
 	return KeptBlob{Digest: d, Size: st.Size(), Created: st.ModTime(), path: name}, d.Validate()
 }

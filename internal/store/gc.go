@@ -124,7 +124,18 @@ func (s *Store) RemoveContexts(before time.Time) error {
 		if !fi.ModTime().Before(before) {
 			return nil
 		}
-		return sys.RemoveAll(path) // a copy of a client's directory is one itself
+		if !fi.IsDir() {
+			return os.Remove(path)
+		}
+		// A copy of a client's directory is there as a whole or not at all.
+		temp, err := s.TempDir("context")
+		if err != nil {
+			return err
+		}
+		if err := os.Rename(path, filepath.Join(temp, "c")); err != nil {
+			return err
+		}
+		return sys.RemoveAll(temp)
 	})
 	if err != nil {
 		return fmt.Errorf("remove context indexes: %w", err)

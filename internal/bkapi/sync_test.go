@@ -1,0 +1,224 @@
+package bkapi
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"dhow/internal/errdef"
+
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/client/llb"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/filesync"
+	"github.com/tonistiigi/fsutil"
+	fstypes "github.com/tonistiigi/fsutil/types"
+	"google.golang.org/grpc"
+)
+
+// lender lends a directory and counts the files that it is asked for.
+type lender struct {
+	filesync.UnimplementedFileSyncServer
+	fs    fsutil.FS
+	asked atomic.Int64
+}
+
+func (l *lender) Register(s *grpc.Server) { filesync.RegisterFileSyncServer(s, l) }
+
+func (l *lender) DiffCopy(stream filesync.FileSync_DiffCopyServer) error {
+	return fsutil.Send(stream.Context(), &counted{stream, &l.asked}, l.fs, nil)
+}
+
+type counted struct {
+	filesync.FileSync_DiffCopyServer
+	asked *atomic.Int64
+}
+
+func (c *counted) RecvMsg(m any) error {
+	err := c.FileSync_DiffCopyServer.RecvMsg(m)
+	if p, ok := m.(*fstypes.Packet); ok && err == nil && p.Type == fstypes.PACKET_REQ {
+		c.asked.Add(1)
+	}
+	return err
+}
+
+// solveLent builds with a session that lends directories as it likes: a client
+// that is given a definition insists on lending them itself, through the gateway
+// it does not.
+func solveLent(t *testing.T, c *client.Client, lends session.Attachable, st llb.State, exports ...client.ExportEntry) error {
+	t.Helper()
+	_, err := c.Build(t.Context(), client.SolveOpt{Session: []session.Attachable{lends}, Exports: exports}, "test",
+		func(ctx context.Context, g gateway.Client) (*gateway.Result, error) {
+			def, err := st.Marshal(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return g.Solve(ctx, gateway.SolveRequest{Definition: def.ToPB(), Evaluate: true})
+		}, nil)
+	return err
+}
+
+// TestUnchangedDirectory: a client that tells the same again is believed to have
+// the same, without a look at the copy; one that tells anything else is not.
+func TestUnchangedDirectory(t *testing.T) {
+	root, c := serveAt(t)
+	dir := t.TempDir()
+	write := func(name, body string) {
+		must(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755), os.WriteFile(filepath.Join(dir, name), []byte(body), 0o644))
+	}
+	write("a/one", "1")
+	write("a/two", "2")
+	write("b", "b")
+	must(t, os.Symlink("b", filepath.Join(dir, "z")))
+	build := func(asked int64, files map[string]string) {
+		t.Helper()
+		fs, err := fsutil.NewFS(dir)
+		must(t, err)
+		l := &lender{fs: fs}
+		out := t.TempDir()
+		st := llb.Scratch().File(llb.Copy(llb.Local("src"), "/", "/"))
+		must(t, solveLent(t, c, l, st, client.ExportEntry{Type: client.ExporterLocal, OutputDir: out}))
+		if got := l.asked.Load(); got != asked {
+			t.Errorf("got %d files asked for, want %d", got, asked)
+		}
+		for name, want := range files {
+			if got := read(t, filepath.Join(out, name)); got != want {
+				t.Errorf("%s: got %q, want %q", name, got, want)
+			}
+		}
+	}
+	build(3, map[string]string{"a/one": "1", "a/two": "2", "b": "b", "z": "b"})
+	build(0, map[string]string{"a/two": "2"})
+
+	// The copy is not compared again: what is wrong with it stays.
+	copies, err := filepath.Glob(filepath.Join(root, "contexts", "copy-*", "files"))
+	if err != nil || len(copies) != 1 {
+		t.Fatalf("got the copies %v, %v, want one", copies, err)
+	}
+	must(t, os.Remove(filepath.Join(copies[0], "b")))
+	build(0, map[string]string{"a/one": "1"})
+	// It is when anything is told anew, and in another life of the machine.
+	write("a/two", "22")
+	build(2, map[string]string{"a/one": "1", "a/two": "22", "b": "b"})
+	must(t, os.Remove(filepath.Join(copies[0], "b")))
+	name := filepath.Join(filepath.Dir(copies[0]), listingName)
+	listing := read(t, name)
+	must(t, os.WriteFile(name, []byte("0"+listing[1:]), 0o600))
+	build(1, map[string]string{"b": "b"})
+	// Fewer files, and more.
+	must(t, os.Remove(filepath.Join(dir, "z")))
+	build(0, map[string]string{"b": "b"})
+	if _, err := os.Lstat(filepath.Join(copies[0], "z")); err == nil {
+		t.Error("a file that the client removed is still in the copy")
+	}
+	write("c", "c")
+	build(1, map[string]string{"b": "b", "c": "c"})
+	// A listing that is cut off is worth as much as it says.
+	must(t, os.Truncate(name, 60))
+	build(0, map[string]string{"b": "b", "c": "c"})
+}
+
+// liar lends a directory whose entries are as stats say. Each file has the parts,
+// however large it is said to be, the last of them empty; after them it says
+// so once more, unless it has no end.
+type liar struct {
+	filesync.UnimplementedFileSyncServer
+	stats   []*fstypes.Stat
+	parts   []string
+	endless bool
+}
+
+func (l *liar) Register(s *grpc.Server) { filesync.RegisterFileSyncServer(s, l) }
+
+func (l *liar) DiffCopy(stream filesync.FileSync_DiffCopyServer) error {
+	for _, st := range l.stats {
+		if err := stream.SendMsg(&fstypes.Packet{Type: fstypes.PACKET_STAT, Stat: st}); err != nil {
+			return err
+		}
+	}
+	if err := stream.SendMsg(&fstypes.Packet{Type: fstypes.PACKET_STAT}); err != nil {
+		return err
+	}
+	for {
+		var p fstypes.Packet
+		if err := stream.RecvMsg(&p); err != nil {
+			return err
+		}
+		if p.Type == fstypes.PACKET_FIN {
+			return stream.SendMsg(&fstypes.Packet{Type: fstypes.PACKET_FIN})
+		}
+		if p.Type != fstypes.PACKET_REQ {
+			continue
+		}
+		for {
+			for _, part := range l.parts {
+				if err := stream.SendMsg(&fstypes.Packet{Type: fstypes.PACKET_DATA, ID: p.ID, Data: []byte(part)}); err != nil {
+					return err
+				}
+			}
+			if !l.endless {
+				break
+			}
+		}
+	}
+}
+
+// TestClientLies: paths that lead out of the copy are refused, or stay inside;
+// files are as long as was told; the server lives on.
+func TestClientLies(t *testing.T) {
+	c := serve(t)
+	outside := t.TempDir()
+	link := uint32(os.ModeSymlink | 0o777)
+	file := []*fstypes.Stat{{Path: "f", Mode: 0o644, Size: 4}}
+	whole := []string{"evil", ""}
+	for name, lie := range map[string]struct {
+		liar
+		want string // "": no error needed, as long as nothing is outside
+	}{
+		"honest":   {liar: liar{stats: file, parts: whole}},
+		"absolute": {liar: liar{stats: []*fstypes.Stat{{Path: filepath.Join(outside, "evil"), Mode: 0o644, Size: 4}}, parts: whole}},
+		"dots":     {liar{stats: []*fstypes.Stat{{Path: "../../../evil", Mode: 0o644, Size: 4}}, parts: whole}, "invalid"},
+		"link":     {liar{stats: []*fstypes.Stat{{Path: "a", Mode: link, Linkname: outside}, {Path: "a/evil", Mode: 0o644, Size: 4}}, parts: whole}, "a"},
+		"order":    {liar{stats: []*fstypes.Stat{{Path: "b", Mode: 0o644}, {Path: "a", Mode: 0o644}}, parts: []string{""}}, "order"},
+		"hardlink": {liar{stats: []*fstypes.Stat{{Path: "a", Mode: 0o644, Linkname: "/etc/passwd"}}, parts: whole}, "invalid link"},
+		"short":    {liar{stats: file, parts: []string{"ev", ""}}, "had another size"},
+		"long":     {liar{stats: file, parts: []string{"evil", "er", ""}}, "had another size"},
+		"endless":  {liar{stats: file, parts: []string{strings.Repeat("evil", 8<<10)}, endless: true}, "had another size"},
+		"negative": {liar{stats: []*fstypes.Stat{{Path: "f", Mode: 0o644, Size: -4}}, parts: whole}, "had another size"},
+	} {
+		err := solveLent(t, c, &lie.liar, llb.Scratch().File(llb.Copy(llb.Local("src", llb.SharedKeyHint(name)), "/", "/")))
+		if lie.want != "" && (err == nil || !strings.Contains(err.Error(), lie.want)) {
+			t.Errorf("%s: got %v, want %q", name, err, lie.want)
+		}
+		if name == "honest" {
+			must(t, err)
+		}
+	}
+	if left, err := os.ReadDir(outside); err != nil || len(left) > 0 {
+		t.Errorf("outside: got %v, %v", left, err)
+	}
+	if _, err := c.ListWorkers(t.Context()); err != nil {
+		t.Errorf("after that: %v", err)
+	}
+}
+
+// TestEndlessListing: what a client tells of a directory has an end.
+func TestEndlessListing(t *testing.T) {
+	st := &fstypes.Stat{Path: "f", Mode: 0o644}
+	for name, s := range map[string]*packets{
+		"many":  {sizes: make([]int64, maxEntries+1)},
+		"large": {told: maxTold, buf: make(rawPacket, 1)},
+	} {
+		s.list = bufio.NewWriter(io.Discard)
+		if err := s.stat(st); !errors.Is(err, errdef.ErrInvalid) {
+			t.Errorf("%s: got %v, want ErrInvalid", name, err)
+		}
+	}
+}
