@@ -92,8 +92,14 @@ func (s *supervisor) startExec(ctx context.Context, o ExecOptions) (*execution, 
 	if o.TTY {
 		x.console = x.proc.Console()
 		x.stdin = &input{w: x.console, tty: true}
-		x.pipes = []*pipe{newPipe(x.console)}
-		x.pipes[0].console = true
+		p, err := newPipe(x.console)
+		if err != nil {
+			_ = x.proc.Signal(os.Kill) // it has ended: as wanted
+			_, _ = x.proc.Wait()       // what counts is that it does not run
+			return nil, err
+		}
+		p.console = true
+		x.pipes = []*pipe{p}
 	}
 	return x, nil
 }
@@ -110,7 +116,11 @@ func (x *execution) connect(o ExecOptions, cfg *sandbox.Config) (theirs []*os.Fi
 			return theirs, err
 		}
 		*to, theirs = w, append(theirs, w)
-		x.pipes = append(x.pipes, newPipe(r))
+		p, err := newPipe(r)
+		if err != nil {
+			return theirs, err
+		}
+		x.pipes = append(x.pipes, p)
 	}
 	if o.Stdin {
 		r, w, err := os.Pipe()
@@ -185,7 +195,7 @@ func (x *execution) wait() sandbox.Status {
 func (x *execution) abandon() {
 	x.stdin.close()
 	for _, p := range x.pipes {
-		p.ours.Close()
+		p.close()
 	}
 }
 

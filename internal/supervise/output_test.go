@@ -46,7 +46,7 @@ func TestPipeKeepsForTheNext(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer theirs.Close()
-	first.ours.Close()
+	first.close()
 	if _, err := theirs.WriteString("unread"); err != nil {
 		t.Fatal(err)
 	}

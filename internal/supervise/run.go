@@ -117,8 +117,14 @@ func (s *supervisor) launchProcess(ctx context.Context, r *run, rec *container.R
 	if cfg.TTY {
 		r.console = r.proc.Console()
 		r.stdin = &input{w: r.console, tty: true}
-		r.pipes = []*pipe{newPipe(r.console)}
-		r.pipes[0].console = true
+		p, err := newPipe(r.console)
+		if err != nil {
+			go r.watch()
+			r.kill()
+			return fmt.Errorf("connect the container's terminal: %w", err)
+		}
+		p.console = true
+		r.pipes = []*pipe{p}
 	}
 	return nil
 }
@@ -217,7 +223,7 @@ func (r *run) wait() {
 func (r *run) abandon() {
 	r.stdin.close()
 	for _, p := range r.pipes {
-		p.ours.Close()
+		p.close()
 	}
 }
 
