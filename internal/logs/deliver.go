@@ -70,7 +70,7 @@ func (s *Store) reshape(drivers []Driver) error {
 	if err != nil {
 		return err
 	}
-	s.shape, s.json.attrs = now, attrs
+	s.shape, s.json.attrs, s.w.end = now, attrs, nil
 	s.settle()
 	s.limit = newLimiter(drivers)
 	if now.compress && s.pack == nil {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // A segment may be what a crash left of it, or what somebody else made of it. A
@@ -24,7 +25,8 @@ func FuzzCompactSegment(f *testing.F) {
 }
 
 func FuzzJSONSegment(f *testing.F) {
-	entry, _ := jsonFile{attrs: []byte(`{"tag":"x"}`)}.appendEntry(nil, Stdout, []byte("2026-01-02T03:04:05.6Z"), []byte("a\xffb\x00<"), true)
+	end := jsonFile{attrs: []byte(`{"tag":"x"}`)}.appendEnding(nil, Stdout, time.Unix(1767323045, 6e8))
+	entry, _ := appendJSON(nil, []byte("a\xffb\x00<"), true, end)
 	raw := appendRaw(nil, 0, []byte("a\xffb\x00<"))
 	index := appendIndexRecord(appendIndexHeader(nil, 0, 0), block{end: int64(len(entry)), entries: 1, lines: 1, bytes: 5})
 	f.Add(entry, raw, index)

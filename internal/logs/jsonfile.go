@@ -21,19 +21,23 @@ type jsonFile struct {
 	attrs []byte // a JSON object, or nil
 }
 
-// appendEntry appends one entry. stamp is the time in RFC 3339 with up to nine
-// decimals. It returns false when bytes of the line had to be replaced.
-func (j jsonFile) appendEntry(dst []byte, stream Stream, stamp []byte, line []byte, whole bool) ([]byte, bool) {
-	exact := true
-	dst = append(dst, '{')
-	if len(line) > 0 || whole {
-		dst = append(dst, `"log":"`...)
-		dst, exact = appendJSONBytes(dst, line)
-		if whole {
-			dst = append(dst, '\\', 'n')
-		}
-		dst = append(dst, `",`...)
+// appendJSON appends one entry; end is what appendEnding made for it. It returns
+// false when bytes of the line had to be replaced.
+func appendJSON(dst, line []byte, whole bool, end []byte) ([]byte, bool) {
+	if len(line) == 0 && !whole {
+		return append(append(dst, '{'), end...), true
 	}
+	dst = append(dst, `{"log":"`...)
+	dst, exact := appendJSONBytes(dst, line)
+	if whole {
+		dst = append(dst, '\\', 'n')
+	}
+	dst = append(dst, `",`...)
+	return append(dst, end...), exact
+}
+
+// appendEnding appends what an entry of the stream and time has behind its line.
+func (j jsonFile) appendEnding(dst []byte, stream Stream, at time.Time) []byte {
 	dst = append(dst, `"stream":"`...)
 	dst = append(dst, stream.String()...)
 	dst = append(dst, '"')
@@ -42,8 +46,8 @@ func (j jsonFile) appendEntry(dst []byte, stream Stream, stamp []byte, line []by
 		dst = append(dst, j.attrs...)
 	}
 	dst = append(dst, `,"time":"`...)
-	dst = append(dst, stamp...)
-	return append(dst, "\"}\n"...), exact
+	dst = at.UTC().AppendFormat(dst, time.RFC3339Nano)
+	return append(dst, "\"}\n"...)
 }
 
 const hexDigits = "0123456789abcdef"
@@ -94,22 +98,25 @@ func appendEscaped(dst []byte, c byte) []byte {
 }
 
 // plainJSON returns how many bytes from the first need no escape and are ASCII.
-// It looks at eight at once: in each byte, the high bit of the sum is set for what
-// has to be looked at (Warren, Hacker's Delight, section 6-1).
+// It looks at 32 at once, and at eight where one of these has to be looked at.
 func plainJSON(s []byte) int {
-	const (
-		ones  = 0x0101010101010101
-		highs = 0x8080808080808080
-	)
 	n := 0
-	for len(s)-n >= 8 {
-		w := le.Uint64(s[n:])
-		below := (w - ones*0x20) & ^w // below 0x20
-		odd := hasZero(w^ones*'"') | hasZero(w^ones*'\\') | hasZero(w^ones*'<') | hasZero(w^ones*'>') | hasZero(w^ones*'&')
-		if m := (below | odd | w) & highs; m != 0 {
+	for ; len(s)-n >= 32; n += 32 {
+		p := s[n : n+32 : n+32]
+		if (special(le.Uint64(p))|special(le.Uint64(p[8:]))|special(le.Uint64(p[16:]))|special(le.Uint64(p[24:])))&highs != 0 {
+			break
+		}
+	}
+	for ; len(s)-n >= 8; n += 8 {
+		if m := special(le.Uint64(s[n:])) & highs; m != 0 {
 			return n + bits.TrailingZeros64(m)/8
 		}
-		n += 8
+	}
+	if n > 0 && n < len(s) { // the last eight, of which the first were looked at
+		if m := special(le.Uint64(s[len(s)-8:])) & highs; m != 0 {
+			return len(s) - 8 + bits.TrailingZeros64(m)/8
+		}
+		return len(s)
 	}
 	for n < len(s) {
 		c := s[n]
@@ -121,10 +128,21 @@ func plainJSON(s []byte) int {
 	return n
 }
 
-// hasZero sets the high bit of the lowest byte of w that is zero; what it says of
-// higher bytes may be wrong, which the search for the lowest does not mind.
-func hasZero(w uint64) uint64 {
-	return (w - 0x0101010101010101) & ^w
+const (
+	ones  = 0x0101010101010101
+	highs = 0x8080808080808080
+)
+
+// special sets the high bit of the lowest byte of w that is no plain one (Warren,
+// Hacker's Delight, section 6-1); what it says of higher bytes may be wrong, which
+// the search for the lowest does not mind. Two pairs of them differ in one bit:
+// '"' and '&', '<' and '>'.
+func special(w uint64) uint64 {
+	const low, quotes, angles, backslash = ones * 0x20, ones * '&', ones * '>', ones * '\\'
+	differs := (w | ones*('"'^'&')) ^ quotes
+	points := (w | ones*('<'^'>')) ^ angles
+	slashes := w ^ backslash
+	return (w-low)&^w | (differs-ones)&^differs | (points-ones)&^points | (slashes-ones)&^slashes | w
 }
 
 // jsonParser reads entries. It keeps what neighbours have in common.
@@ -142,7 +160,7 @@ func (p *jsonParser) parse(s []byte, e *entry) bool {
 	return p.parseAny(s, e)
 }
 
-// parseOwn reads what appendEntry writes, in one pass.
+// parseOwn reads what appendJSON writes, in one pass.
 func (p *jsonParser) parseOwn(s []byte, e *entry) bool {
 	rest, ok := bytes.CutPrefix(s, []byte(`{"log":"`))
 	if !ok {

@@ -21,18 +21,20 @@ type writer struct {
 	idx *os.File
 	raw *os.File // nil until a line needs it
 
-	size     int64 // of the segment
-	idxSize  int64
-	rawSize  int64
-	block    block // the one that grows
-	blockAt  int64 // where it begins
-	lines    uint64
-	bytes    uint64 // of the log, up to size
-	buf      []byte // entries not written yet
-	rawBuf   []byte
-	fresh    block // what buf adds
-	stamp    []byte
-	stampFor int64 // the time that stamp is of
+	size    int64 // of the segment
+	idxSize int64
+	rawSize int64
+	block   block // the one that grows
+	blockAt int64 // where it begins
+	lines   uint64
+	bytes   uint64 // of the log, up to size
+	buf     []byte // entries not written yet
+	rawBuf  []byte
+	fresh   block // what buf adds
+
+	end       []byte // of the last entry of a json-file (ending)
+	endStream Stream
+	endNanos  int64
 }
 
 // The segment is appended to, so that one that somebody empties (truncate -s 0)
@@ -218,7 +220,7 @@ func (w *writer) append(j jsonFile, stream Stream, nanos int64, line []byte, who
 	} else {
 		at := w.size + int64(len(w.buf))
 		var exact bool
-		w.buf, exact = j.appendEntry(w.buf, stream, w.timestamp(nanos), line, whole)
+		w.buf, exact = appendJSON(w.buf, line, whole, w.ending(j, stream, nanos))
 		if !exact {
 			w.rawBuf = appendRaw(w.rawBuf, at, line)
 		}
@@ -235,13 +237,14 @@ func (w *writer) prepend(j jsonFile, nanos int64, line []byte) {
 	w.buf, w.rawBuf = append(w.buf, buf...), raw
 }
 
-// timestamp returns the time as json-file has it. Neighbours mostly share it.
-func (w *writer) timestamp(nanos int64) []byte {
-	if nanos != w.stampFor || w.stamp == nil {
-		w.stamp = time.Unix(0, nanos).UTC().AppendFormat(w.stamp[:0], time.RFC3339Nano)
-		w.stampFor = nanos
+// ending returns what an entry of the json-file has behind its line. Neighbours
+// mostly share it.
+func (w *writer) ending(j jsonFile, stream Stream, nanos int64) []byte {
+	if nanos != w.endNanos || stream != w.endStream || len(w.end) == 0 {
+		w.end = j.appendEnding(w.end[:0], stream, time.Unix(0, nanos))
+		w.endStream, w.endNanos = stream, nanos
 	}
-	return w.stamp
+	return w.end
 }
 
 // flush writes what is buffered, all of it or nothing.
