@@ -89,6 +89,11 @@ func (m *merge) run(ctx context.Context, dirs []string, o ReadOptions, yield fun
 		if over {
 			return nil
 		}
+		if o.Idle != nil {
+			if err := o.Idle(); err != nil {
+				return err
+			}
+		}
 		if err := m.watch.wait(ctx, o.Until); err != nil {
 			return err
 		}

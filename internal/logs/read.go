@@ -21,6 +21,9 @@ type ReadOptions struct {
 	// Follow goes on with what is written later, until the log has no writer any
 	// more, or Until has passed.
 	Follow bool
+	// Idle is called when all that is there was read, and more is waited for; nil
+	// does nothing. Its error ends reading.
+	Idle func() error
 	// Streams restricts to one stream; 0 is both.
 	Stream Stream
 }

@@ -346,6 +346,44 @@ func TestNone(t *testing.T) {
 	}
 }
 
+// Who follows a log is told each time that there is nothing to read for now.
+func TestFollowIdle(t *testing.T) {
+	dir := t.TempDir()
+	s := mustOpen(t, dir, testConfig("local", nil))
+	out := s.Stream(Stdout)
+	fmt.Fprintln(out, "line 0")
+	read, idle := 0, 0
+	o := ReadOptions{Follow: true, Idle: func() error {
+		if read <= idle {
+			return nil // woken for nothing
+		}
+		if idle = read; read == 3 {
+			return s.Close()
+		}
+		_, err := fmt.Fprintln(out, "line", read)
+		return err
+	}}
+	for r, err := range Read(t.Context(), dir, o) {
+		if err != nil || string(r.Line) != fmt.Sprint("line ", read) {
+			t.Fatalf("got %q, %v", r.Line, err)
+		}
+		read++
+	}
+	if read != 3 {
+		t.Errorf("got %d lines, want 3", read)
+	}
+	wrong := errors.New("wrong")
+	s = mustOpen(t, dir, testConfig("local", nil))
+	defer s.Close()
+	var got error
+	for _, err := range Read(t.Context(), dir, ReadOptions{Follow: true, Idle: func() error { return wrong }}) {
+		got = err
+	}
+	if !errors.Is(got, wrong) {
+		t.Errorf("got %v, want the error of Idle", got)
+	}
+}
+
 func TestFollow(t *testing.T) {
 	for _, name := range []string{"json-file", "local"} {
 		t.Run(name, func(t *testing.T) {

@@ -3,17 +3,10 @@ package containers
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io"
-	"maps"
-	"regexp"
-	"slices"
 	"strconv"
-	"strings"
-	"text/template"
 	"time"
 
 	"dhow/internal/cli/console"
@@ -22,7 +15,6 @@ import (
 	"dhow/internal/logs"
 	"dhow/internal/supervise"
 
-	"github.com/docker/cli/templates"
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 )
@@ -119,245 +111,19 @@ func (a *app) logs(ctx context.Context, f *logsFlags, names []string) error {
 	}
 	// Filters that look into lines come before the count of lines.
 	last := p.last(&o)
+	o.Idle = p.flush
 	for rec, err := range logs.Merge(ctx, dirs, o) {
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil // Ctrl-C ends a follow, as it is meant to
 			}
-			return err
+			return errors.Join(p.flush(), err)
 		}
 		if err := last.take(rec); err != nil {
 			return err
 		}
 	}
-	return last.flush()
-}
-
-// printer prints records of logs.
-type printer struct {
-	a          *app
-	f          *logsFlags
-	grep       *regexp.Regexp
-	where      []condition
-	template   *template.Template
-	containers []logSource
-}
-
-// logSource is one container whose log is printed.
-type logSource struct {
-	name   string
-	tty    bool
-	prefix string // in front of every line; "" with one container
-}
-
-// condition is one --where.
-type condition struct {
-	path  []string
-	value string
-	not   bool
-}
-
-func (f *logsFlags) printer(a *app) (*printer, error) {
-	p := &printer{a: a, f: f}
-	var err error
-	if f.grep != "" {
-		if p.grep, err = regexp.Compile(f.grep); err != nil {
-			return nil, errdef.New(errdef.ErrInvalid, "--grep %q: %w", f.grep, err)
-		}
-	}
-	for _, w := range f.where {
-		key, value, ok := strings.Cut(w, "=")
-		key, not := strings.CutSuffix(key, "!")
-		if !ok || key == "" {
-			return nil, errdef.WithHint(errdef.New(errdef.ErrInvalid, "--where %q is no condition", w), "write --where level=error")
-		}
-		p.where = append(p.where, condition{strings.Split(key, "."), value, not})
-	}
-	if f.format != "" {
-		if p.template, err = templates.Parse(f.format); err != nil {
-			return nil, console.InvalidTemplate(f.format, err)
-		}
-	}
-	return p, nil
-}
-
-// add adds a container, in the order of the logs.
-func (p *printer) add(c *lifecycle.Container, several bool) {
-	s := logSource{name: c.Name, tty: c.Config.Tty}
-	if several {
-		s.prefix = c.Name + " | "
-		if !p.f.noColor && console.Terminal(p.a.Out) {
-			h := fnv.New32a()
-			h.Write([]byte(c.Name))
-			const first, colours = 31, 6 // red to cyan
-			s.prefix = fmt.Sprintf("\x1b[%dm%s\x1b[0m", first+h.Sum32()%colours, s.prefix)
-		}
-	}
-	p.containers = append(p.containers, s)
-}
-
-// takes says whether a line is to be shown, and what it holds as JSON.
-func (p *printer) takes(line []byte) (object map[string]any, ok bool) {
-	if p.grep != nil && !p.grep.Match(line) {
-		return nil, false
-	}
-	if !p.f.json && len(p.where) == 0 && p.template == nil {
-		return nil, true
-	}
-	d := json.NewDecoder(bytes.NewReader(line))
-	d.UseNumber()
-	isJSON := d.Decode(&object) == nil && object != nil
-	if (p.f.json || len(p.where) > 0) && !isJSON {
-		return nil, false
-	}
-	for _, c := range p.where {
-		if c.holds(object) == c.not {
-			return nil, false
-		}
-	}
-	return object, true
-}
-
-// holds says whether the object has the value at the path, the not aside.
-func (c condition) holds(object map[string]any) bool {
-	var v any = object
-	for _, key := range c.path {
-		m, ok := v.(map[string]any)
-		if !ok {
-			return false
-		}
-		if v, ok = m[key]; !ok {
-			return false
-		}
-	}
-	return fmt.Sprint(v) == c.value
-}
-
-// lastLines keeps the last lines of what filters have let through.
-type lastLines struct {
-	p     *printer
-	keep  int // per container; 0 prints at once
-	lines map[int][]kept
-	after time.Time // what comes later is printed at once
-}
-
-type kept struct {
-	at     time.Time
-	text   []byte
-	stderr bool
-}
-
-// last takes over the choice of last lines from package logs where lines are
-// filtered here.
-func (p *printer) last(o *logs.ReadOptions) *lastLines {
-	l := &lastLines{p: p, lines: map[int][]kept{}, after: time.Now()}
-	if o.Tail > 0 && (p.grep != nil || p.f.json || len(p.where) > 0) {
-		l.keep, o.Tail = o.Tail, 0
-	}
-	return l
-}
-
-func (l *lastLines) take(rec logs.Merged) error {
-	object, ok := l.p.takes(rec.Line)
-	if !ok {
-		return nil
-	}
-	text, err := l.p.text(rec, object)
-	if err != nil {
-		return err
-	}
-	k := kept{rec.Time, text, rec.Stream == logs.Stderr && !l.p.containers[rec.From].tty}
-	if l.keep == 0 {
-		return l.p.write(k)
-	}
-	if rec.Time.After(l.after) {
-		if err := l.flush(); err != nil {
-			return err
-		}
-		l.keep = 0
-		return l.p.write(k)
-	}
-	list := append(l.lines[rec.From], k)
-	l.lines[rec.From] = list[max(0, len(list)-l.keep):]
-	return nil
-}
-
-// flush prints what was kept, in the order of time.
-func (l *lastLines) flush() error {
-	var all []kept
-	for _, from := range slices.Sorted(maps.Keys(l.lines)) {
-		all = append(all, l.lines[from]...)
-	}
-	clear(l.lines)
-	slices.SortStableFunc(all, func(a, b kept) int { return a.at.Compare(b.at) })
-	for _, k := range all {
-		if err := l.p.write(k); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (p *printer) write(k kept) error {
-	var to io.Writer = p.a.Out
-	if k.stderr {
-		to = p.a.Err
-	}
-	_, err := to.Write(k.text)
-	return err
-}
-
-// text is a record as it is printed.
-func (p *printer) text(rec logs.Merged, object map[string]any) ([]byte, error) {
-	c := p.containers[rec.From]
-	var b bytes.Buffer
-	if rec.Lost > 0 {
-		fmt.Fprintf(&b, "%s[%d lines are lost]\n", c.prefix, rec.Lost)
-	}
-	if p.template != nil {
-		err := p.template.Execute(&b, struct {
-			Time               time.Time
-			Name, Stream, Line string
-			Attrs              map[string]string
-			JSON               map[string]any
-		}{rec.Time, c.name, rec.Stream.String(), string(rec.Line), attributes(rec.Attrs), object})
-		if err != nil {
-			return nil, console.InvalidTemplate(p.f.format, err)
-		}
-		b.WriteByte('\n')
-		return b.Bytes(), nil
-	}
-	b.WriteString(c.prefix)
-	if p.f.timestamps {
-		b.WriteString(rec.Time.UTC().Format("2006-01-02T15:04:05.000000000Z07:00 "))
-	}
-	if p.f.details {
-		b.WriteString(details(attributes(rec.Attrs)) + " ")
-	}
-	b.Write(rec.Line)
-	if !rec.Partial {
-		b.WriteByte('\n')
-	}
-	return b.Bytes(), nil
-}
-
-func attributes(raw []byte) map[string]string {
-	m := map[string]string{}
-	_ = json.Unmarshal(raw, &m) // made by us, or not there
-	return m
-}
-
-// details is docker's form of them: "a=b,c=d", escaped.
-func details(attrs map[string]string) string {
-	var list []string
-	for _, k := range slices.Sorted(maps.Keys(attrs)) {
-		list = append(list, queryEscape(k)+"="+queryEscape(attrs[k]))
-	}
-	return strings.Join(list, ",")
-}
-
-func queryEscape(s string) string {
-	return strings.NewReplacer(",", "%2C", "=", "%3D", " ", "+").Replace(s)
+	return last.end()
 }
 
 func (a *app) logsClear() *cobra.Command {

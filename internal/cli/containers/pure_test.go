@@ -2,7 +2,9 @@ package containers
 
 import (
 	"bytes"
+	"io"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -32,7 +34,13 @@ func TestSplitCpArg(t *testing.T) {
 func printed(t *testing.T, f logsFlags, lines ...string) (out, errs string) {
 	t.Helper()
 	var o, e bytes.Buffer
-	a := &app{&console.Console{Out: &o, Err: &e}}
+	printTo(t, &o, &e, f, lines...)
+	return o.String(), e.String()
+}
+
+func printTo(t *testing.T, out, errs io.Writer, f logsFlags, lines ...string) {
+	t.Helper()
+	a := &app{&console.Console{Out: out, Err: errs}}
 	p, err := f.printer(a)
 	if err != nil {
 		t.Fatal(err)
@@ -57,10 +65,25 @@ func printed(t *testing.T, f logsFlags, lines ...string) (out, errs string) {
 			t.Fatal(err)
 		}
 	}
-	if err := last.flush(); err != nil {
+	if err := last.end(); err != nil {
 		t.Fatal(err)
 	}
-	return o.String(), e.String()
+}
+
+// On a terminal, lines of both streams come in their order, though many are
+// written at once.
+func TestLogLinesKeepOrder(t *testing.T) {
+	var lines []string
+	for i := range 5000 {
+		lines = append(lines, []string{"out", "out", "err"}[i%3]+strconv.Itoa(i))
+	}
+	for _, f := range []logsFlags{{}, {tail: "4999", grep: "out|err"}} {
+		var both bytes.Buffer
+		printTo(t, &both, &both, f, lines...)
+		if want := strings.Join(lines, "\n") + "\n"; !strings.HasSuffix(want, both.String()) || both.Len() < len(want)-10 {
+			t.Errorf("%+v: the lines are in another order", f)
+		}
+	}
 }
 
 func TestLogLines(t *testing.T) {
