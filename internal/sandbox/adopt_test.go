@@ -12,6 +12,7 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/sys"
+	"dhow/internal/testkit"
 
 	"golang.org/x/sys/unix"
 )
@@ -68,7 +69,7 @@ func surviveRole(dir, cgroup string, args ...string) {
 		cgroup = p.CgroupName()
 	}
 	fmt.Println(p.Pid(), p.StartTime(), cgroup)
-	time.Sleep(time.Minute)
+	time.Sleep(10 * time.Minute)
 }
 
 // checkEnd compares how an adopted process ended with what is wanted; an older
@@ -132,13 +133,7 @@ func TestAdoptExitStatus(t *testing.T) {
 
 func waitFile(t *testing.T, path string) {
 	t.Helper()
-	for range 500 {
-		if _, err := os.Stat(path); err == nil {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatalf("%s does not appear", path)
+	testkit.Until(t, path, func() bool { return exists(path) })
 }
 
 func TestAdoptWrongProcess(t *testing.T) {

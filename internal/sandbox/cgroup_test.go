@@ -76,7 +76,7 @@ func TestLowPidsLimit(t *testing.T) {
 		init  bool
 		want  string // how many are there beside the shell, when one is refused
 	}{{1, false, "0"}, {5, false, "4"}, {2, true, "0"}, {5, true, "3"}} {
-		spec := testSpec("sh", "-c", `n=0; while echo $n > /tmp/n; sleep 60 & do n=$((n+1)); done`)
+		spec := testSpec("sh", "-c", `n=0; while echo $n > /tmp/n; sleep 600 & do n=$((n+1)); done`)
 		spec.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &tt.limit}}
 		res, err := run(t, Config{Spec: spec, Root: root, InitProcess: tt.init})
 		got, _ := os.ReadFile(root.Name() + "/tmp/n")
@@ -92,7 +92,7 @@ func TestLowPidsLimit(t *testing.T) {
 		t.Errorf("no room for both the init and the program: got %v", err)
 	}
 	limit = 3
-	spec = testSpec("sleep", "60")
+	spec = testSpec("sleep", "600")
 	spec.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &limit}}
 	p, err := Start(context.Background(), Config{Spec: spec, Root: root})
 	if err != nil {
@@ -101,7 +101,7 @@ func TestLowPidsLimit(t *testing.T) {
 	defer p.Wait()
 	defer p.Signal(unix.SIGKILL)
 	for range 5 {
-		text, st, err := output(t, Config{Spec: testSpec("sh", "-c", "sleep 0.01 & sleep 0.01 & wait"), Join: p})
+		text, st, err := output(t, Config{Spec: testSpec("sh", "-c", "trap 'kill $!' EXIT; sleep 600 & sleep 600 & wait"), Join: p})
 		if err != nil || !strings.Contains(text, "can't fork") || st.ExitCode == 0 {
 			t.Errorf("join: got %q, %+v, %v, want the second fork refused", text, st, err)
 		}
@@ -178,7 +178,7 @@ func TestAllLimits(t *testing.T) {
 		}
 		throttles = append(throttles, d)
 	}
-	spec := testSpec("sleep", "60")
+	spec := testSpec("sleep", "600")
 	spec.Linux.Resources = &specs.LinuxResources{
 		//lint:ignore SA1019 what the warning is about
 		Memory:         &specs.LinuxMemory{Limit: &num, Swap: &swap, Reservation: &num, Swappiness: &swappiness, DisableOOMKiller: &yes, Kernel: &num},

@@ -11,6 +11,7 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/sys"
+	"dhow/internal/testkit"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -40,12 +41,7 @@ func checkControl(t *testing.T, p *Process, growing string) {
 			t.Fatal(err)
 		}
 	}
-	for i := 0; size() == before; i++ {
-		if i == 500 {
-			t.Fatal("resumed, it does not go on")
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	testkit.Until(t, "it to go on, resumed", func() bool { return size() > before })
 	stats, err := p.Stats()
 	if err != nil || stats.CpuStats.CpuUsage.TotalUsage == 0 || stats.MemoryStats.Usage.Usage == 0 || stats.PidsStats.Current == 0 {
 		t.Errorf("got %+v, %v, want something used", stats, err)

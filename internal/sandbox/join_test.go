@@ -7,7 +7,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"dhow/internal/errdef"
 
@@ -49,12 +48,7 @@ func TestJoin(t *testing.T) {
 		_, _ = first.Wait()
 	}()
 	spec := testSpec("sh", "-c", "hostname; ls / | grep ready; ps | grep -c '[s]leep 60'; readlink /proc/1/ns/net; readlink /proc/self/ns/net; test -e /proc/1/root/ready; pwd; cat /dev/null; id -u")
-	for range 100 { // the first one has yet to make its file
-		if _, err := os.Stat(root + "/ready"); err == nil {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	waitFile(t, root+"/ready") // the first one has yet to make it
 	spec.Process.Cwd = "/tmp"
 	text, st, err := output(t, Config{Spec: spec, Join: first})
 	if err != nil || st.ExitCode != 0 {

@@ -23,7 +23,7 @@ func TestScope(t *testing.T) {
 	if err := errors.Join(probe.remove(), unix.Rmdir(unifiedDir("dhow/scope-probe"))); err != nil {
 		t.Fatal(err)
 	}
-	first, err := Start(context.Background(), Config{Spec: testSpec("sleep", "60"), Root: openDir(t, busyboxRoot(t)), CgroupName: "dhow/scope-test"})
+	first, err := Start(context.Background(), Config{Spec: testSpec("sleep", "600"), Root: openDir(t, busyboxRoot(t)), CgroupName: "dhow/scope-test"})
 	if err != nil {
 		t.Fatal(err)
 	}

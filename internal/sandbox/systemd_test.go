@@ -12,6 +12,7 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/sys"
+	"dhow/internal/testkit"
 
 	"github.com/opencontainers/cgroups/systemd"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -50,10 +51,15 @@ func TestHoldPlace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var first sys.ProcessStat
+	testkit.Until(t, "a sleeping process", func() (ok bool) {
+		first, ok = sys.ReadStat(p.Pid)
+		return !ok || first.State == "S"
+	})
 	time.Sleep(100 * time.Millisecond)
 	stat, ok := sys.ReadStat(p.Pid)
-	if !ok || stat.State != "S" || stat.User+stat.System > 1 {
-		t.Errorf("got %+v, %v, want a sleeping process", stat, ok)
+	if !ok || stat.State != "S" || stat.User+stat.System > first.User+first.System+1 {
+		t.Errorf("got %+v, %v, after %+v, want a process that sleeps on", stat, ok, first)
 	}
 	p.Kill()
 	if st, err := p.Wait(); err != nil || st.Success() {
@@ -140,11 +146,7 @@ func TestSlice(t *testing.T) {
 		t.Errorf("got %v, %v, want SIGKILL", st, err)
 	}
 	other.Wait()
-	for end := time.Now().Add(5 * time.Second); exists(dir); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%s is left", dir)
-		}
-	}
+	testkit.Until(t, "the end of "+dir, func() bool { return !exists(dir) })
 	// The name is free again.
 	again, st, err := output(t, Config{Spec: testSpec("true"), Root: openDir(t, busyboxRoot(t)), CgroupName: name})
 	if err != nil || st.ExitCode != 0 {

@@ -1,5 +1,6 @@
 // Package testkit is what tests of several packages need of the machine: a network
-// namespace for a test binary, an ordinary user to run it, the end of a process.
+// namespace for a test binary, an ordinary user to run it, the end of a process; and
+// the patience that any machine's speed asks for.
 //
 // Nothing but tests imports it.
 //

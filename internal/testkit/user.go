@@ -54,9 +54,9 @@ func InitialUserNS(t *testing.T) bool {
 	return strings.Contains(string(data), "4294967295")
 }
 
-// Ended waits up to 5 s for the end of the process behind a pidfd.
+// Ended waits up to 30 s for the end of the process behind a pidfd.
 func Ended(pidfd int) bool {
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
 		fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
 		if n, _ := unix.Poll(fds, 100); n == 1 {
 			return true

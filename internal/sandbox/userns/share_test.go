@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"dhow/internal/sys"
+	"dhow/internal/testkit"
 )
 
 // sharing prepares the test binary to be run by an ordinary user in the user
@@ -85,7 +86,7 @@ func (m *testMember) end() {
 	m.cmd.Process.Kill()
 	m.cmd.Wait()
 	pid, _ := strconv.Atoi(m.pid)
-	for range 1000 { // the program inside dies with it, soon after
+	for end := time.Now().Add(testkit.Patience); time.Now().Before(end); { // the program inside dies with it, soon after
 		if stat, ok := sys.ReadStat(pid); !ok || stat.State == "Z" {
 			return
 		}
