@@ -173,7 +173,7 @@ func TestHelperTimeout(t *testing.T) {
 	if !errors.Is(err, errdef.ErrUnavailable) || !strings.Contains(err.Error(), "no answer within") {
 		t.Errorf("got %v, want the time limit", err)
 	}
-	if took := time.Since(started); took > 5*time.Second {
+	if took := time.Since(started); took > 30*time.Second {
 		t.Errorf("it took %s", took)
 	}
 }

@@ -8,9 +8,9 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
-	"time"
 
 	"dhow/internal/oci"
+	"dhow/internal/testkit"
 )
 
 // FuzzApply lays out any tar and looks whether something beside its directory
@@ -33,7 +33,7 @@ func FuzzApply(f *testing.F) {
 		}
 		before := describe(t, base)[1:] // without the layer's own line
 		stamp := mtime(t, victim)
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), testkit.Patience)
 		defer cancel()
 		o := ApplyOptions{Limits: Limits{MaxBytes: 1 << 20, MaxFiles: 1000, MaxEntrySize: 1 << 20}}
 		_, err := Apply(ctx, layer, bytes.NewReader(data), o)

@@ -150,11 +150,15 @@ func TestBadManifests(t *testing.T) {
 				})
 			})
 			started := time.Now()
-			_, err := quick(Options{Retries: 1, Stall: 100 * time.Millisecond}).Resolve(context.Background(), mustRef(t, host+"/a"))
+			o := Options{Retries: 1}
+			if name == "a byte at a time" {
+				o.Stall = 100 * time.Millisecond
+			}
+			_, err := quick(o).Resolve(context.Background(), mustRef(t, host+"/a"))
 			if !errors.Is(err, tt.want) {
 				t.Errorf("got %v, want %v", err, tt.want)
 			}
-			if took := time.Since(started); took > 5*time.Second {
+			if took := time.Since(started); took > 30*time.Second {
 				t.Errorf("it took %s", took)
 			}
 		})

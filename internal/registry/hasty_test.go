@@ -56,7 +56,7 @@ func TestHastyGivesUp(t *testing.T) {
 	if _, _, err := c.Tagged(t.Context(), ref); !errors.Is(err, errdef.ErrUnavailable) {
 		t.Errorf("got %v, want that nobody answers", err)
 	}
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("took %s", took)
 	}
 }

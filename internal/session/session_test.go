@@ -14,9 +14,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"dhow/internal/errdef"
+	"dhow/internal/testkit"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/crypto/ssh"
@@ -217,14 +217,13 @@ func TestRealAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	for range 200 {
+	testkit.Until(t, "ssh-agent", func() bool {
 		conn, err := net.Dial("unix", sock)
 		if err == nil {
 			conn.Close()
-			break
 		}
-		time.Sleep(5 * time.Millisecond)
-	}
+		return err == nil
+	})
 	t.Setenv("SSH_AUTH_SOCK", sock)
 	s, err := New(Options{SSH: []SSHSource{{ID: "default"}, {ID: "raw", Paths: []string{sock}, Raw: true}}})
 	if err != nil {

@@ -598,14 +598,20 @@ func TestMemoryIsShared(t *testing.T) {
 	}
 	// A second container that starts meanwhile waits until the first one's state is
 	// known.
-	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
-	defer cancel()
-	if _, err := v.Open(short, "memory", ""); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("got %v, want it to wait", err)
+	var second *Opened
+	opened := make(chan error)
+	go func() {
+		var err error
+		second, err = v.Open(ctx, "memory", "")
+		opened <- err
+	}()
+	select {
+	case err := <-opened:
+		t.Fatalf("got %v, want it to wait", err)
+	case <-time.After(50 * time.Millisecond):
 	}
 	o.Close()
-	second, err := v.Open(ctx, "memory", "")
-	if err != nil {
+	if err := <-opened; err != nil {
 		t.Fatal(err)
 	}
 	defer second.Close()
