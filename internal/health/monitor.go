@@ -17,6 +17,8 @@ type Config struct {
 	// Adopted says that the container was watched before, by a supervisor that is
 	// gone: its status goes on from what Timeline has.
 	Adopted bool
+	// Paused says that the container is: nothing is probed before Resume.
+	Paused bool
 	// Timeline takes what happens; nil for none. It is the monitor's until Stop.
 	Timeline *Timeline
 	// Changed is called when a probe has changed the status, and Failed when the
@@ -139,6 +141,9 @@ func (m *Monitor) loop() {
 		first.Kind, entry.Kind = Adopt, KindAdopted
 	}
 	r.step(first, entry)
+	if m.cfg.Paused {
+		r.step(Event{Kind: Hold, At: time.Now()}, Entry{Kind: KindPaused})
+	}
 	for {
 		select {
 		case req := <-m.events:

@@ -153,6 +153,21 @@ func TestMonitorGoesOn(t *testing.T) {
 	})
 }
 
+// A paused container that is taken over is not probed until it goes on.
+func TestMonitorStartsPaused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &answers{next: ok, start: time.Now()}
+		m := Start(Config{Check: &Check{Settings: Settings{Interval: time.Second, Timeout: time.Second}}, Prober: p, Adopted: true, Paused: true})
+		time.Sleep(time.Hour)
+		m.Resume()
+		time.Sleep(1500 * time.Millisecond)
+		m.Stop()
+		if got := p.times(); got != "[3601]" {
+			t.Errorf("asked at %s", got)
+		}
+	})
+}
+
 func TestWaitReady(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		check := &Check{Settings: Settings{Interval: time.Second, Timeout: time.Second}}

@@ -10,6 +10,7 @@ import (
 	"dhow/internal/container"
 	"dhow/internal/errdef"
 	"dhow/internal/supervise"
+	"dhow/internal/testkit"
 
 	dockertypes "github.com/moby/moby/api/types/container"
 )
@@ -34,26 +35,35 @@ func TestAwait(t *testing.T) {
 	}
 	h.start(record("w1", "sleep 0.3; touch /ready; sleep 60", checked, ready("test -e /ready")))
 	for _, condition := range []dockertypes.WaitCondition{supervise.WaitHealthy, supervise.WaitReady} {
-		if got := h.await("w1", condition, 10*time.Second); got != "well" {
+		if got := h.await("w1", condition, testkit.Patience); got != "well" {
 			t.Errorf("%s: got %s", condition, got)
 		}
 	}
-	h.start(record("w2", "touch /sick; sleep 60", checked))
+	h.start(record("w2", "sleep 60", checked, func(r *container.Record) {
+		r.Config.Healthcheck.Test[1] = "echo so sick; exit 1"
+	}))
 	for _, condition := range []dockertypes.WaitCondition{supervise.WaitHealthy, supervise.WaitReady} {
-		if got := h.await("w2", condition, 10*time.Second); got != "exited=false(0) timedout=false so sick" {
+		if got := h.await("w2", condition, testkit.Patience); got != "exited=false(0) timedout=false so sick" {
 			t.Errorf("%s: got %s", condition, got)
 		}
 	}
 	h.start(record("w3", "sleep 60", ready("echo not yet; exit 1")))
-	if got := h.await("w3", supervise.WaitReady, 500*time.Millisecond); got != "exited=false(0) timedout=true not yet" {
-		t.Errorf("got %s", got)
-	}
+	// What the last probe said is told, where there was time for one.
+	limit := 500 * time.Millisecond
+	testkit.Until(t, "a probe", func() bool {
+		got := h.await("w3", supervise.WaitReady, limit)
+		if !strings.HasPrefix(got, "exited=false(0) timedout=true ") {
+			t.Errorf("got %s", got)
+		}
+		limit *= 2
+		return strings.HasSuffix(got, " not yet")
+	})
 	if _, err := h.Await(h.ctx, "w3", supervise.WaitHealthy, time.Second); !errors.Is(err, errdef.ErrNotFound) {
 		t.Errorf("without a health check: got %v", err)
 	}
 	h.start(record("w4", "sleep 0.1; exit 4", ready("false")))
 	for range 2 { // while it runs, and when it has ended
-		if got := h.await("w4", supervise.WaitReady, 10*time.Second); !strings.HasPrefix(got, "exited=true(4)") {
+		if got := h.await("w4", supervise.WaitReady, testkit.Patience); !strings.HasPrefix(got, "exited=true(4)") {
 			t.Errorf("got %s", got)
 		}
 	}
@@ -61,7 +71,7 @@ func TestAwait(t *testing.T) {
 	h.start(record("w5", "test -e /was || { touch /was; sleep 0.1; exit 1; }; touch /ready; sleep 60", ready("test -e /ready"), func(r *container.Record) {
 		r.Host.RestartPolicy.Name = "always"
 	}))
-	if got := h.await("w5", supervise.WaitReady, 10*time.Second); got != "well" {
+	if got := h.await("w5", supervise.WaitReady, testkit.Patience); got != "well" {
 		t.Errorf("got %s", got)
 	}
 }

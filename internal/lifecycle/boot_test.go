@@ -8,11 +8,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"dhow/internal/container"
 	"dhow/internal/errdef"
 	"dhow/internal/supervise"
+	"dhow/internal/testkit"
 
 	dockertypes "github.com/moby/moby/api/types/container"
 )
@@ -24,17 +24,19 @@ func policy(name dockertypes.RestartPolicyMode) func(*container.Record) {
 // The machine goes down and comes up again.
 func TestShutdownAndBoot(t *testing.T) {
 	h := newHouse(t)
-	const script = "trap 'exit 0' TERM; while :; do sleep 0.02; done"
+	const script = "trap 'exit 0' TERM; touch /ready; while :; do sleep 0.02; done"
 	h.start(record("b-always", script, policy("always")))
 	h.start(record("b-unless", script, policy("unless-stopped")))
 	h.start(record("b-by-hand", script, policy("unless-stopped")))
 	h.start(record("b-no", script))
+	for _, name := range []string{"b-always", "b-unless", "b-by-hand", "b-no"} {
+		h.untilMade(name, "/ready")
+	}
 	_, err := h.Create(h.ctx, CreateRequest{Record: record("b-created", script, policy("always"))})
 	h.must(err)
 	// A paused one is ended, too.
 	h.must(h.Pause(h.ctx, "b-unless"))
 	h.must(h.Stop(h.ctx, "b-by-hand", supervise.StopOptions{}))
-	time.Sleep(50 * time.Millisecond) // the shells have set their traps
 	ended, err := h.Shutdown(h.ctx)
 	h.must(err)
 	if want := []string{"b-always", "b-no", "b-unless"}; !slices.Equal(ended, want) {
@@ -83,9 +85,7 @@ func (h *house) crash(c *Container) []byte {
 		h.must(err)
 		h.must(p.Kill())
 	}
-	for end := time.Now().Add(10 * time.Second); supervise.Alive(st) && time.Now().Before(end); {
-		time.Sleep(5 * time.Millisecond)
-	}
+	testkit.Until(h.t, "the end of "+c.Name, func() bool { return !supervise.Alive(st) })
 	return []byte(strings.Replace(string(row.State), st.Boot, "another-boot", 1))
 }
 

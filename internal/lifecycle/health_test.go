@@ -9,6 +9,7 @@ import (
 	"dhow/internal/container"
 	"dhow/internal/health"
 	"dhow/internal/supervise"
+	"dhow/internal/testkit"
 
 	dockertypes "github.com/moby/moby/api/types/container"
 )
@@ -16,8 +17,18 @@ import (
 // checked gives a container a health check that fails once /sick exists.
 func checked(r *container.Record) {
 	r.Config.Healthcheck = &dockertypes.HealthConfig{
-		Test: []string{"CMD-SHELL", "! test -e /sick || { echo so sick; exit 1; }"}, Interval: 30 * time.Millisecond, Timeout: 5 * time.Second, Retries: 2,
+		Test: []string{"CMD-SHELL", "! test -e /sick || { echo so sick; exit 1; }"}, Interval: 30 * time.Millisecond, Timeout: testkit.Patience, Retries: 2,
 	}
+}
+
+// probes counts those of a timeline.
+func probes(entries []health.Entry) (n int) {
+	for _, e := range entries {
+		if e.Kind == health.KindProbe {
+			n++
+		}
+	}
+	return n
 }
 
 func is(h dockertypes.HealthStatus) func(*Container) bool {
@@ -62,11 +73,12 @@ func TestHealthRestarts(t *testing.T) {
 
 func TestHealthStops(t *testing.T) {
 	h := newHouse(t)
-	h.start(record("h3", "trap 'exit 5' TERM; while :; do sleep 0.02; done", checked, func(r *container.Record) {
+	h.start(record("h3", "trap 'exit 5' TERM; touch /ready; while :; do sleep 0.02; done", checked, func(r *container.Record) {
 		r.Health.OnFailure = "stop"
 		r.Host.RestartPolicy.Name = "always"
 	}))
 	h.until("h3", "healthy", is(dockertypes.Healthy))
+	h.untilMade("h3", "/ready")
 	h.exec("h3", "touch /sick")
 	c := h.until("h3", "stopped", func(c *Container) bool { return c.State.Status == dockertypes.StateExited })
 	if c.State.ExitCode != 5 || !strings.Contains(c.State.Reason, "so sick") {
@@ -80,7 +92,11 @@ func TestHealthEvents(t *testing.T) {
 	h := newHouse(t)
 	c := h.start(record("h4", "sleep 60", checked))
 	h.until("h4", "healthy", is(dockertypes.Healthy))
-	time.Sleep(200 * time.Millisecond)
+	testkit.Until(t, "some probes", func() bool {
+		entries, err := health.Read(supervise.TimelinePath(c.Dir))
+		h.must(err)
+		return probes(entries) > 2
+	})
 	h.must(h.Remove(h.ctx, "h4", supervise.RemoveOptions{Force: true}))
 	events, err := h.store.Events(h.ctx, 0, time.Time{})
 	h.must(err)
@@ -122,25 +138,25 @@ func TestHealthAdopted(t *testing.T) {
 	c = h.until("h5", "healthy again", is(dockertypes.Healthy))
 	h.must(h.Pause(h.ctx, "h5"))
 	kill()
-	count := func() (probes int) {
+	timeline := func() []health.Entry {
 		t.Helper()
 		entries, err := health.Read(supervise.TimelinePath(c.Dir))
 		h.must(err)
 		for i, e := range entries {
-			if e.Kind == health.KindProbe {
-				probes++
-			}
 			if i > 0 && e.Seq != entries[i-1].Seq+1 {
 				t.Errorf("entry %d follows %d", e.Seq, entries[i-1].Seq)
 			}
 		}
-		return probes
+		return entries
 	}
-	time.Sleep(100 * time.Millisecond) // it has been taken over and paused again
-	before := count()
+	var paused []health.Entry
+	testkit.Until(t, "it to be paused again", func() bool {
+		paused = timeline()
+		return paused[len(paused)-1].Kind == health.KindPaused
+	})
 	time.Sleep(300 * time.Millisecond)
-	if after := count(); after != before {
-		t.Errorf("%d probes of a paused container", after-before)
+	if n := probes(timeline()) - probes(paused); n != 0 {
+		t.Errorf("%d probes of a paused container", n)
 	}
 	if c, err := h.Find(h.ctx, "h5"); err != nil || c.State.Status != dockertypes.StatePaused || c.State.Health != dockertypes.Unhealthy {
 		t.Errorf("got %+v, %v", c.State, err)

@@ -94,16 +94,7 @@ func rootDir(t testing.TB) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-			err := os.RemoveAll(dir)
-			if err == nil {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Error(err)
-				return
-			}
-		}
+		testkit.Until(t, "the last user of "+dir, func() bool { return os.RemoveAll(dir) == nil })
 	})
 	return dir
 }
@@ -209,7 +200,7 @@ func (h *house) find(ref string) *Container {
 // until waits for the container to be as it should.
 func (h *house) until(ref, what string, cond func(*Container) bool) *Container {
 	h.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(testkit.Patience); ; time.Sleep(10 * time.Millisecond) {
 		c := h.find(ref)
 		if cond(c) {
 			return c
@@ -293,9 +284,7 @@ func TestStopAndStart(t *testing.T) {
 	if !c.Running() || c.State.Pid == 0 {
 		t.Fatalf("got %+v, want running", c.State)
 	}
-	for !strings.Contains(h.exec("two", "ls /"), "made-0") { // the trap is set by then
-		time.Sleep(time.Millisecond)
-	}
+	h.untilMade("two", "/made-0") // the trap is set by then
 	h.must(h.Stop(h.ctx, "two", supervise.StopOptions{}))
 	if c = h.find("two"); c.State.ExitCode != 7 || !c.State.Stopped {
 		t.Errorf("got %+v, want exit code 7", c.State)
@@ -311,6 +300,12 @@ func TestStopAndStart(t *testing.T) {
 	if c = h.find("two"); c.State.ExitCode != 137 || c.State.Signal != int(syscall.SIGKILL) {
 		t.Errorf("after kill: got %+v", c.State)
 	}
+}
+
+// untilMade waits until the container has made a file.
+func (h *house) untilMade(ref, path string) {
+	h.t.Helper()
+	testkit.Until(h.t, path, func() bool { return h.exec(ref, "test -e "+path+" && echo there") == "there\n" })
 }
 
 // exec runs a script in a container.
@@ -368,7 +363,7 @@ func TestRestartAlways(t *testing.T) {
 // A killed supervisor loses neither the container nor what it says.
 func TestKilledSupervisor(t *testing.T) {
 	h := newHouse(t)
-	c := h.start(record("five", "trap 'exit 9' TERM; i=0; while :; do echo line $i; i=$((i+1)); sleep 0.01; done"))
+	c := h.start(record("five", "trap 'exit 9' TERM; touch /ready; i=0; while :; do echo line $i; i=$((i+1)); sleep 0.01; done"))
 	h.must(syscall.Kill(c.State.Supervisor, syscall.SIGKILL))
 	adopted := h.until("five", "adopted", func(n *Container) bool {
 		return n.Running() && n.State.Supervisor != c.State.Supervisor
@@ -379,6 +374,7 @@ func TestKilledSupervisor(t *testing.T) {
 	if out := h.exec("five", "echo here"); out != "here\n" {
 		t.Errorf("exec in an adopted container: got %q", out)
 	}
+	h.untilMade("five", "/ready")
 	h.must(h.Stop(h.ctx, "five", supervise.StopOptions{}))
 	if st := h.find("five").State; st.ExitCode != 9 {
 		t.Errorf("got %+v, want exit code 9", st)
@@ -389,7 +385,8 @@ func TestKilledSupervisor(t *testing.T) {
 // it has ended, leave its end as it was.
 func TestAdoptedTwice(t *testing.T) {
 	h := newHouse(t)
-	c := h.start(record("five", "trap 'exit 9' TERM; while :; do sleep 0.01; done"))
+	c := h.start(record("five", "trap 'exit 9' TERM; touch /ready; while :; do sleep 0.01; done"))
+	h.untilMade("five", "/ready")
 	h.must(syscall.Kill(c.State.Supervisor, syscall.SIGKILL))
 	h.until("five", "adopted", func(n *Container) bool { return n.State.Supervisor != c.State.Supervisor })
 	late, err := supervise.Launch(h.store.Root(), c.ID, c.Name)
@@ -427,14 +424,10 @@ func TestKilledBoth(t *testing.T) {
 func TestAutoRemove(t *testing.T) {
 	h := newHouse(t)
 	h.run(record("seven", "true", func(r *container.Record) { r.Host.AutoRemove = true }))
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		if _, err := h.Find(h.ctx, "seven"); errors.Is(err, errdef.ErrNotFound) {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the container is still there")
-		}
-	}
+	testkit.Until(t, "the container to go", func() bool {
+		_, err := h.Find(h.ctx, "seven")
+		return errors.Is(err, errdef.ErrNotFound)
+	})
 	if _, s, err := h.launch(CreateRequest{Record: record("seven", "true")}, nil); err != nil {
 		t.Errorf("the name is not free: %v", err)
 	} else {

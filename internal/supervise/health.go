@@ -34,21 +34,17 @@ func (s *supervisor) watchHealth(ctx context.Context, r *run, adopted bool) {
 	}
 	timeline, err := health.OpenTimeline(TimelinePath(s.dir))
 	complain(err) // the container is checked all the same
+	s.mu.Lock()
+	paused := s.state.Status == dockertypes.StatePaused // it was taken over so
+	s.mu.Unlock()
 	cfg := health.Config{
-		Check: r.check, Prober: r.check.Prober(s.probeRunner(r), dialer(r)), Started: r.started, Adopted: adopted, Timeline: timeline,
+		Check: r.check, Prober: r.check.Prober(s.probeRunner(r), dialer(r)), Started: r.started, Adopted: adopted, Paused: paused, Timeline: timeline,
 		Changed: func(to dockertypes.HealthStatus, _ health.Result) { s.healthChanged(ctx, r, to) },
 		Failed:  func(last health.Result) string { return s.healthFailed(ctx, r, last) },
 		Warn:    complain,
 	}
 	m := health.Start(cfg)
-	paused := false
-	s.change(func() {
-		r.health, r.timeline = m, timeline
-		paused = s.state.Status == dockertypes.StatePaused // it was taken over so
-	})
-	if paused {
-		m.Pause()
-	}
+	s.change(func() { r.health, r.timeline = m, timeline })
 }
 
 // firstHealth is the status of a container that has just started.
