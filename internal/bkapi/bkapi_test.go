@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"dhow/internal/engine"
+	"dhow/internal/testkit"
 
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
@@ -229,7 +230,7 @@ func TestClientVanishes(t *testing.T) {
 		if err == nil {
 			t.Error("a canceled build succeeded")
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(testkit.Patience):
 		t.Fatal("the build did not end")
 	}
 	if _, err := c.ListWorkers(t.Context()); err != nil {

@@ -183,7 +183,7 @@ func TestContainerTerminal(t *testing.T) {
 		p, err := ctr.Start(ctx, gateway.StartRequest{Args: []string{"/prog", "size"}, Tty: true, Stdin: in, Stdout: shown})
 		must(t, err, p.Resize(ctx, gateway.WinSize{Rows: 33, Cols: 99}))
 		all := ""
-		for deadline := time.After(10 * time.Second); !strings.Contains(all, "&{33 99"); {
+		for deadline := time.After(testkit.Patience); !strings.Contains(all, "&{33 99"); {
 			_, _ = typed.Write([]byte("\n"))
 			select {
 			case s := <-shown.wrote:

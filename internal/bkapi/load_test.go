@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"dhow/internal/testkit"
+
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
 	"github.com/tonistiigi/fsutil"
@@ -75,7 +77,7 @@ func TestManyBuilds(t *testing.T) {
 	}
 	must(t, g.Wait())
 	// What is closed by finalizers and timers goes within seconds.
-	for end := time.Now().Add(10 * time.Second); open() > before+10; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(testkit.Patience); open() > before+10; time.Sleep(50 * time.Millisecond) {
 		runtime.GC() // directories that were read close with their trees
 		if time.Now().After(end) {
 			t.Errorf("got %d open files after 50 builds, want about the %d of before", open(), before)

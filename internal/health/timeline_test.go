@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"dhow/internal/errdef"
+	"dhow/internal/testkit"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/moby/api/types/container"
@@ -171,7 +172,7 @@ func TestWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "health")
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), testkit.Patience)
 	defer cancel()
 	const n = 2000
 	seqs := make(chan uint64, n)

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"dhow/internal/testkit"
+
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -68,7 +70,7 @@ func snapshotHost(t testing.TB, ns *Networks) string {
 func waitNoLinks(t testing.TB) {
 	t.Helper()
 	var left string
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(testkit.Patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		left = ""
 		names, err := os.ReadDir("/proc/sys/net/ipv4/conf")
 		must(t, err)
@@ -87,7 +89,7 @@ func waitNoLinks(t testing.TB) {
 func waitHost(t testing.TB, ns *Networks, want string) {
 	t.Helper()
 	var got string
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(testkit.Patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if got = snapshotHost(t, ns); got == want {
 			return
 		}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"dhow/internal/network/nameserver"
+	"dhow/internal/testkit"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -32,7 +33,7 @@ func resolverIn(ns *os.File) *net.Resolver {
 
 func lookup(t testing.TB, ns *os.File, name string) []string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), testkit.Patience)
 	defer cancel()
 	list, err := resolverIn(ns).LookupHost(ctx, name+".")
 	var dns *net.DNSError

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"dhow/internal/store"
+	"dhow/internal/testkit"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -183,7 +184,7 @@ func answer(t testing.TB, ns *os.File, network, addr string) (stop func() error)
 
 // ask connects from the namespace and returns the line that answer sends.
 func ask(ns *os.File, network, addr string) (string, error) {
-	return askFor(ns, network, addr, 2*time.Second)
+	return askFor(ns, network, addr, testkit.Patience)
 }
 
 // noWay fails when something answers.
@@ -278,14 +279,12 @@ func wantEcho(t testing.TB, addr string) {
 	must(t, err)
 	defer c.Close()
 	buf := make([]byte, 16)
-	for range 5 {
+	testkit.Until(t, "an echo from udp "+addr, func() bool {
 		c.Write([]byte("hello"))
 		c.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
-		if n, err := c.Read(buf); err == nil && string(buf[:n]) == "hello" {
-			return
-		}
-	}
-	t.Errorf("udp %s: no echo", addr)
+		n, err := c.Read(buf)
+		return err == nil && string(buf[:n]) == "hello"
+	})
 }
 
 func dupFile(t testing.TB, f *os.File) *os.File {

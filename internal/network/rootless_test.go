@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"dhow/internal/testkit"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -107,7 +109,7 @@ func TestPastaPublishes(t *testing.T) {
 		}
 		var c net.Conn
 		dial := func() (err error) {
-			c, err = net.DialTimeout("tcp", from.addr, time.Second)
+			c, err = net.DialTimeout("tcp", from.addr, testkit.Patience)
 			return err
 		}
 		if from.ns == nil {
@@ -115,7 +117,7 @@ func TestPastaPublishes(t *testing.T) {
 		} else {
 			must(t, within(from.ns, dial))
 		}
-		c.SetDeadline(time.Now().Add(2 * time.Second))
+		c.SetDeadline(time.Now().Add(testkit.Patience))
 		c.Write([]byte("hello\n"))
 		line, err := bufio.NewReader(c).ReadString('\n')
 		c.Close()
@@ -227,12 +229,12 @@ func testRootlessBytes(t *testing.T, pair bool) {
 		}()
 		var c net.Conn
 		must(t, within(a.Namespace(), func() (err error) {
-			c, err = net.DialTimeout("tcp", to.addr, 2*time.Second)
+			c, err = net.DialTimeout("tcp", to.addr, testkit.Patience)
 			return err
 		}))
 		h := sha256.New()
 		start := time.Now()
-		c.SetDeadline(start.Add(20 * time.Second))
+		c.SetDeadline(start.Add(5 * testkit.Patience))
 		_, err := io.Copy(c, io.TeeReader(io.LimitReader(pattern{}, size), h))
 		must(t, err)
 		c.Close()

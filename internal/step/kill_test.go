@@ -6,13 +6,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
-	"time"
 
 	"dhow/internal/session"
 	"dhow/internal/snapshot"
 	"dhow/internal/solve"
 	"dhow/internal/store"
+	"dhow/internal/testkit"
 
 	"github.com/moby/buildkit/solver/pb"
 )
@@ -74,15 +75,14 @@ func TestStepKilled(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		if !eventually(func() bool { _, err := os.Stat(flag); return err == nil }) {
+		end := sync.OnceFunc(func() {
 			cmd.Process.Kill()
-			t.Fatalf("the victim did not start its step: %v", cmd.Wait())
-		}
-		cmd.Process.Kill()
-		cmd.Wait()
-		if !eventually(func() bool { return !running(t, killMark) }) {
-			t.Fatal("the killed program's step still runs")
-		}
+			cmd.Wait()
+		})
+		t.Cleanup(end)
+		testkit.Until(t, "the victim's step", func() bool { _, err := os.Stat(flag); return err == nil })
+		end()
+		testkit.Until(t, "the end of the killed program's step", func() bool { return !running(t, killMark) })
 		b.prints("held\n", b.op("ls /c", mounts(cacheMountOf("k", pb.CacheSharingOpt_LOCKED))))
 	}
 	// The next program takes away what was left.
@@ -103,16 +103,6 @@ func TestStepKilled(t *testing.T) {
 		}
 	}
 	equal(t, mountCount(t), 0)
-}
-
-func eventually(ok func() bool) bool {
-	for range 500 {
-		if ok() {
-			return true
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	return false
 }
 
 // running says whether a process has the word among its arguments.

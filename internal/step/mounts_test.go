@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"dhow/internal/buildcontext"
 	"dhow/internal/errdef"
@@ -311,7 +310,7 @@ func TestCacheSharing(t *testing.T) {
 		script  string
 	}{
 		// Each waits until the other is there.
-		"shared": {pb.CacheSharingOpt_SHARED, "touch /c/$ME; i=0; while [ ! -e /c/$OTHER ]; do sleep 0.02; i=$((i+1)); [ $i -lt 250 ] || exit 1; done"},
+		"shared": {pb.CacheSharingOpt_SHARED, "touch /c/$ME; i=0; while [ ! -e /c/$OTHER ]; do sleep 0.02; i=$((i+1)); [ $i -lt 3000 ] || exit 1; done"},
 		// Neither ever sees the other.
 		"private": {pb.CacheSharingOpt_PRIVATE, "touch /c/$ME; sleep 0.3; [ ! -e /c/$OTHER ]"},
 		// One after the other: the directory is as the first one left it.
@@ -348,20 +347,16 @@ func TestCacheWait(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	held := make(chan error)
 	go func() {
-		_, _, err := b.runContext(ctx, b.op("touch /c/held; sleep 30", mounts(cacheMountOf("w", pb.CacheSharingOpt_LOCKED))))
+		_, _, err := b.runContext(ctx, b.op("touch /c/held; sleep 600", mounts(cacheMountOf("w", pb.CacheSharingOpt_LOCKED))))
 		held <- err
 	}()
 	flag := filepath.Join(b.deps.Store.CacheMountsDir(), cacheKey([]string{"w"}), "0", "held")
-	for range 500 {
-		if _, err := os.Stat(flag); err == nil {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	short, stop := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	testkit.Until(t, flag, func() bool { _, err := os.Stat(flag); return err == nil })
+	waiting, stop := context.WithCancel(context.Background())
 	defer stop()
-	_, job, err := b.runContext(short, b.op("true", mounts(cacheMountOf("w", pb.CacheSharingOpt_LOCKED))))
-	if !errors.Is(err, context.DeadlineExceeded) || len(job.statuses) != 2 || job.statuses[0] != "waiting for cache mount w false" {
+	job := &testJob{told: stop}
+	_, err := b.runJob(waiting, job, b.op("true", mounts(cacheMountOf("w", pb.CacheSharingOpt_LOCKED))))
+	if !errors.Is(err, context.Canceled) || len(job.statuses) != 2 || job.statuses[0] != "waiting for cache mount w false" {
 		t.Errorf("got %v, %q", err, job.statuses)
 	}
 	cancel()
@@ -419,17 +414,14 @@ func TestSSHMount(t *testing.T) {
 
 func addKey(t *testing.T, sock string, key ed25519.PrivateKey) {
 	t.Helper()
-	for range 200 {
-		conn, err := net.Dial("unix", sock)
-		if err != nil {
-			time.Sleep(5 * time.Millisecond)
-			continue
-		}
-		defer conn.Close()
-		if err := agent.NewClient(conn).Add(agent.AddedKey{PrivateKey: key}); err != nil {
-			t.Fatal(err)
-		}
-		return
+	var conn net.Conn
+	testkit.Until(t, "ssh-agent", func() (ok bool) {
+		var err error
+		conn, err = net.Dial("unix", sock)
+		return err == nil
+	})
+	defer conn.Close()
+	if err := agent.NewClient(conn).Add(agent.AddedKey{PrivateKey: key}); err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("ssh-agent does not answer")
 }

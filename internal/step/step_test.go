@@ -217,14 +217,19 @@ func (b *bench) run(op *pb.ExecOp, inputs ...solve.Result) ([]solve.Result, *tes
 
 func (b *bench) runContext(ctx context.Context, op *pb.ExecOp, inputs ...solve.Result) ([]solve.Result, *testJob, error) {
 	b.t.Helper()
+	job := &testJob{}
+	out, err := b.runJob(ctx, job, op, inputs...)
+	return out, job, err
+}
+
+func (b *bench) runJob(ctx context.Context, job *testJob, op *pb.ExecOp, inputs ...solve.Result) ([]solve.Result, error) {
+	b.t.Helper()
 	inputs = append([]solve.Result{{Chain: b.base}}, inputs...)
 	e, err := New(b.deps, vertex(op, len(inputs)), op)
-	job := &testJob{}
 	if err != nil {
-		return nil, job, err
+		return nil, err
 	}
-	out, err := e.Run(ctx, inputs, job)
-	return out, job, err
+	return e.Run(ctx, inputs, job)
 }
 
 // ok runs a step that must succeed.
@@ -293,6 +298,7 @@ type testJob struct {
 	warnings []string
 	masked   []string
 	statuses []string
+	told     func() // unless nil: called with each status
 }
 
 type lockedWriter struct {
@@ -312,6 +318,9 @@ func (j *testJob) Status(id string, _, _ int64, _ time.Time, done bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.statuses = append(j.statuses, fmt.Sprint(id, " ", done))
+	if j.told != nil {
+		j.told()
+	}
 }
 func (j *testJob) Warn(format string, args ...any) {
 	j.warnings = append(j.warnings, fmt.Sprintf(format, args...))
@@ -557,7 +566,7 @@ func TestStepCancel(t *testing.T) {
 	defer cancel()
 	began := time.Now()
 	_, _, err := b.runContext(ctx, b.op("(sleep 60; echo late) & sleep 60"))
-	if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > 10*time.Second {
+	if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > 30*time.Second {
 		t.Errorf("got %v after %s", err, time.Since(began))
 	}
 }

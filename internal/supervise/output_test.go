@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"dhow/internal/testkit"
 )
 
 // What was written before the program ended is passed on, all of it and in order,
@@ -30,7 +32,7 @@ func TestPipeDrains(t *testing.T) {
 	p.drain()
 	select {
 	case <-p.done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(testkit.Patience):
 		t.Fatal("the pipe is still read")
 	}
 	if !ended || !bytes.Equal(got.Bytes(), want) {

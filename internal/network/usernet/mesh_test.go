@@ -5,6 +5,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"dhow/internal/testkit"
 )
 
 func open(t *testing.T, dir, name string) *Mesh {
@@ -50,7 +52,7 @@ func want(t *testing.T, from <-chan string, text string) {
 		if got != text {
 			t.Errorf("got %.20q, want %.20q", got, text)
 		}
-	case <-time.After(2 * time.Second):
+	case <-time.After(testkit.Patience):
 		t.Errorf("got nothing, want %.20q", text)
 	}
 }
@@ -109,7 +111,7 @@ func TestFullReceiver(t *testing.T) {
 	for range frames {
 		want(t, fromC, "x")
 	}
-	if d := time.Since(start); d > 10*frames*sendPatience {
+	if d := time.Since(start); d > testkit.Patience { // of its patience for each there are 600 ms
 		t.Errorf("%d frames took %v", frames, d)
 	}
 	for _, m := range []*Mesh{a, full, c} {
