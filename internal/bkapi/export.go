@@ -12,10 +12,12 @@ import (
 	"dhow/internal/errdef"
 	"dhow/internal/export"
 
-	bksession "github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/filesync"
+	"github.com/moby/buildkit/util/grpcerrors"
+	"github.com/moby/buildkit/util/staticfs"
 	"github.com/tonistiigi/fsutil"
 	fstypes "github.com/tonistiigi/fsutil/types"
+	"google.golang.org/grpc/codes"
 )
 
 // output reads what one exporter is asked for. Files and directories go to the
@@ -35,10 +37,6 @@ func (s *Server) output(sess *remote, id int, kind string, attrs map[string]stri
 		case "dest": // the client's own business
 		case "containerimage.config":
 			o.Config = []byte(v)
-		case "mode":
-			if v != "" && v != "copy" {
-				return o, errdef.New(errdef.ErrUnsupported, "mode=%s of type=%s", v, kind)
-			}
 		default:
 			if !strings.HasPrefix(k, "attest:") { // which is the frontend's business
 				rest[k] = v
@@ -48,14 +46,17 @@ func (s *Server) output(sess *remote, id int, kind string, attrs map[string]stri
 	o.Type = export.Type(kind)
 	switch o.Type {
 	case export.TypeLocal:
-		o.Trees = func(ctx context.Context, trees []export.Tree) error { return sess.sendTrees(ctx, id, trees) }
+		o.Trees = func(ctx context.Context, trees []export.Tree) error { return sess.sendTrees(ctx, id, trees, o.Delete) }
 	case export.TypeTar, export.TypeOCI, export.TypeDocker:
-		o.Stream = func(ctx context.Context) (io.WriteCloser, error) { return sess.sendFile(ctx, id) }
+		o.Stream = func(ctx context.Context, about map[string]string) (io.WriteCloser, error) {
+			return sess.sendFile(ctx, id, about)
+		}
 	}
 	if tar, err := strconv.ParseBool(rest["tar"]); err == nil && !tar && (o.Type == export.TypeOCI || o.Type == export.TypeDocker) {
 		o.Stream, o.Layout = nil, sess.sendLayout
 	}
-	return o, o.SetAll(rest)
+	err := o.SetAll(rest)
+	return o, err
 }
 
 func epochOf(v string) (*time.Time, error) {
@@ -71,42 +72,74 @@ func epochOf(v string) (*time.Time, error) {
 }
 
 // sendFile opens a stream to the file of an exporter.
-func (r *remote) sendFile(ctx context.Context, id int) (io.WriteCloser, error) {
+func (r *remote) sendFile(ctx context.Context, id int, about map[string]string) (io.WriteCloser, error) {
 	c, err := r.caller(ctx, "")
 	if err != nil {
 		return nil, err
 	}
-	return filesync.CopyFileWriter(ctx, nil, id, c)
+	w, err := filesync.CopyFileWriter(ctx, about, id, c)
+	return file{w}, err
 }
 
-// sendTrees writes trees into the directory of an exporter.
-func (r *remote) sendTrees(ctx context.Context, id int, trees []export.Tree) error {
+// file is a file of a client, which may have no need of it: it has the same thing.
+type file struct{ io.WriteCloser }
+
+func (f file) Write(p []byte) (int, error) {
+	n, err := f.WriteCloser.Write(p)
+	return n, notNeeded(err)
+}
+
+func (f file) Close() error { return notNeeded(f.WriteCloser.Close()) }
+
+func notNeeded(err error) error {
+	if grpcerrors.Code(err) == codes.AlreadyExists {
+		return export.ErrNotNeeded
+	}
+	return err
+}
+
+// sendTrees writes trees into the directory of an exporter. A client that deletes
+// what it is not sent is sent all of them as one.
+func (r *remote) sendTrees(ctx context.Context, id int, trees []export.Tree, all bool) error {
 	c, err := r.caller(ctx, "")
 	if err != nil {
 		return err
 	}
+	var list []fsutil.FS
 	for _, t := range trees {
-		if err := sendTree(ctx, c, id, t); err != nil {
+		// The path is a link of /proc to a mount that is nowhere else: it must be
+		// opened, since to read the link leads to the host's own root.
+		dir, err := os.OpenRoot(t.Dir)
+		if err != nil {
+			return err
+		}
+		root := fsutil.NewRoot(dir)
+		defer root.Close()
+		tree, err := treeFS(root, t)
+		if err != nil {
+			return err
+		}
+		list = append(list, tree)
+	}
+	if all {
+		list = []fsutil.FS{merged(list)}
+	}
+	for _, tree := range list {
+		err := filesync.CopyToCaller(ctx, tree, id, c, func(int, bool) {}, filesync.WithExporterMultiPlatformTransfer())
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func sendTree(ctx context.Context, c bksession.Caller, id int, t export.Tree) error {
-	// The path is a link of /proc to a mount that is nowhere else: it must be
-	// opened, since to read the link leads to the host's own root.
-	dir, err := os.OpenRoot(t.Dir)
-	if err != nil {
-		return err
+// merged is one tree on top of the other.
+func merged(list []fsutil.FS) fsutil.FS {
+	out := list[0]
+	for _, upper := range list[1:] {
+		out = staticfs.NewMergeFS(out, upper)
 	}
-	root := fsutil.NewRoot(dir)
-	defer root.Close()
-	tree, err := treeFS(root, t)
-	if err != nil {
-		return err
-	}
-	return filesync.CopyToCaller(ctx, tree, id, c, func(int, bool) {})
+	return out
 }
 
 // treeFS is a tree as fsutil sends it. Owners are left out: what arrives belongs

@@ -2,8 +2,6 @@ package bkapi
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"maps"
 	"regexp"
 	"slices"
@@ -257,18 +255,7 @@ func refuse(req *controlapi.SolveRequest) error {
 
 // response is what the exports tell the client.
 func response(res *engine.BuildResult) map[string]string {
-	out := map[string]string{}
-	for k, v := range export.Metadata(res.Exports) {
-		switch v := v.(type) {
-		case string:
-			out[k] = v
-		default:
-			raw, err := json.Marshal(v)
-			if err == nil {
-				out[k] = base64.StdEncoding.EncodeToString(raw)
-			}
-		}
-	}
+	out := export.Text(export.Metadata(res.Exports))
 	cacheResponse(res.Cache, out)
 	for k, v := range res.Metadata {
 		if strings.HasPrefix(k, "frontend.") {

@@ -136,9 +136,6 @@ func (b *building) stdout() io.Writer {
 func phaseName(o export.Output) string {
 	switch o.Type {
 	case export.TypeImage:
-		if o.Push {
-			return "exporting and pushing image"
-		}
 		return "exporting to image"
 	case export.TypeCacheOnly:
 		return "keeping the cache only"

@@ -5,11 +5,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path"
 	"path/filepath"
+	"strconv"
+	"sync"
 	"time"
 
 	"dhow/internal/errdef"
@@ -49,9 +52,27 @@ func (x *Exporter) archive(ctx context.Context, images []*assembled, multi bool,
 		}
 		return x.layout(ctx, images, multi, o, r, &dirSink{x: x, dir: o.Dest})
 	}
-	return x.toDest(ctx, o, func(w io.Writer) error {
+	return x.tarLayout(ctx, images, multi, o, r)
+}
+
+// tarLayout writes a layout as a tar. A tar wants name and size of a file before
+// its bytes, and who takes it the digest of the whole: layers that were never
+// packed wait in files.
+func (x *Exporter) tarLayout(ctx context.Context, images []*assembled, multi bool, o *Output, r *Result) error {
+	dir, err := x.Store.TempDir("export")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	packed := &packSink{x: x, dir: dir, layers: map[digest.Digest]packedLayer{}}
+	top, _, err := x.write(ctx, images, multi, o, packed)
+	if err != nil {
+		return err
+	}
+	r.Descriptor = &top.desc
+	return x.toDest(ctx, o, r, func(w io.Writer) error {
 		tw := tar.NewWriter(w)
-		if err := x.layout(ctx, images, multi, o, r, &tarSink{x: x, tw: tw, done: map[string]bool{}}); err != nil {
+		if err := x.layout(ctx, images, multi, o, r, &tarSink{x: x, tw: tw, done: map[string]bool{}, packed: packed.layers}); err != nil {
 			return err
 		}
 		return tw.Close()
@@ -59,15 +80,12 @@ func (x *Exporter) archive(ctx context.Context, images []*assembled, multi bool,
 }
 
 // toDest opens the destination of a stream. A file appears whole or not at all.
-func (x *Exporter) toDest(ctx context.Context, o *Output, write func(io.Writer) error) error {
+// about is what will be written; nil for what is no image.
+func (x *Exporter) toDest(ctx context.Context, o *Output, about *Result, write func(io.Writer) error) error {
 	if o.Stream != nil {
-		to, err := o.Stream(ctx)
-		if err != nil {
-			return err
-		}
-		err = write(to)
-		if cerr := to.Close(); err == nil {
-			err = cerr
+		err := toStream(ctx, o, about, write)
+		if errors.Is(err, ErrNotNeeded) {
+			return nil
 		}
 		return err
 	}
@@ -81,6 +99,22 @@ func (x *Exporter) toDest(ctx context.Context, o *Output, write func(io.Writer) 
 		return errdef.WithHint(errdef.New(errdef.ErrInvalid, "%s is a directory", o.Dest), "name a file, or add tar=false for a layout in a directory")
 	}
 	return sys.WriteAtomic(o.Dest, 0o644, write)
+}
+
+func toStream(ctx context.Context, o *Output, about *Result, write func(io.Writer) error) error {
+	var text map[string]string
+	if about != nil {
+		text = Text(Metadata([]Result{*about}))
+	}
+	to, err := o.Stream(ctx, text)
+	if err != nil {
+		return err
+	}
+	err = write(to)
+	if cerr := to.Close(); err == nil {
+		err = cerr
+	}
+	return err
 }
 
 // files is a sink with room for other files of a layout.
@@ -179,42 +213,81 @@ func blobPath(d digest.Digest) string {
 
 // tarSink writes into one tar, each blob once.
 type tarSink struct {
-	x    *Exporter
-	tw   *tar.Writer
-	done map[string]bool
+	x      *Exporter
+	tw     *tar.Writer
+	done   map[string]bool
+	packed map[digest.Digest]packedLayer // by diffID
 }
 
 func (s *tarSink) parallel() int { return 1 } // a tar has one end
 
 func (s *tarSink) layer(ctx context.Context, b *blob) error {
-	if b.known() {
-		if s.done[blobPath(b.desc.Digest)] {
-			return nil
-		}
-		rc, err := b.open(ctx)
+	if p, ok := s.packed[b.diffID]; ok {
+		b.desc = p.desc
+		f, err := os.Open(p.file)
 		if err != nil {
 			return err
 		}
-		defer rc.Close()
-		m := measure(rc)
-		if err := s.stream(blobPath(b.desc.Digest), b.desc.Size, m); err != nil {
-			return err
-		}
-		return s.x.wrote(ctx, b, m.desc())
+		defer f.Close()
+		return s.stream(blobPath(b.desc.Digest), b.desc.Size, f)
 	}
-	// The tar wants name and size first, so the bytes wait in a file.
-	dir, err := s.x.Store.TempDir("export")
+	if s.done[blobPath(b.desc.Digest)] {
+		return nil
+	}
+	rc, err := b.open(ctx)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	f, err := packTo(ctx, filepath.Join(dir, "layer"), b, s.x)
-	if err != nil {
+	defer rc.Close()
+	m := measure(rc)
+	if err := s.stream(blobPath(b.desc.Digest), b.desc.Size, m); err != nil {
 		return err
 	}
-	defer f.Close()
-	return s.stream(blobPath(b.desc.Digest), b.desc.Size, f)
+	return s.x.wrote(ctx, b, m.desc())
 }
+
+// packSink packs layers that were never packed into files, and takes nothing else.
+type packSink struct {
+	x   *Exporter
+	dir string
+
+	mu     sync.Mutex
+	files  int                           // guarded by mu
+	layers map[digest.Digest]packedLayer // guarded by mu; by diffID
+}
+
+// packedLayer is a layer in a file.
+type packedLayer struct {
+	file string
+	desc ocispecs.Descriptor
+}
+
+func (s *packSink) parallel() int { return parallelLayers }
+
+func (s *packSink) layer(ctx context.Context, b *blob) error {
+	s.mu.Lock()
+	p, packed := s.layers[b.diffID]
+	s.files++
+	name := filepath.Join(s.dir, strconv.Itoa(s.files))
+	s.mu.Unlock()
+	if packed {
+		b.desc = p.desc
+	}
+	if b.known() {
+		return nil
+	}
+	f, err := packTo(ctx, name, b, s.x)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.layers[b.diffID] = packedLayer{name, b.desc}
+	s.mu.Unlock()
+	return f.Close()
+}
+
+func (s *packSink) config(context.Context, document) error   { return nil }
+func (s *packSink) manifest(context.Context, document) error { return nil }
 
 // packTo writes a layer's bytes to a new file, completes the descriptor and
 // returns the file at its beginning.

@@ -1,6 +1,8 @@
 package export
 
 import (
+	"encoding/base64"
+	"encoding/json"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -48,4 +50,20 @@ func Metadata(results []Result) map[string]any {
 		}
 	}
 	return m
+}
+
+// Text is metadata as BuildKit's clients get it: what is no text is JSON in base64.
+func Text(metadata map[string]any) map[string]string {
+	out := map[string]string{}
+	for k, v := range metadata {
+		switch v := v.(type) {
+		case string:
+			out[k] = v
+		default:
+			if raw, err := json.Marshal(v); err == nil {
+				out[k] = base64.StdEncoding.EncodeToString(raw)
+			}
+		}
+	}
+	return out
 }

@@ -2,12 +2,16 @@ package export
 
 import (
 	"context"
+	"errors"
 	"io"
 	"time"
 
 	"dhow/internal/layer"
 	"dhow/internal/oci"
 )
+
+// ErrNotNeeded says that what would be written is there.
+var ErrNotNeeded = errors.New("the target exists")
 
 // Type is a kind of output, in docker's words.
 type Type string
@@ -28,8 +32,10 @@ type Output struct {
 	// Dest is a file or directory, or "-" for standard output; "" for outputs into
 	// the store or to a registry.
 	Dest string
-	// Stream, when not nil, opens what takes the bytes instead of the file Dest.
-	Stream func(ctx context.Context) (io.WriteCloser, error)
+	// Stream, when not nil, opens what takes the bytes instead of the file Dest. It is
+	// told what will be written, in the keys of Metadata. ErrNotNeeded from it or
+	// from what it opens says that this is there already.
+	Stream func(ctx context.Context, about map[string]string) (io.WriteCloser, error)
 	// Layout, when not nil, takes a layout instead of the directory Dest, which is
 	// removed afterwards.
 	Layout func(ctx context.Context, dir string) error
@@ -57,6 +63,8 @@ type Output struct {
 	// EpochOptional lets RewriteTimestamps be where there is no epoch; then it does
 	// nothing. Otherwise that is an error.
 	EpochOptional bool
+	// Delete removes from a local output's directory what the result does not have.
+	Delete bool
 	// NoSplit writes all platforms of a local output into one directory.
 	NoSplit bool
 	// ForceSplit gives a single platform a directory of its own, too.

@@ -79,7 +79,7 @@ var types = []string{"image", "registry", "docker", "oci", "tar", "local", "cach
 // keys are the keys that dhow knows, for suggestions.
 var keys = []string{
 	"type", "dest", "name", "push", "push-by-digest", "store", "unpack", "tar", "compression", "compression-level", "force-compression",
-	"oci-mediatypes", "rewrite-timestamp", "platform-split", "attestation-inline", "attestation-prefix", "oci-artifact", "annotation.KEY", "annotation-manifest.KEY",
+	"mode", "oci-mediatypes", "rewrite-timestamp", "platform-split", "attestation-inline", "attestation-prefix", "oci-artifact", "annotation.KEY", "annotation-manifest.KEY",
 	"annotation-manifest-descriptor.KEY", "annotation-index.KEY", "annotation-index-descriptor.KEY",
 }
 
@@ -91,7 +91,6 @@ var refused = map[string]string{
 	"name-canonical":          "an image is found by its digest once it was pushed",
 	"prefer-nondist-layers":   "layers keep the kind that they came with",
 	"context":                 "no docker daemon is involved",
-	"mode":                    "a directory is merged into, nothing is deleted",
 }
 
 func (o *Output) set(key, value string) error {
@@ -132,6 +131,8 @@ func (o *Output) set(key, value string) error {
 		o.Level = &n
 	case "force-compression":
 		return yes(&o.Force)
+	case "mode":
+		return o.setMode(value)
 	case "oci-mediatypes":
 		return no(&o.DockerTypes)
 	case "rewrite-timestamp":
@@ -183,6 +184,19 @@ func (o *Output) setType(value string) error {
 		return errdef.WithHint(err, "did you mean %q?", near)
 	}
 	return errdef.WithHint(err, "types: %s", strings.Join(types, ", "))
+}
+
+// setMode decides what becomes of files in a directory that are not in the result.
+func (o *Output) setMode(value string) error {
+	switch strings.ToLower(strings.TrimSpace(value)) {
+	case "", "copy":
+		o.Delete = false
+	case "delete":
+		o.Delete = true
+	default:
+		return errdef.New(errdef.ErrInvalid, "mode=%s: want copy or delete", value)
+	}
+	return nil
 }
 
 func (o *Output) setNames(value string) error {
@@ -245,6 +259,9 @@ func (o *Output) check() error {
 	}
 	if o.Unpacked && o.Layout == nil && (o.Dest == "" || o.Dest == "-") {
 		return errdef.New(errdef.ErrInvalid, "tar=false needs dest=DIR")
+	}
+	if o.Delete && o.Type != TypeLocal {
+		return errdef.New(errdef.ErrInvalid, "mode=delete goes with type=local, not with type=%s", o.Type)
 	}
 	if o.Push && o.Type != TypeImage {
 		return errdef.New(errdef.ErrInvalid, "push goes with type=image or type=registry, not with type=%s", o.Type)

@@ -29,10 +29,12 @@ func (x *Exporter) push(ctx context.Context, images []*assembled, multi bool, o 
 		}
 	}
 	for _, repo := range repos {
+		x.show("pushing layers", false)
 		top, out, err := x.write(ctx, images, multi, o, x.repoSink(repo))
 		if err != nil {
 			return fmt.Errorf("push to %s: %w", repo.FamiliarName(), err)
 		}
+		x.show("pushing layers", true)
 		if err := x.name(ctx, repo, top, o); err != nil {
 			return err
 		}
@@ -56,11 +58,21 @@ func (x *Exporter) name(ctx context.Context, repo oci.Ref, top document, o *Outp
 		}
 	}
 	for _, ref := range refs {
+		id := fmt.Sprintf("pushing manifest for %s@%s", ref, top.desc.Digest)
+		x.show(id, false)
 		if _, err := x.Registry.PushManifest(ctx, ref, top.desc.MediaType, top.raw); err != nil {
 			return err
 		}
+		x.show(id, true)
 	}
 	return nil
+}
+
+// show makes a part of the work visible.
+func (x *Exporter) show(id string, done bool) {
+	if x.Progress != nil {
+		x.Progress(id, 0, 0, done)
+	}
 }
 
 // remember records by which digests the registry now knows the images.

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -76,14 +78,15 @@ func (x *Exporter) tar(ctx context.Context, src Source, o *Output) error {
 		return err
 	}
 	defer m.close()
-	return x.toDest(ctx, o, func(w io.Writer) error {
+	return x.toDest(ctx, o, nil, func(w io.Writer) error {
 		_, err := layer.WriteArchive(ctx, x.count("copying files", w), layer.WriteOptions{Epoch: src.Epoch}, m.trees...)
 		return err
 	})
 }
 
 // local merges the root file system into a directory: names that the result
-// does not have stay. Everything belongs to who runs dhow, as with docker. The
+// does not have stay, unless they are to be deleted, which they are last, when
+// everything else is there. Everything belongs to who runs dhow, as with docker. The
 // files pass through a tar, so that what holds for unpacking layers holds here:
 // links in the directory lead nowhere outside it.
 func (x *Exporter) local(ctx context.Context, src Source, o *Output) error {
@@ -118,7 +121,42 @@ func (x *Exporter) local(ctx context.Context, src Source, o *Output) error {
 	_, err = layer.Apply(ctx, dest, r, layer.ApplyOptions{Archive: true, Owner: owner})
 	r.Close()
 	<-done
-	return err
+	if err != nil || !o.Delete {
+		return err
+	}
+	return m.removeOthers(dest)
+}
+
+// removeOthers removes from a directory what the trees do not have.
+func (m *mounted) removeOthers(dest string) error {
+	keep := map[string]bool{}
+	for _, t := range m.trees {
+		keep[cmp.Or(t.Prefix, ".")] = true
+		err := filepath.WalkDir(t.Dir+"/.", func(name string, _ os.DirEntry, err error) error {
+			keep[path.Join(t.Prefix, strings.TrimPrefix(name, t.Dir+"/"))] = true
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	root, err := os.OpenRoot(dest)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || name == "." || keep[name] {
+			return err
+		}
+		if err := root.RemoveAll(name); err != nil {
+			return fmt.Errorf("remove what is not in the result: %w", err)
+		}
+		if d.IsDir() {
+			return fs.SkipDir
+		}
+		return nil
+	})
 }
 
 // trees hands the root file systems to somebody else.
