@@ -218,6 +218,23 @@ func (im *Images) refetch(ctx context.Context, diffID digest.Digest, desc ocispe
 	return err
 }
 
+// FetchBlob brings a blob of a repository into the store, unless it is there.
+// ErrNotFound.
+func (im *Images) FetchBlob(ctx context.Context, repo oci.Ref, d digest.Digest) error {
+	if _, err := im.store.StatBlob(d); !errors.Is(err, errdef.ErrNotFound) {
+		return err
+	}
+	size, err := im.reg.BlobSize(ctx, repo, d)
+	if err != nil {
+		return err
+	}
+	p := part{desc: ocispecs.Descriptor{MediaType: mediaTypeBlob, Digest: d, Size: size}, id: shortID(d)}
+	return im.fetchBlob(ctx, p, im.fromRegistry(repo), &reporter{})
+}
+
+// mediaTypeBlob is of what nobody said what it is.
+const mediaTypeBlob = "application/octet-stream"
+
 // fetchBlob brings a blob into the store without unpacking it.
 func (im *Images) fetchBlob(ctx context.Context, p part, fetch fetcher, rep *reporter) error {
 	in, err := im.open(ctx, p, fetch, rep)

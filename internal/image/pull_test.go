@@ -441,3 +441,26 @@ func TestPullOnce(t *testing.T) {
 		}
 	}
 }
+
+func TestFetchBlob(t *testing.T) {
+	ctx := context.Background()
+	e, srv := newEnv(t), newServer(t)
+	m := makeImage(t, "linux/amd64", threeLayers(t)...)
+	srv.push(t, "app:v1", m)
+	repo, err := oci.ParseRef(srv.host + "/app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := m.m.Layers[1]
+	for range 2 {
+		if err := e.FetchBlob(ctx, repo, want.Digest); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if size, err := e.store.StatBlob(want.Digest); err != nil || size != want.Size {
+		t.Errorf("got %d bytes, %v, want %d", size, err, want.Size)
+	}
+	if err := e.FetchBlob(ctx, repo, digest.FromString("none")); !errors.Is(err, errdef.ErrNotFound) {
+		t.Errorf("a blob that is not there: got %v, want ErrNotFound", err)
+	}
+}

@@ -177,6 +177,26 @@ func schema1() error {
 		"push it anew with a docker of 2017 or later, or copy it with skopeo copy --format v2s2")
 }
 
+// BlobSize is how many bytes a blob has. ErrNotFound; ErrUnsupported from a registry
+// that does not say.
+func (c *Client) BlobSize(ctx context.Context, repo oci.Ref, d digest.Digest) (size int64, err error) {
+	err = c.eachSource(ctx, repo, func(s *session) error {
+		resp, err := c.do(ctx, s, request{method: http.MethodHead, path: "blobs/" + string(d), want: []int{http.StatusOK}})
+		if err != nil {
+			return err
+		}
+		resp.Body.Close()
+		if size = resp.ContentLength; size < 0 {
+			return errdef.New(errdef.ErrUnsupported, "the registry does not tell the size of a blob")
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("look for %s in %s: %w", d, repo.FamiliarName(), err)
+	}
+	return size, nil
+}
+
 // Fetch opens a blob. The reader resumes after cuts and checks size and digest
 // before it hands out the last byte; what does not match ends in ErrIntegrity.
 // The caller closes it. ctx governs the reading, too.
