@@ -155,6 +155,15 @@ func (f *layoutFetch) index(top ocispecs.Descriptor) error {
 	return os.WriteFile(filepath.Join(f.dir, ocispecs.ImageIndexFile), raw, 0o600)
 }
 
+// Blob implements session.Session.
+func (r *remote) Blob(ctx context.Context, layout string, blob digest.Digest) (io.ReadCloser, error) {
+	c, err := r.caller(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	return clientBlobs{sessioncontent.NewCallerStore(c, "oci:"+layout)}.OpenAt(ctx, ocispecs.Descriptor{Digest: blob}, 0)
+}
+
 // sendLayout writes the blobs of a layout into the content store that the client
 // offers for exports. The client names them itself.
 func (r *remote) sendLayout(ctx context.Context, dir string) error {

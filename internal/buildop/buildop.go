@@ -61,6 +61,8 @@ type Options struct {
 	Lock *source.Lock
 	// Offline keeps sources from sending anything.
 	Offline bool
+	// Asked has what names stood for that this build has asked about; nil asks anew.
+	Asked *source.Asked
 	// Policy returns the source that is used in place of op, or why there is none;
 	// nil: all are used as they are.
 	Policy func(ctx context.Context, platform *pb.Platform, op *pb.SourceOp) (*pb.SourceOp, error)

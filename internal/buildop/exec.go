@@ -92,7 +92,7 @@ func (d *Deps) Describe(ctx context.Context, op *pb.SourceOp, opt sourceresolver
 func (d *Deps) sources() *source.Deps {
 	return &source.Deps{
 		Store: d.Store, Snapshots: d.Snapshots, Images: d.Images, Session: d.Session,
-		Platform: d.Platform, Epoch: d.Epoch, Lock: d.Lock, Offline: d.Offline,
+		Platform: d.Platform, Epoch: d.Epoch, Lock: d.Lock, Offline: d.Offline, Asked: d.Asked,
 	}
 }
 

@@ -251,7 +251,7 @@ func (e *Engine) newBuilding(ctx context.Context, j *Job) (*building, error) {
 	if b.deps.Options, err = buildOptions(j.Allow); err != nil {
 		return nil, err
 	}
-	b.deps.Epoch, b.deps.Lock, b.deps.Offline = j.Epoch, j.Lock, j.Offline
+	b.deps.Epoch, b.deps.Lock, b.deps.Offline, b.deps.Asked = j.Epoch, j.Lock, j.Offline, &source.Asked{}
 	b.deps.KeepFailed, b.deps.FreshCaches = j.KeepFailed, j.FreshCaches
 	b.policy = &policy{deps: b.deps, check: j.CheckPolicy}
 	b.deps.Policy = b.policy.apply

@@ -145,14 +145,11 @@ func (p *policy) ask(ctx context.Context, platform *pb.Platform, op *pb.SourceOp
 
 // policyOpt is what a policy wants to know of a source.
 func policyOpt(want *gwpb.ResolveSourceMetaRequest) sourceresolver.Opt {
-	o := sourceresolver.Opt{LogName: want.LogName, ImageOpt: &sourceresolver.ResolveImageOpt{ResolveMode: want.ResolveMode}}
+	o := sourceresolver.Opt{LogName: want.LogName, ImageOpt: frontend.ImageOpt(want, nil)}
 	if pl := want.Platform; pl != nil {
 		o.ImageOpt.Platform = &ocispecs.Platform{OS: pl.OS, Architecture: pl.Architecture, Variant: pl.Variant, OSVersion: pl.OSVersion, OSFeatures: pl.OSFeatures}
 	}
 	o.OCILayoutOpt = &sourceresolver.ResolveOCILayoutOpt{Platform: o.ImageOpt.Platform}
-	if want.Image != nil {
-		o.ImageOpt.NoConfig = want.Image.NoConfig
-	}
 	if want.Git != nil {
 		o.GitOpt = &sourceresolver.ResolveGitOpt{ReturnObject: want.Git.ReturnObject}
 	}

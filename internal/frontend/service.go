@@ -321,11 +321,8 @@ func (s *Service) ResolveSourceMeta(ctx context.Context, req *gwpb.ResolveSource
 		return nil, err
 	}
 	defer end()
-	switch {
-	case req.Source == nil:
+	if req.Source == nil {
 		return nil, errdef.New(errdef.ErrInvalid, "source is required")
-	case req.Image.GetAttestationChain() || len(req.Image.GetResolveAttestations()) > 0:
-		return nil, errdef.New(errdef.ErrUnsupported, "attestations of images are not supported")
 	}
 	if err := g.policies(req.SourcePolicies); err != nil {
 		return nil, err
@@ -333,7 +330,7 @@ func (s *Service) ResolveSourceMeta(ctx context.Context, req *gwpb.ResolveSource
 	p := platformOf(req.Platform)
 	opt := sourceresolver.Opt{
 		LogName:      req.LogName,
-		ImageOpt:     &sourceresolver.ResolveImageOpt{Platform: p, ResolveMode: req.ResolveMode, NoConfig: req.Image.GetNoConfig()},
+		ImageOpt:     ImageOpt(req, p),
 		OCILayoutOpt: &sourceresolver.ResolveOCILayoutOpt{Platform: p},
 	}
 	if req.Git != nil {
@@ -357,6 +354,14 @@ func (g *Bridge) policies(list []*spb.Policy) error {
 	return nil
 }
 
+// ImageOpt is what is asked about an image.
+func ImageOpt(req *gwpb.ResolveSourceMetaRequest, p *ocispecs.Platform) *sourceresolver.ResolveImageOpt {
+	return &sourceresolver.ResolveImageOpt{
+		Platform: p, ResolveMode: req.ResolveMode, NoConfig: req.Image.GetNoConfig(),
+		AttestationChain: req.Image.GetAttestationChain(), ResolveAttestations: req.Image.GetResolveAttestations(),
+	}
+}
+
 // ChecksumOpt asks for the digest of a file with bytes put behind it.
 func ChecksumOpt(c *gwpb.ChecksumRequest) *sourceresolver.ResolveHTTPOpt {
 	algo := map[gwpb.ChecksumRequest_ChecksumAlgo]sourceresolver.ResolveHTTPChecksumAlgo{
@@ -375,7 +380,7 @@ func ChecksumOpt(c *gwpb.ChecksumRequest) *sourceresolver.ResolveHTTPOpt {
 func MetaResponse(m *sourceresolver.MetaResponse) *gwpb.ResolveSourceMetaResponse {
 	out := &gwpb.ResolveSourceMetaResponse{Source: m.Op}
 	if m.Image != nil {
-		out.Image = &gwpb.ResolveSourceImageResponse{Digest: m.Image.Digest.String(), Config: m.Image.Config}
+		out.Image = &gwpb.ResolveSourceImageResponse{Digest: m.Image.Digest.String(), Config: m.Image.Config, AttestationChain: attestationChain(m.Image.AttestationChain)}
 	}
 	if m.Git != nil {
 		out.Git = &gwpb.ResolveSourceGitResponse{
@@ -389,6 +394,26 @@ func MetaResponse(m *sourceresolver.MetaResponse) *gwpb.ResolveSourceMetaRespons
 		}
 		if m.HTTP.LastModified != nil {
 			out.HTTP.LastModified = timestamppb.New(*m.HTTP.LastModified)
+		}
+	}
+	return out
+}
+
+// attestationChain is what is stated of an image in the words of the gateway.
+func attestationChain(c *sourceresolver.AttestationChain) *gwpb.AttestationChain {
+	if c == nil {
+		return nil
+	}
+	out := &gwpb.AttestationChain{
+		Root: c.Root.String(), ImageManifest: c.ImageManifest.String(), AttestationManifest: c.AttestationManifest.String(), Blobs: map[string]*gwpb.Blob{},
+	}
+	for _, d := range c.SignatureManifests {
+		out.SignatureManifests = append(out.SignatureManifests, d.String())
+	}
+	for k, b := range c.Blobs {
+		out.Blobs[k.String()] = &gwpb.Blob{
+			Data:        b.Data,
+			Descriptor_: &gwpb.Descriptor{MediaType: b.Descriptor.MediaType, Digest: b.Descriptor.Digest.String(), Size: b.Descriptor.Size, Annotations: b.Descriptor.Annotations},
 		}
 	}
 	return out

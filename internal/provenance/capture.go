@@ -78,6 +78,9 @@ func (c *Capture) addGit(op *pb.SourceOp, rest, commit string) {
 		}
 	}
 	g := types.GitSource{URL: urlutil.RedactCredentials(at), Commit: commit}
+	if bundle := op.Attrs[pb.AttrGitBundle]; bundle != "" {
+		g.Bundle = &types.GitBundle{URL: bundle}
+	}
 	if !slices.ContainsFunc(c.Sources.Git, func(o types.GitSource) bool { return o.URL == g.URL }) {
 		c.Sources.Git = append(c.Sources.Git, g)
 	}

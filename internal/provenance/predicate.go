@@ -6,6 +6,8 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -176,26 +178,44 @@ func (c *Capture) dependencies() ([]slsa1.ResourceDescriptor, error) {
 		add(uri, digestSet(i.Digest))
 	}
 	for _, b := range c.Sources.ImageBlobs {
-		uri, err := oci.PackageURL(kind(b.Local), b.Ref, nil)
-		if err == nil {
-			var u packageurl.PackageURL
-			if u, err = packageurl.FromString(uri); err == nil {
-				u.Qualifiers = append(u.Qualifiers, packageurl.Qualifier{Key: "ref_type", Value: "blob"})
-				uri = u.ToString()
-			}
-		}
+		uri, err := blobURL(kind(b.Local), b.Ref, map[string]string{"ref_type": "blob"})
 		if err != nil {
-			return nil, errdef.New(errdef.ErrInvalid, "name blob %s: %w", b.Ref, err)
+			return nil, err
 		}
 		add(uri, digestSet(b.Digest))
 	}
 	for _, g := range c.Sources.Git {
 		add(g.URL, commitDigest(g.Commit))
+		if g.Bundle == nil {
+			continue
+		}
+		scheme, ref, _ := strings.Cut(g.Bundle.URL, "://")
+		uri, err := blobURL(kind(scheme == "oci-layout+blob"), ref, map[string]string{"ref_type": "bundle", "vcs_url": g.URL})
+		if err != nil {
+			return nil, err
+		}
+		add(uri, digestSet(pinOf(ref, "")))
 	}
 	for _, h := range c.Sources.HTTP {
 		add(h.URL, digestSet(h.Digest))
 	}
 	return out, nil
+}
+
+// blobURL is the package URL of a blob with qualifiers that say what it is.
+func blobURL(kind, ref string, qualifiers map[string]string) (string, error) {
+	uri, err := oci.PackageURL(kind, ref, nil)
+	if err != nil {
+		return "", err
+	}
+	u, err := packageurl.FromString(uri)
+	if err != nil {
+		return "", errdef.New(errdef.ErrInvalid, "name blob %s: %w", ref, err)
+	}
+	for _, k := range slices.Sorted(maps.Keys(qualifiers)) {
+		u.Qualifiers = append(u.Qualifiers, packageurl.Qualifier{Key: k, Value: qualifiers[k]})
+	}
+	return u.ToString(), nil
 }
 
 func digestSet(d digest.Digest) slsa.DigestSet {

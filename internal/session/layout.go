@@ -108,3 +108,22 @@ func (s *Local) Layout(_ context.Context, name string, _ digest.Digest) (string,
 	}
 	return dir, nil
 }
+
+// Blob implements Session; the name is a LayoutID.
+func (s *Local) Blob(ctx context.Context, layout string, blob digest.Digest) (io.ReadCloser, error) {
+	dir, err := s.Layout(ctx, layout, blob)
+	if err != nil {
+		return nil, err
+	}
+	if err := oci.ValidDigest(blob); err != nil {
+		return nil, err
+	}
+	f, err := os.Open(filepath.Join(dir, ocispecs.ImageBlobsDir, blob.Algorithm().String(), blob.Encoded()))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errdef.New(errdef.ErrNotFound, "OCI layout %s: it has no blob %s", dir, blob)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}

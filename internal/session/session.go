@@ -42,6 +42,9 @@ type Session interface {
 	// Layout returns a directory with the OCI layout that goes by the name, with
 	// at least what the manifest or index of that digest refers to. ErrNotFound.
 	Layout(ctx context.Context, name string, image digest.Digest) (string, error)
+	// Blob opens one blob of the OCI layout that goes by the name, which the caller
+	// closes. Its bytes are the caller's to check. ErrNotFound.
+	Blob(ctx context.Context, layout string, blob digest.Digest) (io.ReadCloser, error)
 	// Upload opens what the client offers under a URL of its own. ErrNotFound.
 	Upload(ctx context.Context, u *url.URL) (io.ReadCloser, error)
 }

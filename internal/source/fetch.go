@@ -16,12 +16,11 @@ import (
 	"dhow/internal/session"
 
 	"github.com/opencontainers/go-digest"
-	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 )
 
 const (
-	maxHTTPFile = 64 << 30         // bytes of one file; a server that never ends fills no disk
+	maxFile     = 64 << 30         // bytes of one file; a server that never ends fills no disk
 	httpStall   = 60 * time.Second // without a byte, a download is given up and tried again
 	httpTries   = 4
 	httpBackoff = 500 * time.Millisecond
@@ -83,7 +82,7 @@ func (h *httpSource) once(ctx context.Context, known *httpFile) (*httpFile, erro
 		defer zipped.Close()
 		body = zipped
 	}
-	dgst, err := h.store(ctx, body)
+	dgst, err := h.deps.keepBlob(ctx, &errReader{ctx, body})
 	if err != nil {
 		return nil, err
 	}
@@ -153,24 +152,6 @@ func (r *fedReader) Read(p []byte) (int, error) {
 		r.watchdog.Reset(httpStall)
 	}
 	return n, err
-}
-
-// store keeps the body as a blob.
-func (h *httpSource) store(ctx context.Context, body io.Reader) (digest.Digest, error) {
-	w, err := h.deps.Store.NewBlob(ctx, ocispecs.Descriptor{})
-	if err != nil {
-		return "", err
-	}
-	defer w.Close() // what was not committed is not used
-	n, err := io.Copy(w, &errReader{ctx, io.LimitReader(body, maxHTTPFile+1)})
-	if err != nil {
-		return "", err
-	}
-	if n > maxHTTPFile {
-		return "", errdef.New(errdef.ErrInvalid, "the file has more than %d GiB", maxHTTPFile>>30)
-	}
-	desc, err := w.Commit()
-	return desc.Digest, err
 }
 
 // errReader marks a failure to read, and only that, as the network's.

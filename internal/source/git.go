@@ -27,8 +27,11 @@ type gitSource struct {
 	checksum   string // commit id or the beginning of one that the ref must stand for
 	keepGitDir bool
 	submodules bool
-	byCommit   bool // fetch the checksum, do not ask what the ref stands for
-	commitTime bool // files get the commit's time instead of now
+	byCommit   bool   // fetch the checksum, do not ask what the ref stands for
+	commitTime bool   // files get the commit's time instead of now
+	asBundle   bool   // the tree is the file bundle, not what the commit holds
+	bundle     string // where a bundle is that is asked instead of the remote; "" for none
+	layout     string // what the session calls the layout that the bundle is in
 	access     gitAccess
 	pinned     *gitPin
 }
@@ -124,8 +127,12 @@ func (g *gitSource) attr(key, val string) error {
 			return errdef.New(errdef.ErrInvalid, "file times %q: want checkout or commit", val)
 		}
 		g.commitTime = val == "commit"
-	case pb.AttrGitBundle, pb.AttrGitCheckoutBundle:
-		return errdef.New(errdef.ErrUnsupported, "git bundles are not supported")
+	case pb.AttrGitBundle:
+		g.bundle = val
+	case pb.AttrOCILayoutStoreID:
+		g.layout = val
+	case pb.AttrGitCheckoutBundle:
+		g.asBundle = val == "true"
 	case pb.AttrGitSignatureVerifyPubKey, pb.AttrGitSignatureVerifyRejectExpired,
 		pb.AttrGitSignatureVerifyRequireSignedTag, pb.AttrGitSignatureVerifyIgnoreSignedTag:
 		return errdef.New(errdef.ErrUnsupported, "signatures of commits and tags are not supported")
@@ -149,7 +156,7 @@ func (g *gitSource) check() error {
 	}
 	g.checksum = strings.ToLower(g.checksum)
 	g.subdir = strings.TrimPrefix(path.Join("/", g.subdir), "/")
-	return nil
+	return g.checkBundle()
 }
 
 // CacheMap implements solve.Op. The commit decides what the tree holds,
@@ -162,8 +169,12 @@ func (g *gitSource) CacheMap(ctx context.Context) (*solve.CacheMap, error) {
 	body := struct {
 		Commit, Ref, Subdir  string
 		GitDir, NoSubmodules bool
-		CommitTime           bool `json:",omitempty"`
+		CommitTime           bool   `json:",omitempty"`
+		Bundle               string `json:",omitempty"` // the ref in it
 	}{Commit: pin.commit(), Subdir: g.subdir, GitDir: g.keepGitDir, NoSubmodules: !g.submodules, CommitTime: g.commitTime}
+	if g.asBundle {
+		body.Bundle = g.bundleRef()
+	}
 	if g.keepGitDir {
 		body.Commit, body.Ref = pin.Object, pin.Ref
 	}
@@ -208,9 +219,29 @@ func (g *gitSource) ask(ctx context.Context) (*gitPin, error) {
 		}
 		return &gitPin{Ref: ref, Object: g.checksum}, nil
 	}
+	if g.bundle != "" {
+		return g.askBundle(ctx)
+	}
 	if g.deps.Offline {
 		return g.recall(ctx)
 	}
+	question := g.remote + "#" + g.ref
+	if pin := recall[gitPin](g.deps.Asked, question); pin != nil {
+		return pin, nil
+	}
+	pin, err := g.askRemote(ctx)
+	if err != nil {
+		return nil, err
+	}
+	pin = remember(g.deps.Asked, question, pin)
+	raw, err := json.Marshal(pin)
+	if err != nil {
+		return nil, err
+	}
+	return pin, g.deps.Store.PutMemo(ctx, gitMemo, question, raw)
+}
+
+func (g *gitSource) askRemote(ctx context.Context) (*gitPin, error) {
 	run, err := g.newRun(ctx)
 	if err != nil {
 		return nil, err
@@ -230,11 +261,7 @@ func (g *gitSource) ask(ctx context.Context) (*gitPin, error) {
 	if !ok {
 		return nil, errdef.New(errdef.ErrNotFound, "repository does not contain ref %s: %s", ref, redact(g.remote))
 	}
-	raw, err := json.Marshal(pin)
-	if err != nil {
-		return nil, err
-	}
-	return pin, g.deps.Store.PutMemo(ctx, gitMemo, g.remote+"#"+g.ref, raw)
+	return pin, nil
 }
 
 // gitMemo is the kind under which the store remembers what refs stood for.

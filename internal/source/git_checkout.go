@@ -76,11 +76,14 @@ func (g *gitSource) fetch(ctx context.Context) (_ *gitRepo, err error) {
 	if r.gitRun, err = g.newRun(ctx); err != nil {
 		return nil, err
 	}
-	if err := g.openBare(ctx, r, len(pin.Object) == 64); err != nil {
+	if err := g.openBare(ctx, r, pin); err != nil {
 		return nil, err
 	}
 	if r.has(ctx, pin.Object) {
 		return r, nil
+	}
+	if g.bundle != "" {
+		return r, g.fetchFromBundle(ctx, r, pin)
 	}
 	if g.deps.Offline {
 		return nil, g.notHere("commit " + pin.Object + " is not here")
@@ -93,8 +96,8 @@ func (g *gitSource) fetch(ctx context.Context) (_ *gitRepo, err error) {
 
 // openBare opens or makes the bare repository. It is listed among the cache
 // mounts, so that pruning them removes it.
-func (g *gitSource) openBare(ctx context.Context, r *gitRepo, sha256 bool) error {
-	st := g.deps.Store
+func (g *gitSource) openBare(ctx context.Context, r *gitRepo, pin *gitPin) error {
+	st, sha256 := g.deps.Store, len(pin.Object) == 64
 	key := "git-" + cacheID(g.remote, strconv.FormatBool(sha256))
 	r.bare = filepath.Join(st.CacheMountsDir(), key)
 	now := time.Now()
@@ -105,11 +108,7 @@ func (g *gitSource) openBare(ctx context.Context, r *gitRepo, sha256 bool) error
 		return tidyBare(r.bare)
 	}
 	made := filepath.Join(r.dir, "bare")
-	args := []string{"init", "--quiet", "--bare", "--template="}
-	if sha256 {
-		args = append(args, "--object-format=sha256")
-	}
-	if _, err := r.git(ctx, append(args, made)...); err != nil {
+	if _, err := r.git(ctx, append(initArgs(pin), "--bare", made)...); err != nil {
 		return fmt.Errorf("make a repository: %w", err)
 	}
 	// Submodules with a relative URL are found from here.
@@ -123,6 +122,15 @@ func (g *gitSource) openBare(ctx context.Context, r *gitRepo, sha256 bool) error
 		return err
 	}
 	return os.Rename(made, r.bare)
+}
+
+// initArgs make a repository for objects like the one that was asked for.
+func initArgs(pin *gitPin) []string {
+	args := []string{"init", "--quiet", "--template="}
+	if len(pin.Object) == 64 {
+		args = append(args, "--object-format=sha256")
+	}
+	return args
 }
 
 // tidyBare removes what a git that was killed left behind, and what would stop
@@ -153,15 +161,17 @@ func tidyBare(bare string) error {
 const modulesDirty = "dhow-modules-dirty"
 
 // fetchPin fetches one commit without its history. Servers that know only refs
-// are asked for the ref, then for everything.
+// are asked for the ref, then for the commit's history, then for everything.
 func (g *gitSource) fetchPin(ctx context.Context, r *gitRepo, pin *gitPin) error {
 	ref := "refs/dhow/" + pin.Object
 	byID := []string{"fetch", "--quiet", "--no-tags", "--depth=1", "--force", "--", g.remote, pin.Object + ":" + ref}
 	byRef := []string{"fetch", "--quiet", "--no-tags", "--depth=1", "--force", "--", g.remote, pin.Ref + ":" + ref}
 	all := []string{"fetch", "--quiet", "--tags", "--force", "--", g.remote, "+refs/heads/*:refs/dhow/heads/*"}
-	tries := [][]string{byID, all}
+	// Servers of plain files know no shallow histories, but every object.
+	whole := []string{"fetch", "--quiet", "--no-tags", "--force", "--", g.remote, pin.Object + ":" + ref}
+	tries := [][]string{byID, whole, all}
 	if !gitutil.IsCommitSHA(pin.Ref) && !g.byCommit {
-		tries = [][]string{byRef, byID, all}
+		tries = [][]string{byRef, byID, whole, all}
 	}
 	var first error
 	for _, args := range tries {
@@ -199,7 +209,11 @@ func (g *gitSource) Run(ctx context.Context, _ []solve.Result, _ solve.Job) ([]s
 		return nil, err
 	}
 	defer active.Discard() // does nothing after Commit, and otherwise ends with the process
-	if err := g.checkout(ctx, repo, active.Upper()); err != nil {
+	checkout := g.checkout
+	if g.asBundle {
+		checkout = g.writeBundle
+	}
+	if err := checkout(ctx, repo, active.Upper()); err != nil {
 		return nil, fmt.Errorf("check out %s: %w", redact(g.remote), err)
 	}
 	id, err := active.Commit(ctx)
@@ -267,10 +281,7 @@ func (g *gitSource) cloneInto(ctx context.Context, r *gitRepo, work string) (str
 		_, err := run.git(ctx, append([]string{"--git-dir", gitDir, "--work-tree", work}, args...)...)
 		return err
 	}
-	initArgs := []string{"init", "--quiet", "--template="}
-	if len(pin.Object) == 64 {
-		initArgs = append(initArgs, "--object-format=sha256")
-	}
+	initArgs := initArgs(pin)
 	spec := pin.Object
 	if strings.HasPrefix(pin.Ref, "refs/") {
 		spec += ":" + pin.Ref

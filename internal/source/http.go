@@ -8,10 +8,8 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
-	"os"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -30,10 +28,8 @@ type httpSource struct {
 	deps       *Deps
 	url        string
 	checksum   digest.Digest // "" when any content will do
-	filename   string        // "" to take the server's or the URL's
-	uid, gid   uint32
-	mode       uint32 // permission bits
-	authSecret string // id of a secret with the Authorization header; "" for the usual ones
+	file       placed        // no name: take the server's or the URL's
+	authSecret string        // id of a secret with the Authorization header; "" for the usual ones
 	header     http.Header
 	backoff    time.Duration // before the second try; doubled each time
 	fetched    *httpFile
@@ -56,7 +52,7 @@ func newHTTPSource(d *Deps, rawURL string, attrs map[string]string) (*httpSource
 		return nil, errdef.New(errdef.ErrInvalid, "URL %q is malformed", rawURL)
 	}
 	u.Fragment = ""
-	h := &httpSource{deps: d, url: u.String(), mode: 0o600, header: http.Header{}, backoff: httpBackoff}
+	h := &httpSource{deps: d, url: u.String(), file: placed{mode: 0o600}, header: http.Header{}, backoff: httpBackoff}
 	for key, val := range attrs {
 		if err := h.attr(key, val); err != nil {
 			return nil, fmt.Errorf("URL %s: %s: %w", redact(rawURL), key, err)
@@ -67,13 +63,8 @@ func newHTTPSource(d *Deps, rawURL string, attrs map[string]string) (*httpSource
 
 // attr takes one attribute of the source.
 func (h *httpSource) attr(key, val string) error {
-	number := func(to *uint32) error {
-		n, err := strconv.ParseUint(val, 0, 32)
-		if err != nil {
-			return errdef.New(errdef.ErrInvalid, "%q is no number", val)
-		}
-		*to = uint32(n)
-		return nil
+	if ok, err := h.file.attr(key, val); ok || err != nil {
+		return err
 	}
 	switch key {
 	case pb.AttrHTTPChecksum:
@@ -81,19 +72,6 @@ func (h *httpSource) attr(key, val string) error {
 		if err := h.checksum.Validate(); err != nil {
 			return errdef.As(errdef.ErrInvalid, err)
 		}
-	case pb.AttrHTTPFilename:
-		h.filename = val
-	case pb.AttrHTTPPerm:
-		if err := number(&h.mode); err != nil {
-			return err
-		}
-		if h.mode &= 0o7777; h.mode == 0 {
-			h.mode = 0o600
-		}
-	case pb.AttrHTTPUID:
-		return number(&h.uid)
-	case pb.AttrHTTPGID:
-		return number(&h.gid)
 	case pb.AttrHTTPAuthHeaderSecret:
 		h.authSecret = val
 	case pb.AttrHTTPSignatureVerify, pb.AttrHTTPSignatureVerifyPubKey:
@@ -120,7 +98,7 @@ func (h *httpSource) CacheMap(ctx context.Context) (*solve.CacheMap, error) {
 		Mode, UID, GID uint32
 		Content        digest.Digest
 		LastModified   string
-	}{f.Filename, h.mode, h.uid, h.gid, f.Digest, f.LastModified})
+	}{f.Filename, h.file.mode, h.file.uid, h.file.gid, f.Digest, f.LastModified})
 	if err != nil {
 		return nil, err
 	}
@@ -140,6 +118,11 @@ func (h *httpSource) resolve(ctx context.Context) (*httpFile, error) {
 func (h *httpSource) fetch(ctx context.Context) (*httpFile, error) {
 	if h.fetched != nil {
 		return h.fetched, nil
+	}
+	asked := cacheID(h.requestKey(), h.file.name)
+	if f := recall[httpFile](h.deps.Asked, asked); f != nil {
+		h.fetched = f
+		return f, nil
 	}
 	if err := h.deps.Store.Lease(ctx); err != nil { // the blob must stay until it is used
 		return nil, err
@@ -161,6 +144,7 @@ func (h *httpSource) fetch(ctx context.Context) (*httpFile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fetch %s: %w", redact(h.url), err)
 	}
+	f = remember(h.deps.Asked, asked, f)
 	h.fetched = f
 	raw, err := json.Marshal(f)
 	if err != nil {
@@ -194,8 +178,8 @@ func (h *httpSource) recall(ctx context.Context) *httpFile {
 // name is the name of the file: the one asked for, else the server's, else the
 // URL's last part.
 func (h *httpSource) name(resp *http.Response) string {
-	if h.filename != "" {
-		return safeName(h.filename)
+	if h.file.name != "" {
+		return safeName(h.file.name)
 	}
 	if resp != nil {
 		if _, params, err := mime.ParseMediaType(resp.Header.Get("Content-Disposition")); err == nil {
@@ -230,23 +214,16 @@ func (h *httpSource) Run(ctx context.Context, _ []solve.Result, _ solve.Job) ([]
 			return nil, err
 		}
 	}
-	active, err := h.deps.Snapshots.Begin(ctx, nil)
-	if err != nil {
-		return nil, err
-	}
-	defer active.Discard() // does nothing after Commit, and otherwise ends with the process
-	name := h.name(nil)
+	// Its time is the server's, so that the same file makes the same layer.
+	file := h.file
+	file.name, file.at = h.name(nil), time.Unix(0, 0)
 	if h.checksum == "" {
-		name = f.Filename
+		file.name = f.Filename
 	}
-	if err := h.write(active.Upper(), name, f); err != nil {
-		return nil, err
+	if t, err := http.ParseTime(f.LastModified); err == nil {
+		file.at = t
 	}
-	id, err := active.Commit(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return []solve.Result{{Chain: active.Parent().Append(id)}}, nil
+	return h.deps.place(ctx, file, f.Digest)
 }
 
 // verify compares the fetched bytes with the checksum, which may be of another
@@ -267,42 +244,6 @@ func (h *httpSource) verify(f *httpFile) error {
 		return errdef.New(errdef.ErrIntegrity, "digest mismatch: got %s, want %s (--checksum)", got, h.checksum)
 	}
 	return nil
-}
-
-// write puts the file into a directory. Its time is the server's, so that the
-// same file makes the same layer.
-func (h *httpSource) write(dir, name string, f *httpFile) error {
-	blob, err := h.deps.Store.OpenBlob(f.Digest)
-	if err != nil {
-		return err
-	}
-	defer blob.Close()
-	out, err := createIn(dir, name)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
-	if _, err := io.Copy(out, blob); err != nil {
-		return err
-	}
-	if err := out.Chown(int(h.uid), int(h.gid)); err != nil {
-		return err
-	}
-	if err := unix.Fchmod(int(out.Fd()), h.mode); err != nil {
-		return &os.PathError{Op: "chmod", Path: name, Err: err}
-	}
-	at := time.Unix(0, 0)
-	if t, err := http.ParseTime(f.LastModified); err == nil {
-		at = t
-	}
-	if e := h.deps.Epoch; e != nil && at.After(*e) {
-		at = *e
-	}
-	ts := unix.NsecToTimeval(at.UnixNano())
-	if err := unix.Futimes(int(out.Fd()), []unix.Timeval{ts, ts}); err != nil {
-		return &os.PathError{Op: "set the time of", Path: name, Err: err}
-	}
-	return out.Close()
 }
 
 // httpMetadata answers a gateway client that asks what a URL holds.

@@ -167,7 +167,39 @@ func (d *Deps) imageMetadata(ctx context.Context, name string, opt *sourceresolv
 	if err != nil {
 		return nil, err
 	}
-	return &sourceresolver.ResolveImageResponse{Digest: r.Digest, Config: r.Config}, nil
+	res := &sourceresolver.ResolveImageResponse{Digest: r.Digest, Config: r.Config}
+	if opt == nil {
+		return res, nil
+	}
+	if opt.NoConfig {
+		res.Config = nil
+	}
+	if opt.AttestationChain || len(opt.ResolveAttestations) > 0 {
+		res.AttestationChain, err = d.attestations(ctx, r, platform, opt.ResolveAttestations)
+	}
+	return res, err
+}
+
+// attestations fetches what is stated of an image; nil for one that no registry
+// has.
+func (d *Deps) attestations(ctx context.Context, r *image.Resolved, platform oci.Platform, predicates []string) (*sourceresolver.AttestationChain, error) {
+	if d.Offline {
+		return nil, errdef.WithHint(errdef.New(errdef.ErrUnavailable, "attestations of %s are not here, and --offline asks for no network", r.Ref.Familiar()), "build without --offline")
+	}
+	if r.Digest == r.ID {
+		return nil, nil
+	}
+	a, err := d.Images.Attested(ctx, r.Ref.WithDigest(r.Digest), platform, predicates)
+	if err != nil || a == nil {
+		return nil, err
+	}
+	out := &sourceresolver.AttestationChain{
+		Root: a.Index, ImageManifest: a.Image, AttestationManifest: a.Statements, SignatureManifests: a.Signatures, Blobs: map[digest.Digest]sourceresolver.Blob{},
+	}
+	for k, b := range a.Blobs {
+		out.Blobs[k] = sourceresolver.Blob{Descriptor: b.Desc, Data: b.Data}
+	}
+	return out, nil
 }
 
 func orPlatform(p *ocispecs.Platform, otherwise oci.Platform) oci.Platform {

@@ -39,6 +39,7 @@ type Deps struct {
 	Epoch    *time.Time   // nothing written is newer; nil: times are kept
 	Lock     *Lock        // what moving names stand for; nil: what they stand for now
 	Offline  bool         // no packet is sent
+	Asked    *Asked       // what was answered within the build; nil: it is asked again
 }
 
 // New makes the operation of a source vertex. ErrInvalid, ErrNotFound for a
@@ -58,6 +59,8 @@ func New(d *Deps, v *llb.Vertex, op *pb.SourceOp) (solve.Op, error) {
 		return newImageSource(d, v, rest, op.Attrs)
 	case "oci-layout":
 		return newLayoutSource(d, v, rest, op.Attrs)
+	case "docker-image+blob", "oci-layout+blob":
+		return newBlobSource(d, op.Identifier, op.Attrs)
 	case "local":
 		return newLocalSource(d, v, rest, op.Attrs)
 	case "git":
