@@ -2,6 +2,7 @@ package bkapi
 
 import (
 	"context"
+	"errors"
 	"io"
 	"io/fs"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"dhow/internal/errdef"
 	"dhow/internal/export"
 
+	bksession "github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/filesync"
 	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/moby/buildkit/util/staticfs"
@@ -105,7 +107,7 @@ func (r *remote) sendTrees(ctx context.Context, id int, trees []export.Tree, all
 	if err != nil {
 		return err
 	}
-	var list []fsutil.FS
+	var list []platformTree
 	for _, t := range trees {
 		// The path is a link of /proc to a mount that is nowhere else: it must be
 		// opened, since to read the link leads to the host's own root.
@@ -119,27 +121,59 @@ func (r *remote) sendTrees(ctx context.Context, id int, trees []export.Tree, all
 		if err != nil {
 			return err
 		}
-		list = append(list, tree)
+		if n := len(list); n > 0 && (list[n-1].name == t.Prefix || all && t.Prefix == "") {
+			list[n-1].fs = staticfs.NewMergeFS(list[n-1].fs, tree)
+			continue
+		}
+		list = append(list, platformTree{t.Prefix, tree, t.Epoch})
 	}
-	if all {
-		list = []fsutil.FS{merged(list)}
+	if !all {
+		for _, one := range list {
+			if err := sendTree(ctx, c, id, one); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
-	for _, tree := range list {
-		err := filesync.CopyToCaller(ctx, tree, id, c, func(int, bool) {}, filesync.WithExporterMultiPlatformTransfer())
-		if err != nil {
+	return sendTree(ctx, c, id, list...)
+}
+
+// platformTree is what one platform has in a directory of its own.
+type platformTree struct {
+	name  string // "": it has none of its own
+	fs    fsutil.FS
+	epoch *time.Time
+}
+
+func sendTree(ctx context.Context, c bksession.Caller, id int, trees ...platformTree) error {
+	out := trees[0].fs
+	if trees[0].name != "" {
+		var dirs []fsutil.Dir
+		for _, t := range trees {
+			st := &fstypes.Stat{Path: strings.ReplaceAll(t.name, "/", "_"), Mode: uint32(fs.ModeDir | 0o755)}
+			if t.epoch != nil {
+				st.ModTime = t.epoch.UnixNano()
+			}
+			dirs = append(dirs, fsutil.Dir{Stat: st, FS: t.fs})
+		}
+		var err error
+		if out, err = fsutil.SubDirFS(dirs); err != nil {
 			return err
 		}
 	}
-	return nil
+	return filesync.CopyToCaller(ctx, out, id, c, func(int, bool) {}, filesync.WithExporterMultiPlatformTransfer())
 }
 
-// merged is one tree on top of the other.
-func merged(list []fsutil.FS) fsutil.FS {
-	out := list[0]
-	for _, upper := range list[1:] {
-		out = staticfs.NewMergeFS(out, upper)
+// plainFS opens files with errors that say whether there is one.
+type plainFS struct{ fsutil.FS }
+
+// Open implements fsutil.FS.
+func (p plainFS) Open(name string) (io.ReadCloser, error) {
+	r, err := p.FS.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 	}
-	return out
+	return r, err
 }
 
 // treeFS is a tree as fsutil sends it. Owners are left out: what arrives belongs
@@ -152,12 +186,5 @@ func treeFS(root fsutil.Root, t export.Tree) (fsutil.FS, error) {
 		}
 		return fsutil.MapResultKeep
 	}})
-	if err != nil || t.Prefix == "" {
-		return out, err
-	}
-	st := &fstypes.Stat{Path: strings.ReplaceAll(t.Prefix, "/", "_"), Mode: uint32(fs.ModeDir | 0o755)}
-	if t.Epoch != nil {
-		st.ModTime = t.Epoch.UnixNano()
-	}
-	return fsutil.SubDirFS([]fsutil.Dir{{Stat: st, FS: out}})
+	return plainFS{out}, err
 }
