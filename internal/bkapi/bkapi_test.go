@@ -25,12 +25,12 @@ import (
 // serve starts a server on a fresh store, and returns a client of it.
 func serve(t *testing.T) *client.Client {
 	t.Helper()
-	_, c := serveAt(t)
+	_, c := serveWith(t, Options{})
 	return c
 }
 
-// serveAt returns the state directory as well.
-func serveAt(t *testing.T) (root string, c *client.Client) {
+// serveWith starts a server with options, and returns its state directory, too.
+func serveWith(t *testing.T, o Options) (root string, c *client.Client) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to mount")
@@ -41,7 +41,7 @@ func serveAt(t *testing.T) (root string, c *client.Client) {
 	root = filepath.Join(dir, "root")
 	e, err := engine.Open(t.Context(), engine.Options{Root: root})
 	must(t, err)
-	s, err := New(e, Options{Version: "test"})
+	s, err := New(e, o)
 	must(t, err)
 	sock := filepath.Join(dir, "s")
 	l, err := net.Listen("unix", sock)

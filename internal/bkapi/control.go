@@ -2,6 +2,8 @@ package bkapi
 
 import (
 	"context"
+	"maps"
+	"slices"
 
 	"dhow/internal/oci"
 
@@ -29,9 +31,24 @@ func (s *Server) workers() []*apitypes.WorkerRecord {
 		labels[k] = v
 	}
 	return []*apitypes.WorkerRecord{{
-		ID: s.worker, Labels: labels, BuildkitVersion: s.version(),
+		ID: s.worker, Labels: labels, BuildkitVersion: s.version(), CDIDevices: s.devices(),
 		Platforms: pb.PlatformsFromSpec([]ocispecs.Platform{oci.HostPlatform()}),
 	}}
+}
+
+// devices are those that builds can ask for. Descriptions that cannot be read
+// are told to who asks for a device.
+func (s *Server) devices() (list []*apitypes.CDIDevice) {
+	d, annotations, err := s.options.Devices.Known()
+	if err != nil {
+		return nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(annotations)) {
+		list = append(list, &apitypes.CDIDevice{
+			Name: name, AutoAllow: d.AutoAllowed(name, s.options.Devices.AutoAllowed), Annotations: annotations[name],
+		})
+	}
+	return list
 }
 
 // ListWorkers returns the one worker there is.

@@ -19,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"dhow/internal/cdi"
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
 	"dhow/internal/frontend"
@@ -41,8 +42,9 @@ type Options struct {
 	// Labels are shown on the one worker.
 	Labels map[string]string
 	// Entitlements are those that a client may ask for: "network.host",
-	// "security.insecure".
+	// "security.insecure". It may always ask for "device", unless there are none.
 	Entitlements []string
+	Devices      cdi.Settings
 	// Registry is how registries are reached. Its credentials are those of the
 	// client, never those of who runs the server.
 	Registry registry.Options

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"dhow/internal/cdi"
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
 	"dhow/internal/export"
@@ -162,6 +163,7 @@ func (s *Server) job(ctx context.Context, req *controlapi.SolveRequest, sess *re
 	}
 	platforms := req.FrontendAttrs["platform"]
 	j.Platforms = &platforms
+	j.Devices = s.options.Devices
 	j.ProvenanceEnv = s.options.ProvenanceEnv
 	j.FreshCaches = true // as BuildKit; dhow build keeps them
 	j.KeepFailed = req.Frontend == "" && req.Definition == nil
@@ -170,11 +172,11 @@ func (s *Server) job(ctx context.Context, req *controlapi.SolveRequest, sess *re
 		j.ID = req.Ref
 	}
 	for _, e := range req.Entitlements {
-		name, _, _ := strings.Cut(e, "=")
-		if !slices.Contains(s.options.Entitlements, name) {
+		if !slices.Contains(s.options.Entitlements, e) && (s.options.Devices.Disabled || !cdi.IsEntitlement(e)) {
+			name, _, _ := strings.Cut(e, "=")
 			return nil, errdef.New(errdef.ErrDenied, "granting entitlement %s is not allowed by build daemon configuration", name)
 		}
-		j.Allow = append(j.Allow, name)
+		j.Allow = append(j.Allow, e)
 	}
 	for i, ex := range requestExporters(req) {
 		o, err := s.output(sess, i, ex.Type, ex.Attrs)

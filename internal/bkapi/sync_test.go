@@ -68,7 +68,7 @@ func solveLent(t *testing.T, c *client.Client, lends session.Attachable, st llb.
 // TestUnchangedDirectory: a client that tells the same again is believed to have
 // the same, without a look at the copy; one that tells anything else is not.
 func TestUnchangedDirectory(t *testing.T) {
-	root, c := serveAt(t)
+	root, c := serveWith(t, Options{})
 	dir := t.TempDir()
 	write := func(name, body string) {
 		must(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755), os.WriteFile(filepath.Join(dir, name), []byte(body), 0o644))

@@ -18,6 +18,7 @@ import (
 	"context"
 	"time"
 
+	"dhow/internal/cdi"
 	"dhow/internal/image"
 	"dhow/internal/session"
 	"dhow/internal/snapshot"
@@ -50,8 +51,10 @@ type Options struct {
 	MemoryBytes int64
 	NanoCPUs    int64
 	// Allow holds the entitlements granted with --allow: "network.host",
-	// "security.insecure", "device".
+	// "security.insecure", "device", "device=NAME".
 	Allow []string
+	// Devices says which devices RUN steps can be given.
+	Devices cdi.Settings
 	// AllowSecretInLayer names secrets whose value may end up in a layer.
 	AllowSecretInLayer []string
 	// Epoch is SOURCE_DATE_EPOCH: nothing that file operations write is newer.

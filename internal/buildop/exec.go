@@ -26,6 +26,7 @@ func (d *Deps) steps() *step.Deps {
 		Store: d.Store, Snapshots: d.Snapshots, Session: d.Session, Trees: stepTrees{d}, Mounts: d.Mounts,
 		Platform: d.Platform, MemoryBytes: d.MemoryBytes, NanoCPUs: d.NanoCPUs,
 		Allow: d.Allow, AllowSecretInLayer: d.AllowSecretInLayer, Epoch: d.Epoch, KeepFailed: d.KeepFailed, FreshCaches: d.FreshCaches,
+		Devices: d.Devices,
 	}
 }
 

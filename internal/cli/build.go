@@ -77,7 +77,7 @@ func (a *app) buildCommand() *cobra.Command {
 
 func (f *buildFlags) register(fl *pflag.FlagSet) {
 	fl.StringArrayVar(&f.addHosts, "add-host", nil, `Add a custom host-to-IP mapping (format: "host:ip")`)
-	fl.StringArrayVar(&f.allow, "allow", nil, `Allow extra privileged entitlement ("network.host", "security.insecure", "secret-in-layer=ID")`)
+	fl.StringArrayVar(&f.allow, "allow", nil, `Allow extra privileged entitlement ("network.host", "security.insecure", "device[=NAME]", "secret-in-layer=ID")`)
 	fl.StringArrayVar(&f.attests, "attest", nil, `Attestation parameters (format: "type=sbom,generator=image")`)
 	fl.StringVar(&f.provenance, "provenance", "", `Shorthand for "--attest=type=provenance"`)
 	fl.StringVar(&f.sbom, "sbom", "", `Shorthand for "--attest=type=sbom"`)

@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"dhow/internal/bkapi"
+	"dhow/internal/cdi"
 	"dhow/internal/cli/console"
 	"dhow/internal/cli/flags"
 	"dhow/internal/engine"
@@ -36,7 +37,8 @@ type buildkitdFlags struct {
 	labels       []string
 	ociWorker    string
 	noise        bool
-	cdi          []string
+	cdiDirs      []string
+	noCDI        bool
 	tls          tlsFiles
 	openTCP      bool
 }
@@ -65,8 +67,9 @@ type buildkitdConfig struct {
 		PlainHTTP bool     `toml:"http"`
 	} `toml:"registry"`
 	CDI struct {
-		Disabled *bool    `toml:"disabled"`
-		SpecDirs []string `toml:"specDirs"`
+		Disabled    *bool    `toml:"disabled"`
+		SpecDirs    []string `toml:"specDirs"`
+		AutoAllowed []string `toml:"autoAllowed"`
 	} `toml:"cdi"`
 	// No traces are made, so none are lost.
 	OTEL struct {
@@ -93,9 +96,10 @@ func (a *app) buildkitdCommand() *cobra.Command {
 	fl := cmd.Flags()
 	fl.StringArrayVar(&f.addrs, "addr", nil, "Listening address (unix://PATH, tcp://HOST:PORT with TLS)")
 	fl.StringVar(&f.config, "config", "", "Path to a buildkitd.toml")
-	fl.StringSliceVar(&f.entitlements, "allow-insecure-entitlement", nil, `Let clients ask for "network.host" or "security.insecure"`)
+	fl.StringSliceVar(&f.entitlements, "allow-insecure-entitlement", nil, `Let clients ask for "network.host" or "security.insecure"; for "device" they always may`)
 	fl.StringSliceVar(&f.entitlements, "allow-entitlement", nil, "The same as --allow-insecure-entitlement")
-	fl.StringSliceVar(&f.cdi, "cdi-spec-dir", nil, "Directory with descriptions of CDI devices, which are not supported: it is not read")
+	fl.StringSliceVar(&f.cdiDirs, "cdi-spec-dir", nil, "Directories with descriptions of CDI devices (default /etc/cdi,/var/run/cdi)")
+	fl.BoolVar(&f.noCDI, "cdi-disabled", false, "Give no devices to builds")
 	fl.StringVar(&f.tls.Cert, "tlscert", "", "Certificate to use on tcp addresses")
 	fl.StringVar(&f.tls.Key, "tlskey", "", "Key of the certificate")
 	fl.StringVar(&f.tls.CA, "tlscacert", "", "Certificate of who signs the certificates that clients must have")
@@ -119,9 +123,6 @@ func (a *app) buildkitd(ctx context.Context, f *buildkitdFlags) error {
 	}
 	if on, err := strconv.ParseBool(f.ociWorker); f.ociWorker != "auto" && (err != nil || !on) || c.Worker.OCI.Enabled != nil && !*c.Worker.OCI.Enabled {
 		return errdef.New(errdef.ErrUnsupported, "buildkitd without its worker")
-	}
-	if len(f.cdi) > 0 || len(c.CDI.SpecDirs) > 0 {
-		fmt.Fprintln(a.Err, "dhow: CDI devices are not supported: their descriptions are not read, and a build that asks for one is refused")
 	}
 	if a.Root == "" {
 		a.Root = c.Root
@@ -206,6 +207,10 @@ func readBuildkitdConfig(name string) (*buildkitdConfig, error) {
 // buildkitdOptions joins flags and configuration.
 func (a *app) buildkitdOptions(f *buildkitdFlags, c *buildkitdConfig) (bkapi.Options, error) {
 	o := bkapi.Options{Version: a.Version.Version, Labels: c.Worker.OCI.Labels, Registry: a.RegistryOptions()}
+	o.Devices = cdi.Settings{Disabled: f.noCDI || c.CDI.Disabled != nil && *c.CDI.Disabled, Dirs: c.CDI.SpecDirs, AutoAllowed: c.CDI.AutoAllowed}
+	if len(f.cdiDirs) > 0 {
+		o.Devices.Dirs = f.cdiDirs
+	}
 	var err error
 	if o.ProvenanceEnv, err = readProvenanceEnv(c.ProvenanceEnvDir); err != nil {
 		return o, err
@@ -234,7 +239,11 @@ func (a *app) buildkitdOptions(f *buildkitdFlags, c *buildkitdConfig) (bkapi.Opt
 	}
 	o.Registry = mirrored(o.Registry, mirrors, plain)
 	for _, e := range append(c.Entitlements, f.entitlements...) {
-		if e != "network.host" && e != "security.insecure" {
+		switch e {
+		case "device":
+			continue
+		case "network.host", "security.insecure":
+		default:
 			return o, errdef.New(errdef.ErrInvalid, "entitlement %q is not known", e)
 		}
 		o.Entitlements = append(o.Entitlements, e)

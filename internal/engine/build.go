@@ -14,6 +14,7 @@ import (
 
 	"dhow/internal/buildcontext"
 	"dhow/internal/buildop"
+	"dhow/internal/cdi"
 	"dhow/internal/errdef"
 	"dhow/internal/export"
 	"dhow/internal/frontend"
@@ -86,9 +87,11 @@ type Job struct {
 	Unrecorded bool
 	Session    session.Session
 	Allow      []string // entitlements, and secret-in-layer=ID
-	Outputs    []export.Output
-	Epoch      *time.Time // SOURCE_DATE_EPOCH of the steps: nothing they write is newer; nil: none
-	Stdout     io.Writer  // takes outputs with the destination "-"; nil is os.Stdout
+	// Devices says which devices steps can be given.
+	Devices cdi.Settings
+	Outputs []export.Output
+	Epoch   *time.Time // SOURCE_DATE_EPOCH of the steps: nothing they write is newer; nil: none
+	Stdout  io.Writer  // takes outputs with the destination "-"; nil is os.Stdout
 	// Lock is what moving names of sources stand for, or while it is being filled
 	// the only result; nil: what they stand for now.
 	Lock    *source.Lock
@@ -251,6 +254,7 @@ func (e *Engine) newBuilding(ctx context.Context, j *Job) (*building, error) {
 	if b.deps.Options, err = buildOptions(j.Allow); err != nil {
 		return nil, err
 	}
+	b.deps.Devices = j.Devices
 	b.deps.Epoch, b.deps.Lock, b.deps.Offline, b.deps.Asked = j.Epoch, j.Lock, j.Offline, &source.Asked{}
 	b.deps.KeepFailed, b.deps.FreshCaches = j.KeepFailed, j.FreshCaches
 	b.policy = &policy{deps: b.deps, check: j.CheckPolicy}
@@ -281,9 +285,14 @@ func buildOptions(allow []string) (buildop.Options, error) {
 			o.AllowSecretInLayer = append(o.AllowSecretInLayer, id)
 		case a == "network.host" || a == "security.insecure":
 			o.Allow = append(o.Allow, a)
+		case cdi.IsEntitlement(a):
+			if err := cdi.CheckEntitlement(a); err != nil {
+				return o, err
+			}
+			o.Allow = append(o.Allow, a)
 		default:
 			err := errdef.New(errdef.ErrInvalid, "entitlement %q is not known", a)
-			return o, errdef.WithHint(err, "use --allow network.host, security.insecure or secret-in-layer=ID")
+			return o, errdef.WithHint(err, "use --allow network.host, security.insecure, device, device=NAME or secret-in-layer=ID")
 		}
 	}
 	return o, nil

@@ -20,7 +20,12 @@ const keyVersion = "dhow.step.1"
 
 // CacheMap implements solve.Op.
 func (e *Op) CacheMap(context.Context) (*solve.CacheMap, error) {
-	raw, err := keyForm(e.op).MarshalVT()
+	op := keyForm(e.op)
+	op.CdiDevices = nil
+	for _, name := range e.devices.names { // those it has, not those it would like
+		op.CdiDevices = append(op.CdiDevices, &pb.CDIDevice{Name: name})
+	}
+	raw, err := op.MarshalVT()
 	if err != nil {
 		return nil, fmt.Errorf("encode the step: %w", err)
 	}

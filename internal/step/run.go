@@ -44,7 +44,11 @@ func (s *step) start(ctx context.Context) error {
 	if err := s.makeCwd(user); err != nil {
 		return err
 	}
-	if err := s.stubs.place(s.root, s.mounts); err != nil {
+	ofDevices, err := s.devices.mounts()
+	if err != nil {
+		return err
+	}
+	if err := s.stubs.place(s.root, slices.Concat(s.mounts, ofDevices)); err != nil {
 		return err
 	}
 	env, err := s.environment(ctx, user.Home)
@@ -57,6 +61,9 @@ func (s *step) start(ctx context.Context) error {
 	}
 	s.namespaces(spec)
 	spec.Linux.Resources = s.limits.apply(spec.Linux.Resources)
+	if err := s.devices.inject(spec); err != nil {
+		return err
+	}
 	umask := uint32(0o022) // whatever the user's is: it would be seen in the image
 	spec.Process.User.Umask = &umask
 	files, err := s.mountFiles(spec.Mounts)

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"dhow/internal/cdi"
 	"dhow/internal/errdef"
 	"dhow/internal/llb"
 	"dhow/internal/oci"
@@ -40,8 +41,11 @@ type Deps struct {
 	Platform    oci.Platform // of steps which name none; empty means the host's
 	MemoryBytes int64        // limit of each step; 0: none
 	NanoCPUs    int64        // limit of each step; 0: none
-	// Allow holds granted entitlements: "network.host", "security.insecure".
+	// Allow holds granted entitlements: "network.host", "security.insecure",
+	// "device" and "device=NAME".
 	Allow []string
+	// Devices says which devices steps can be given.
+	Devices cdi.Settings
 	// AllowSecretInLayer names secrets whose value may end up in a layer.
 	AllowSecretInLayer []string
 	// Mounts, when not nil, has contents for cache mounts that are new here.
@@ -86,6 +90,7 @@ type Op struct {
 	name     string
 	platform oci.Platform
 	limits   limits
+	devices  devices
 	ins      int
 	fresh    bool // cache mounts begin anew
 }
@@ -123,10 +128,9 @@ func New(d *Deps, v *llb.Vertex, op *pb.ExecOp) (*Op, error) {
 	if err := d.entitled(op); err != nil {
 		return nil, err
 	}
-	for _, dev := range op.CdiDevices {
-		if !dev.Optional {
-			return nil, errdef.New(errdef.ErrUnsupported, "device %s: CDI devices are not supported", dev.Name)
-		}
+	devs, err := d.devices(op)
+	if err != nil {
+		return nil, err
 	}
 	p, err := d.execPlatform(v.Op.Platform)
 	if err != nil {
@@ -139,7 +143,7 @@ func New(d *Deps, v *llb.Vertex, op *pb.ExecOp) (*Op, error) {
 	}
 	return &Op{
 		deps: d, op: op, name: v.Name, platform: p, ins: len(v.Inputs), fresh: v.Meta.IgnoreCache && d.FreshCaches,
-		limits: d.limits(v.Meta.LinuxResources),
+		limits: d.limits(v.Meta.LinuxResources), devices: devs,
 	}, nil
 }
 
