@@ -1,6 +1,6 @@
 // Command dhow builds Dockerfiles and runs containers, with no daemon. Under the
 // name docker-credential-dhow it is a credential helper; with a role in its
-// environment it is the process beside a container.
+// environment it is the process beside a container, or ships what logs owe.
 package main
 
 import (
@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"dhow/internal/cli"
+	"dhow/internal/lifecycle"
 	"dhow/internal/supervise"
 )
 
@@ -20,6 +21,9 @@ var (
 func main() {
 	if os.Getenv(supervise.RoleVar) != "" {
 		os.Exit(supervise.Main())
+	}
+	if os.Getenv(lifecycle.ShipVar) != "" {
+		os.Exit(lifecycle.ShipMain())
 	}
 	v := cli.Version{Version: version, Commit: commit}
 	if filepath.Base(os.Args[0]) == cli.CredentialHelperName {

@@ -18,6 +18,7 @@ import (
 
 	"dhow/internal/cli/console"
 	"dhow/internal/engine"
+	"dhow/internal/lifecycle"
 	"dhow/internal/sandbox/userns"
 
 	"github.com/spf13/cobra"
@@ -83,7 +84,7 @@ func shareDir(args []string) string {
 func Main(args []string, version Version) int {
 	collectLate()
 	args = asBuildkitd(os.Args[0], args)
-	a := &app{&console.Console{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Version: version}}
+	a := &app{&console.Console{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Version: version, Opened: lifecycle.ShipBacklog}}
 	if usesStore(args) {
 		// An ordinary user becomes root of a user namespace; this returns in the
 		// program that runs inside it.

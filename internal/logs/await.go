@@ -107,6 +107,30 @@ func behind(dir string, end place) ([]Destination, error) {
 	return list, nil
 }
 
+// Backlog is what destinations of a log do not have, all of them together, and when the
+// first of them is to be tried again.
+type Backlog struct {
+	count
+	Next time.Time
+}
+
+// Unshipped looks at a log's backlog.
+func Unshipped(dir string) (Backlog, error) {
+	var b Backlog
+	end, err := endOf(dir)
+	if err != nil {
+		return b, err
+	}
+	list, err := behind(dir, end)
+	for i, d := range list {
+		b.Lines, b.Bytes = b.Lines+d.Waiting.Lines, b.Bytes+d.Waiting.Bytes
+		if i == 0 || d.Next.Before(b.Next) {
+			b.Next = d.Next
+		}
+	}
+	return b, err
+}
+
 // Stuck says whether the last try of some destination failed, so that the next one
 // may be a while away.
 func Stuck(dir string) bool {

@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"dhow/internal/logs/driver"
 )
 
 // The beginning of a line whose newline has not come was taken from the container
@@ -80,7 +82,7 @@ func (b *begunFile) load(dir string, s Stream) (line []byte, since int64, err er
 		return nil, 0, nil // empty, or torn
 	}
 	n := le.Uint32(head[24:])
-	if n == 0 || n > longestMaxLine {
+	if n == 0 || n > driver.LongestMaxLine {
 		return nil, 0, nil
 	}
 	line = make([]byte, n)

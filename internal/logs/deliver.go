@@ -9,6 +9,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
+
+	"dhow/internal/logs/driver"
 )
 
 // Update changes the destinations while the log is written: those that are new
@@ -109,6 +112,24 @@ func (s *Store) forget(drivers []Driver) error {
 		}
 	}
 	return errors.Join(problems...)
+}
+
+// Ships says whether some of the drivers ship lines elsewhere.
+func Ships(drivers []Driver) bool {
+	return slices.ContainsFunc(drivers, func(d Driver) bool { return !isStore(d.Name) })
+}
+
+// Lingering is how long to go on shipping after the container has ended: the longest
+// that option linger of a driver asks for, or otherwise.
+func Lingering(drivers []Driver, otherwise time.Duration) time.Duration {
+	asked := time.Duration(-1)
+	for _, d := range drivers {
+		asked = max(asked, driver.Options(d.Options).Duration("linger", -1))
+	}
+	if asked < 0 {
+		return otherwise
+	}
+	return asked
 }
 
 // Linger goes on shipping, after the container has ended, until every destination

@@ -12,7 +12,7 @@ import (
 
 // jsonPart is where docker's json-file cuts lines: a line of this many bytes or
 // more is written as several entries, all but the last without a newline.
-const jsonPart = 16 << 10
+const jsonPart = driver.ShortestMaxLine
 
 // jsonFile is the format of docker's driver json-file, byte for byte: one object
 // a line, {"log":"…\n","stream":"stdout","attrs":{…},"time":"…"}. Invalid UTF-8

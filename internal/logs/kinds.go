@@ -2,7 +2,6 @@ package logs
 
 import (
 	"maps"
-	"math"
 	"slices"
 	"strings"
 
@@ -50,45 +49,15 @@ func Names() []string {
 	return names
 }
 
-// storeOptions are the options of the local store when it is a driver of its own.
-func storeOptions() map[string]func(string) error {
-	return map[string]func(string) error{
-		"max-size": driver.Bytes,
-		"max-file": driver.Number(1, math.MaxInt),
-		"compress": driver.Boolean,
-	}
-}
-
-// cacheOptions are those of the local store beside a driver that ships.
-func cacheOptions() map[string]func(string) error {
-	return map[string]func(string) error{
-		"cache-disabled": driver.Boolean,
-		"cache-max-size": driver.Bytes,
-		"cache-max-file": driver.Number(1, math.MaxInt),
-		"cache-compress": driver.Boolean,
-	}
-}
-
-// sharedOptions are understood with every driver.
-func sharedOptions() map[string]func(string) error {
-	return map[string]func(string) error{
-		"mode":            driver.OneOf("blocking", "non-blocking"),
-		"max-buffer-size": driver.Memory(0, math.MaxInt64),
-		"max-line":        driver.Memory(shortestMaxLine, longestMaxLine),
-		"rate":            checkRate,
-		"rate-policy":     driver.OneOf(policyBlock, policyOldest, policySample),
-	}
-}
-
 // kind returns the driver of the name with all options it takes.
 func kind(name string) (driver.Kind, error) {
 	var k driver.Kind
 	switch name {
 	case driverNone:
 	case driverJSONFile:
-		k.Options = driver.Describing(storeOptions())
+		k.Options = driver.Describing(driver.StoreOptions())
 	case driverLocal:
-		k.Options = storeOptions()
+		k.Options = driver.StoreOptions()
 	default:
 		make, ok := kinds()[name]
 		if socket := plugin.Find(name); !ok && socket != "" {
@@ -105,9 +74,9 @@ func kind(name string) (driver.Kind, error) {
 		k.Options = map[string]func(string) error{}
 	}
 	if !isStore(name) {
-		maps.Copy(k.Options, cacheOptions())
+		maps.Copy(k.Options, driver.CacheOptions())
 	}
-	maps.Copy(k.Options, sharedOptions())
+	maps.Copy(k.Options, driver.SharedOptions())
 	return k, nil
 }
 

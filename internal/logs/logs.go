@@ -68,14 +68,9 @@ const (
 	defaultMaxFiles = 5
 )
 
-// Bounds of a line, in bytes: longer ones are several records (Partial). Less than
-// a part of a json-file could not be told from one; more does not fit into an entry
-// of the compact format.
-const (
-	defaultMaxLine  = 1 << 20
-	shortestMaxLine = jsonPart
-	longestMaxLine  = 16<<20 - 1<<10
-)
+// defaultMaxLine is how long a line may be, in bytes, unless options say otherwise:
+// longer ones are several records (Partial).
+const defaultMaxLine = 1 << 20
 
 // shape is how the local store is kept, which follows from the drivers.
 type shape struct {

@@ -2,37 +2,13 @@ package logs
 
 import (
 	"fmt"
-	"strings"
 	"time"
-
-	"github.com/docker/go-units"
 
 	"dhow/internal/logs/driver"
 )
 
-// What is done with lines that come faster than option rate allows.
-const (
-	policyBlock  = "block"       // the container waits
-	policyOldest = "drop-oldest" // lines wait for a second's worth, then the oldest go
-	policySample = "sample"      // every n-th line is kept
-)
-
 // longestQueue bounds what drop-oldest keeps in memory, in bytes.
 const longestQueue = 1 << 20
-
-// parseRate reads "1MB/s", "500k" or "100k/s" as bytes a second.
-func parseRate(v string) (int64, error) {
-	n, err := units.FromHumanSize(strings.TrimSuffix(v, "/s"))
-	if err != nil || n <= 0 {
-		return 0, fmt.Errorf("want bytes a second, such as 1MB/s")
-	}
-	return n, nil
-}
-
-func checkRate(v string) error {
-	_, err := parseRate(v)
-	return err
-}
 
 // limiter bounds how fast lines are stored: a bucket that holds a second's worth.
 // It decides; the store does. Its fields are guarded by the store's mu.
@@ -69,13 +45,10 @@ type queued struct {
 // newLimiter returns the limit that the drivers' options ask for, nil for none.
 func newLimiter(drivers []Driver) *limiter {
 	for _, d := range drivers {
-		if v := d.Options["rate"]; v != "" {
-			rate, err := parseRate(v)
-			if err != nil {
-				continue // refused by Check
-			}
-			policy := driver.Options(d.Options).Or("rate-policy", policyBlock)
-			return &limiter{text: v, rate: rate, policy: policy, level: float64(rate), every: 1}
+		o := driver.Options(d.Options)
+		if rate := o.Rate("rate"); rate > 0 {
+			policy := o.Or("rate-policy", driver.RateBlock)
+			return &limiter{text: o["rate"], rate: rate, policy: policy, level: float64(rate), every: 1}
 		}
 	}
 	return nil
@@ -143,7 +116,7 @@ func (l *limiter) sampled(now int64, stream Stream, n int, whole bool) bool {
 func (s *Store) limited(stream Stream, nanos int64, line []byte, whole bool) {
 	l := s.limit
 	switch l.policy {
-	case policyBlock:
+	case driver.RateBlock:
 		for !l.take(s.now().UnixNano(), len(line)) && !s.ending {
 			s.flush()
 			pause := min(l.wait(), 50*time.Millisecond)
@@ -151,12 +124,12 @@ func (s *Store) limited(stream Stream, nanos int64, line []byte, whole bool) {
 			time.Sleep(pause)
 			s.mu.Lock()
 		}
-	case policySample:
+	case driver.RateSample:
 		if !l.sampled(nanos, stream, len(line), whole) {
 			s.drop(len(line), whole)
 			return
 		}
-	case policyOldest:
+	case driver.RateDropOldest:
 		s.enqueue(queued{stream, nanos, append([]byte(nil), line...), whole})
 		return
 	}

@@ -80,6 +80,7 @@ func (s *supervisor) update(ctx context.Context) error {
 	if err := s.log.Update(logDrivers(s.record())); err != nil {
 		return err
 	}
+	s.markShipping(s.record())
 	if before == limits(s.record()) {
 		return nil // changing them needs a cgroup, which not every container has
 	}

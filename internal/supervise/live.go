@@ -12,6 +12,7 @@ import (
 
 	"dhow/internal/container"
 	"dhow/internal/errdef"
+	"dhow/internal/logs"
 	"dhow/internal/sandbox"
 	"dhow/internal/store"
 	"dhow/internal/sys"
@@ -254,7 +255,7 @@ func (s *supervisor) finish(ctx context.Context, listener net.Listener) error {
 // finishRemoved is finish for a container of which nothing is to be left.
 func (s *supervisor) finishRemoved(ctx context.Context, listener net.Listener, o RemoveOptions) error {
 	if s.log != nil {
-		patience, cancel := context.WithTimeout(ctx, lastLines)
+		patience, cancel := context.WithTimeout(ctx, logs.Lingering(logDrivers(s.record()), lastLines))
 		complain(s.log.Linger(patience)) // what is not shipped by then goes with the log
 		cancel()
 		complain(s.log.Close())
@@ -288,6 +289,9 @@ func Discard(ctx context.Context, st *store.Store, rec *container.Record, o Remo
 		}
 	}
 	if err := st.RemoveContainer(ctx, rec.ID, Event(rec, "destroy", nil)); err != nil {
+		return "", err
+	}
+	if err := store.BacklogOf(st.Root()).Forget(rec.ID); err != nil {
 		return "", err
 	}
 	if trash, err = st.TempPath("container"); err != nil {

@@ -10,6 +10,7 @@ import (
 	"dhow/internal/container"
 	"dhow/internal/errdef"
 	"dhow/internal/logs"
+	"dhow/internal/store"
 )
 
 // LogsDir is where a container's log is, in its directory.
@@ -44,8 +45,16 @@ func (s *supervisor) openLog(rec *container.Record) (err error) {
 	log, err := logs.Open(LogsDir(s.dir), LogConfig(rec))
 	if err == nil {
 		s.change(func() { s.log = log })
+		s.markShipping(rec)
 	}
 	return err
+}
+
+// markShipping has the first command after the machine has stopped look after the log.
+func (s *supervisor) markShipping(rec *container.Record) {
+	if logs.Ships(logDrivers(rec)) {
+		complain(store.BacklogOf(s.store.Root()).Begin(s.id))
+	}
 }
 
 // clearLog removes what the log has, of a container that runs or is shipped on.
@@ -62,9 +71,9 @@ func (s *supervisor) clearLog() error {
 	return errdef.New(errdef.ErrUnavailable, "the supervisor of container %.12s ends", s.id)
 }
 
-// How long the log is shipped on when the container has ended: what is left
-// then goes with the next run, or with the next "dhow logs ship"; and when the
-// log is to be removed with the container.
+// How long the log is shipped on when the container has ended, unless option linger
+// says otherwise: what is left then is the backlog's. And when the log is to be
+// removed with the container.
 const (
 	lingering = 30 * time.Second
 	lastLines = 2 * time.Second
@@ -76,8 +85,14 @@ func (s *supervisor) lingerLog(ctx context.Context) {
 	if s.log == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, lingering)
+	drivers := logDrivers(s.record())
+	linger := logs.Lingering(drivers, lingering)
+	ctx, cancel := context.WithTimeout(ctx, linger)
 	defer cancel()
+	mark := store.BacklogOf(s.store.Root())
+	if logs.Ships(drivers) { // should we be killed
+		complain(mark.Owe(s.id, time.Now().Add(min(linger, time.Minute))))
+	}
 	go func() {
 		select {
 		case <-s.yield:
@@ -89,7 +104,18 @@ func (s *supervisor) lingerLog(ctx context.Context) {
 		complain(err)
 	}
 	complain(s.log.Close())
+	complain(settle(mark, s.id, LogsDir(s.dir)))
 	close(s.yielded)
+}
+
+// settle notes what is owed of a log whose supervisor ends: it is due when the first of
+// its destinations is to be tried again.
+func settle(b store.Backlog, id, dir string) error {
+	left, err := logs.Unshipped(dir)
+	if err == nil && left == (logs.Backlog{}) {
+		return b.Forget(id)
+	}
+	return errors.Join(err, b.Owe(id, left.Next))
 }
 
 // giveLog lets the container's next supervisor, or who ships alone, have the log.

@@ -96,6 +96,14 @@ func (l *Lock) RemoveOnUnlock() *Lock {
 	return l
 }
 
+// Release gives up a held lock without unlocking it: who has the file, or a process
+// that inherits it, holds the lock until all of them have closed it.
+func (l *Lock) Release() *os.File {
+	f := l.f
+	l.f = nil
+	return f
+}
+
 // Unlock lets go of the lock. A second call does nothing.
 func (l *Lock) Unlock() error {
 	if l == nil || l.f == nil {

@@ -32,6 +32,8 @@ type Console struct {
 	Unverified []string // hosts whose certificates are not checked
 	Ordinary   bool     // the user is not root outside
 	Warning    string   // of entering the user namespace
+	// Opened is told of the state directory that a command has opened; nil is not.
+	Opened func(root string)
 }
 
 // StateDir is the state directory that the flags, the environment or the user
@@ -52,7 +54,11 @@ func (c *Console) open(ctx context.Context) (*engine.Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return engine.Open(ctx, engine.Options{Root: root, Registry: c.RegistryOptions()})
+	e, err := engine.Open(ctx, engine.Options{Root: root, Registry: c.RegistryOptions()})
+	if err == nil && c.Opened != nil {
+		c.Opened(root)
+	}
+	return e, err
 }
 
 // WithEngine runs f on an open engine.

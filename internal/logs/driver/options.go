@@ -99,6 +99,21 @@ func (o Options) Duration(key string, otherwise time.Duration) time.Duration {
 	return otherwise
 }
 
+// Rate returns a checked rate in bytes a second; 0 when it is not set.
+func (o Options) Rate(key string) int64 {
+	n, _ := parseRate(o[key])
+	return n
+}
+
+// parseRate reads "1MB/s", "500k" or "100k/s".
+func parseRate(v string) (int64, error) {
+	n, err := units.FromHumanSize(strings.TrimSuffix(v, "/s"))
+	if err != nil || n <= 0 {
+		return 0, fmt.Errorf("want bytes a second, such as 1MB/s")
+	}
+	return n, nil
+}
+
 // Boolean checks for what strconv.ParseBool takes.
 func Boolean(v string) error {
 	if _, err := strconv.ParseBool(v); err != nil {
@@ -182,6 +197,46 @@ func Describing(own map[string]func(string) error) map[string]func(string) error
 	}
 	maps.Copy(all, own)
 	return all
+}
+
+// StoreOptions are those of the local store when it is a driver of its own.
+func StoreOptions() map[string]func(string) error {
+	return map[string]func(string) error{"max-size": Bytes, "max-file": Number(1, math.MaxInt), "compress": Boolean}
+}
+
+// CacheOptions are those of the local store beside a driver that ships.
+func CacheOptions() map[string]func(string) error {
+	all := map[string]func(string) error{"cache-disabled": Boolean}
+	for key, check := range StoreOptions() {
+		all["cache-"+key] = check
+	}
+	return all
+}
+
+// Bounds of option max-line, in bytes. Less than a part of a json-file could not be
+// told from one; more does not fit into an entry of the compact format.
+const (
+	ShortestMaxLine = 16 << 10
+	LongestMaxLine  = 16<<20 - 1<<10
+)
+
+// What is done with lines that come faster than option rate allows (rate-policy).
+const (
+	RateBlock      = "block"       // the container waits
+	RateDropOldest = "drop-oldest" // lines wait for a second's worth, then the oldest go
+	RateSample     = "sample"      // every n-th line is kept
+)
+
+// SharedOptions are understood with every driver.
+func SharedOptions() map[string]func(string) error {
+	return map[string]func(string) error{
+		"mode":            OneOf("blocking", "non-blocking"),
+		"max-buffer-size": Memory(0, math.MaxInt64),
+		"max-line":        Memory(ShortestMaxLine, LongestMaxLine),
+		"linger":          Period,
+		"rate":            func(v string) error { _, err := parseRate(v); return err },
+		"rate-policy":     OneOf(RateBlock, RateDropOldest, RateSample),
+	}
 }
 
 // TLSFiles makes a client configuration from files in PEM: the authorities to
