@@ -15,6 +15,7 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/oci"
+	"dhow/internal/store"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
@@ -462,5 +463,32 @@ func TestFetchBlob(t *testing.T) {
 	}
 	if err := e.FetchBlob(ctx, repo, digest.FromString("none")); !errors.Is(err, errdef.ErrNotFound) {
 		t.Errorf("a blob that is not there: got %v, want ErrNotFound", err)
+	}
+}
+
+// TestResolvePushed: an image that was made here and pushed goes by the digest that
+// its registry knows it by.
+func TestResolvePushed(t *testing.T) {
+	ctx := context.Background()
+	e := newEnv(t)
+	ref, err := oci.ParseTagged("localhost:1/app:v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := e.Create(ctx, CreateOptions{Config: []byte(`{"os":"linux","architecture":"amd64","rootfs":{"type":"layers"}}`), Names: []oci.Ref{ref}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, two := digest.FromString("1"), digest.FromString("2")
+	for _, tt := range []struct{ pushed, want digest.Digest }{{"", img.ID}, {one, one}, {two, img.ID}} {
+		if tt.pushed != "" {
+			if err := e.store.PutRepoDigest(ctx, store.RepoDigest{Name: ref.Name(), Digest: tt.pushed, Platform: "linux/amd64", ID: img.ID}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r, err := e.Resolve(ctx, ref.String(), platform(t, "linux/amd64"), ResolveOptions{})
+		if err != nil || r.Digest != tt.want {
+			t.Errorf("pushed as %q: got %v, %v, want %s", tt.pushed, r, err, tt.want)
+		}
 	}
 }

@@ -135,6 +135,10 @@ func (im *Images) resolveLocal(ctx context.Context, ref oci.Ref, platform oci.Pl
 	}
 	if ref.Digest != "" {
 		r.Digest = ref.Digest
+	} else if img.ManifestDesc == nil {
+		if r.Digest, err = im.pushedAs(ctx, ref, img.ID); err != nil {
+			return nil, err
+		}
 	}
 	cfg, err := oci.ParseImage(img.Config)
 	if err != nil {
@@ -142,6 +146,26 @@ func (im *Images) resolveLocal(ctx context.Context, ref oci.Ref, platform oci.Pl
 	}
 	r.Platform = oci.ConfigPlatform(cfg)
 	return r, nil
+}
+
+// pushedAs is by which digest a registry knows an image that was made here, under
+// the name of ref; its id when there is none or more than one.
+func (im *Images) pushedAs(ctx context.Context, ref oci.Ref, id digest.Digest) (digest.Digest, error) {
+	all, err := im.store.RepoDigests(ctx)
+	if err != nil {
+		return "", err
+	}
+	found := id
+	for _, d := range all {
+		switch {
+		case d.ID != id || d.Name != ref.Name():
+		case found == id:
+			found = d.Digest
+		case found != d.Digest:
+			return id, nil
+		}
+	}
+	return found, nil
 }
 
 // named finds the image of a name in the store. The zero platform is the host's

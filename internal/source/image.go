@@ -90,7 +90,7 @@ func (s *imageSource) CacheMap(ctx context.Context) (*solve.CacheMap, error) {
 			return nil, err
 		}
 		if s.checksum != "" && r.Digest != s.checksum {
-			return nil, errdef.New(errdef.ErrIntegrity, "image %s: got the digest %s, want %s", s.name, r.Digest, s.checksum)
+			return nil, errdef.New(errdef.ErrIntegrity, "image digest %s for %s does not match expected checksum %s", r.Digest, s.name, s.checksum)
 		}
 		s.resolved = r
 	}
