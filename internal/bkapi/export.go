@@ -47,6 +47,8 @@ func (s *Server) output(sess *remote, id int, kind string, attrs map[string]stri
 	}
 	o.Type = export.Type(kind)
 	switch o.Type {
+	case export.TypeImage:
+		o.Describe = true
 	case export.TypeLocal:
 		o.Trees = func(ctx context.Context, trees []export.Tree) error { return sess.sendTrees(ctx, id, trees, o.Delete) }
 	case export.TypeTar, export.TypeOCI, export.TypeDocker:

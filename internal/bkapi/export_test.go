@@ -1,6 +1,10 @@
 package bkapi
 
 import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -9,6 +13,15 @@ import (
 
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/identity"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/exporter"
+	"github.com/moby/buildkit/session/exporter/exporterprovider"
+	"github.com/moby/buildkit/session/filesync"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 func TestLocalDelete(t *testing.T) {
@@ -47,3 +60,56 @@ func TestArchiveIsNotNeeded(t *testing.T) {
 		t.Errorf("the client was told %q, the response says %q", told, got)
 	}
 }
+
+// TestSessionExporter: a client looks at the result before it says what it wants,
+// and hears what became of it.
+func TestSessionExporter(t *testing.T) {
+	c := serve(t)
+	def, err := llb.Scratch().File(llb.Mkfile("f", 0o600, []byte("x"))).Marshal(t.Context())
+	must(t, err)
+	var archive bytes.Buffer
+	for _, tt := range []struct {
+		name   string
+		finish error
+	}{{"success", nil}, {"unavailable", status.Error(codes.Unavailable, "gone")}, {"failure", errors.New("no room there")}} {
+		target := filesync.NewFSSyncTarget()
+		ref, seen, response := identity.NewID(), 0, map[string]string{}
+		p := exporterprovider.New(func(ctx context.Context, _ map[string][]byte, refs []string) ([]*exporter.ExporterRequest, error) {
+			if len(refs) != 1 {
+				return nil, fmt.Errorf("got the results %q, want one", refs)
+			}
+			dir, err := c.GatewayClientForBuild(ref).ReadDir(ctx, &gwpb.ReadDirRequest{Ref: refs[0], DirPath: "/"})
+			if err != nil {
+				return nil, err
+			}
+			seen = len(dir.Entries)
+			archive.Reset()
+			target.Add(filesync.WithFSSync(1, func(map[string]string) (io.WriteCloser, error) { return nopCloser{&archive}, nil }))
+			return []*exporter.ExporterRequest{{Type: client.ExporterOCI, Attrs: map[string]string{"compression": "zstd"}}}, nil
+		}, exporterprovider.WithFinalizeCallback(func(_ context.Context, r map[string]string) error {
+			response = r
+			return tt.finish
+		}))
+		_, err := c.Build(t.Context(), client.SolveOpt{
+			Ref: ref, EnableSessionExporter: true, Session: []session.Attachable{target, p},
+			Exports: []client.ExportEntry{{Type: client.ExporterImage, Attrs: map[string]string{"name": "x"}}},
+		}, "", func(ctx context.Context, g gateway.Client) (*gateway.Result, error) {
+			return g.Solve(ctx, gateway.SolveRequest{Definition: def.ToPB()})
+		}, nil)
+		if want := tt.name == "failure"; (err != nil) != want || want && !strings.Contains(err.Error(), "no room there") {
+			t.Errorf("%s: got %v", tt.name, err)
+		}
+		if seen != 1 || archive.Len() == 0 || response["containerimage.descriptor"] == "" {
+			t.Errorf("%s: saw %d files, got %d bytes and the response %v", tt.name, seen, archive.Len(), response)
+		}
+	}
+	// A client without the service wants nothing more.
+	must(t, func() error {
+		_, err := c.Solve(t.Context(), def, client.SolveOpt{EnableSessionExporter: true}, nil)
+		return err
+	}())
+}
+
+type nopCloser struct{ io.Writer }
+
+func (nopCloser) Close() error { return nil }

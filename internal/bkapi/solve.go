@@ -64,13 +64,26 @@ func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*cont
 	}
 	job.Progress, job.Keep = b.journal.add, b.keep
 	job.Solve = func(ctx context.Context, e frontend.Engine, _ string) (*frontend.Result, error) {
-		return s.ask(ctx, b, e, req)
+		res, err := s.ask(ctx, b, e, req)
+		if err != nil {
+			return nil, err
+		}
+		if req.EnableSessionExporter {
+			if err := s.addOutputs(ctx, b, job, res, sess, req); err != nil {
+				return nil, err
+			}
+		}
+		return frontend.Convert(res)
 	}
 	res, err := s.engine.RunJob(ctx, job)
 	if err != nil {
 		return nil, err
 	}
-	return &controlapi.SolveResponse{ExporterResponse: response(res)}, nil
+	answer := response(res)
+	if req.EnableSessionExporter {
+		err = sess.exported(ctx, answer)
+	}
+	return &controlapi.SolveResponse{ExporterResponse: answer}, err
 }
 
 // enter registers a build under the client's reference.
@@ -178,23 +191,31 @@ func (s *Server) job(ctx context.Context, req *controlapi.SolveRequest, sess *re
 		}
 		j.Allow = append(j.Allow, e)
 	}
-	for i, ex := range requestExporters(req) {
-		o, err := s.output(sess, i, ex.Type, ex.Attrs)
-		if err != nil {
+	for _, ex := range requestExporters(req) {
+		if err := s.addOutput(j, sess, req, ex.Type, ex.Attrs); err != nil {
 			return nil, err
-		}
-		if v, ok := req.FrontendAttrs["build-arg:SOURCE_DATE_EPOCH"]; ok && !o.OwnEpoch {
-			// Words such as "context" are the frontend's to resolve.
-			if at, err := epochOf(v); err == nil {
-				o.OwnEpoch, o.Epoch = true, at
-			}
-		}
-		j.Outputs = append(j.Outputs, o)
-		for _, n := range o.Names {
-			j.Tags = append(j.Tags, n.String())
 		}
 	}
 	return j, nil
+}
+
+// addOutput adds an exporter to the job, under the next number.
+func (s *Server) addOutput(j *engine.Job, sess *remote, req *controlapi.SolveRequest, kind string, attrs map[string]string) error {
+	o, err := s.output(sess, len(j.Outputs), kind, attrs)
+	if err != nil {
+		return err
+	}
+	if v, ok := req.FrontendAttrs["build-arg:SOURCE_DATE_EPOCH"]; ok && !o.OwnEpoch {
+		// Words such as "context" are the frontend's to resolve.
+		if at, err := epochOf(v); err == nil {
+			o.OwnEpoch, o.Epoch = true, at
+		}
+	}
+	j.Outputs = append(j.Outputs, o)
+	for _, n := range o.Names {
+		j.Tags = append(j.Tags, n.String())
+	}
+	return nil
 }
 
 // requestExporters are the exporters, in either form that clients have for them.
@@ -220,36 +241,26 @@ func buildName(req *controlapi.SolveRequest) string {
 
 // ask finds out what is to be made: from a definition, from a frontend, or from
 // the client, which then asks through the gateway until it returns a result.
-func (s *Server) ask(ctx context.Context, b *build, e frontend.Engine, req *controlapi.SolveRequest) (*frontend.Result, error) {
+func (s *Server) ask(ctx context.Context, b *build, e frontend.Engine, req *controlapi.SolveRequest) (*gateway.Result, error) {
 	c := frontend.NewClient(e, frontend.Options{
 		Attrs: maps.Clone(req.FrontendAttrs), Inputs: req.FrontendInputs, Platforms: []ocispecs.Platform{oci.HostPlatform()}, SessionID: req.Session,
 		Frontend: req.Frontend, Producers: s.made,
 	})
 	b.client = c
-	var res *gateway.Result
-	var err error
 	switch {
 	case req.Definition != nil && req.Frontend != "":
 		return nil, errdef.New(errdef.ErrInvalid, "the request has a definition and names the frontend %s, want one of them", req.Frontend)
 	case req.Definition != nil:
-		res, err = c.Solve(ctx, gateway.SolveRequest{Definition: req.Definition})
+		return c.Solve(ctx, gateway.SolveRequest{Definition: req.Definition})
 	case req.Frontend != "":
-		res, err = c.Solve(ctx, gateway.SolveRequest{Frontend: req.Frontend, FrontendOpt: req.FrontendAttrs, FrontendInputs: req.FrontendInputs})
-	default:
-		res, err = s.forward(ctx, b, c)
+		return c.Solve(ctx, gateway.SolveRequest{Frontend: req.Frontend, FrontendOpt: req.FrontendAttrs, FrontendInputs: req.FrontendInputs})
 	}
-	if err != nil {
-		return nil, err
-	}
-	return frontend.Convert(res)
+	return s.forward(ctx, b, c)
 }
 
 // refuse names what is not supported rather than leave it out silently.
 func refuse(req *controlapi.SolveRequest) error {
-	switch {
-	case req.EnableSessionExporter:
-		return errdef.New(errdef.ErrUnsupported, "exporters of the session are not supported")
-	case req.ProxyNetwork:
+	if req.ProxyNetwork {
 		return errdef.New(errdef.ErrUnsupported, "a proxy network is not supported")
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -72,6 +73,11 @@ func (x *Exporter) tarLayout(ctx context.Context, images []*assembled, multi boo
 	r.Descriptor = &top.desc
 	return x.toDest(ctx, o, r, func(w io.Writer) error {
 		tw := tar.NewWriter(w)
+		for _, dir := range []string{ocispecs.ImageBlobsDir + "/", ocispecs.ImageBlobsDir + "/sha256/"} {
+			if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755, ModTime: time.Unix(0, 0)}); err != nil {
+				return err
+			}
+		}
 		if err := x.layout(ctx, images, multi, o, r, &tarSink{x: x, tw: tw, done: map[string]bool{}, packed: packed.layers}); err != nil {
 			return err
 		}
@@ -153,8 +159,18 @@ func (x *Exporter) layout(ctx context.Context, images []*assembled, multi bool, 
 	return to.file(ocispecs.ImageIndexFile, index)
 }
 
-// layoutIndex names the manifest in image-spec's way and in containerd's.
+// layoutIndex names the manifest in image-spec's way and in containerd's, and says
+// when it was created where that is not when it was exported.
 func layoutIndex(top document, o *Output) ocispecs.Index {
+	if o.Epoch != nil {
+		top.desc.Annotations = maps.Clone(top.desc.Annotations)
+		if top.desc.Annotations == nil {
+			top.desc.Annotations = map[string]string{}
+		}
+		if _, given := top.desc.Annotations[ocispecs.AnnotationCreated]; !given {
+			top.desc.Annotations[ocispecs.AnnotationCreated] = o.Epoch.UTC().Format(time.RFC3339)
+		}
+	}
 	index := ocispecs.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispecs.MediaTypeImageIndex, Manifests: []ocispecs.Descriptor{}}
 	for _, name := range o.Names {
 		d := top.desc

@@ -61,6 +61,9 @@ func (x *Exporter) blob(ctx context.Context, id string, o *Output) (*blob, error
 		return b, x.pulled(ctx, b, forms, o)
 	}
 	c := o.compression()
+	if o.Compression == "" && o.Level == nil {
+		c = usual(forms)
+	}
 	b.desc.MediaType = oci.LayerMediaType(c, o.DockerTypes)
 	b.open = func(ctx context.Context) (io.ReadCloser, error) {
 		return x.packed(ctx, c, o.level(), diffID, func(w io.Writer) error {
@@ -74,6 +77,27 @@ func (x *Exporter) blob(ctx context.Context, id string, o *Output) (*blob, error
 	}
 	b.recall(forms, c, o)
 	return b, nil
+}
+
+// usual is how a layer that was made here is compressed when nobody says how: as
+// it was sent before, so that a registry which has it need not get it again; gzip
+// if it was never sent, or in several ways.
+func usual(forms []ocispecs.Descriptor) oci.Compression {
+	c := oci.Compression("")
+	for _, form := range forms {
+		got, ok := oci.LayerCompression(form.MediaType)
+		if !ok || form.Annotations[packer] != packerVersion {
+			continue
+		}
+		if c != "" && got != c {
+			return oci.Gzip
+		}
+		c = got
+	}
+	if c == "" {
+		return oci.Gzip
+	}
+	return c
 }
 
 // recall takes digest and size from an earlier packing, if the bytes would be

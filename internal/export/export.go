@@ -2,8 +2,9 @@
 // to a registry, into an archive, a file or a directory. It decides media types,
 // history and timestamps; it runs no steps and reads no Dockerfile.
 //
-// Invariant: what it writes is a function of the source and the output options.
-// Exporting the same build twice gives the same bytes.
+// Invariant: what it writes is a function of the source and the output options,
+// and, where these leave the compression open, of that in which a layer was sent
+// before. Exporting the same build twice gives the same bytes.
 package export
 
 import (
@@ -91,7 +92,7 @@ type Result struct {
 	ConfigDigest digest.Digest
 	// Descriptor is of the manifest, or of the index for several platforms; nil for
 	// an image that only went into the store, which has no manifest until it is
-	// pushed or saved, and for outputs that are no image.
+	// pushed or saved (but see Output.Describe), and for outputs that are no image.
 	Descriptor *ocispecs.Descriptor
 	Names      []oci.Ref     // that the image was given
 	Images     []store.Image // records made
@@ -114,6 +115,7 @@ func (x *Exporter) export(ctx context.Context, src Source, o *Output) (Result, e
 	if o.OwnEpoch {
 		src.Epoch = o.Epoch
 	}
+	o.Epoch = src.Epoch // the one that holds
 	switch o.Type {
 	case TypeCacheOnly:
 		return Result{}, nil
@@ -152,8 +154,11 @@ func (x *Exporter) image(ctx context.Context, images []*assembled, multi bool, o
 			r.Images = append(r.Images, rec)
 		}
 	}
-	if !o.Push {
-		return nil
+	switch {
+	case o.Push:
+		return x.push(ctx, images, multi, o, r)
+	case o.Describe:
+		return x.describe(ctx, images, multi, o, r)
 	}
-	return x.push(ctx, images, multi, o, r)
+	return nil
 }

@@ -47,6 +47,9 @@ type Output struct {
 	Push            bool
 	// PushByDigest pushes without a tag.
 	PushByDigest bool
+	// Describe makes the manifest of an image that only goes into the store, where
+	// its layers need not be packed for that, or are small.
+	Describe bool
 	// NoStore leaves no record in the store.
 	NoStore bool
 	// Unpacked writes an OCI or docker layout into the directory Dest instead of a

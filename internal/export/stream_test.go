@@ -8,8 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"dhow/internal/oci"
 )
@@ -122,5 +124,62 @@ func TestExportPushIsShown(t *testing.T) {
 		if !done[id] {
 			t.Errorf("%q did not end: %v", id, done)
 		}
+	}
+}
+
+// TestExportKeepsTheUsualForm: who does not say how layers are to be compressed
+// gets them as they were sent before.
+func TestExportKeepsTheUsualForm(t *testing.T) {
+	l := newLab(t)
+	host, _ := startRegistry(t)
+	src := Source{Platforms: l.source(t).Platforms}
+	send := func(c oci.Compression) string {
+		t.Helper()
+		o := Output{Type: TypeImage, Names: []oci.Ref{ref(t, host+"/a/b:v1")}, Push: true, Compression: c}
+		return l.export(t, src, o).Descriptor.Digest.String()
+	}
+	zstd := send(oci.Zstd)
+	if got := send(""); got != zstd {
+		t.Errorf("got %s, want the manifest with zstd, %s", got, zstd)
+	}
+	gzip := send(oci.Gzip)
+	if got := send(""); got != gzip || gzip == zstd {
+		t.Errorf("both are usual: got %s, want gzip, %s", got, gzip)
+	}
+}
+
+func TestExportDescribes(t *testing.T) {
+	l := newLab(t)
+	host, _ := startRegistry(t)
+	name := []oci.Ref{ref(t, host+"/a/b:v1")}
+	small := Source{Platforms: []Platform{{Platform: amd64, Config: []byte(config), Chain: l.layer(t, nil, func(dir string) error { return put(dir, "f", "x", 0o644) })}}}
+	told := l.export(t, small, Output{Type: TypeImage, Names: name, Describe: true}).Descriptor
+	pushed := l.export(t, small, Output{Type: TypeImage, Names: name, Push: true}).Descriptor
+	if told == nil || told.Digest != pushed.Digest {
+		t.Errorf("got %v, want what is pushed, %v", told, pushed)
+	}
+	large := func(dir string) error { return put(dir, "f", strings.Repeat("x", smallLayer+1), 0o644) }
+	src := Source{Platforms: []Platform{{Platform: amd64, Config: []byte(config), Chain: l.layer(t, nil, large)}}}
+	if told := l.export(t, src, Output{Type: TypeImage, Names: name, Describe: true}).Descriptor; told != nil {
+		t.Errorf("got %v, want nothing: the layer would have to be packed", told)
+	}
+	l.export(t, src, Output{Type: TypeImage, Names: name, Push: true})
+	if l.export(t, src, Output{Type: TypeImage, Names: name, Describe: true}).Descriptor == nil {
+		t.Error("nothing is known of an image that was pushed")
+	}
+}
+
+func TestLayoutSaysWhenItWasCreated(t *testing.T) {
+	l := newLab(t)
+	at := time.Unix(1700000000, 0)
+	dir := t.TempDir()
+	l.export(t, Source{Platforms: l.source(t).Platforms, Epoch: &at}, Output{Type: TypeOCI, Dest: dir, Unpacked: true})
+	raw, err := os.ReadFile(filepath.Join(dir, "index.json"))
+	if err != nil || !strings.Contains(string(raw), `"org.opencontainers.image.created":"2023-11-14T22:13:20Z"`) {
+		t.Errorf("got %s, %v", raw, err)
+	}
+	l.export(t, Source{Platforms: l.source(t).Platforms}, Output{Type: TypeOCI, Dest: "-"})
+	if got := listTar(t, &l.stdout); !slices.ContainsFunc(got, func(s string) bool { return strings.HasPrefix(s, "blobs/sha256/ 755") }) {
+		t.Errorf("got no directory for blobs: %q", got)
 	}
 }

@@ -2,6 +2,8 @@ package frontend
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 
 	"dhow/internal/errdef"
@@ -159,6 +161,22 @@ func (g *Bridge) name(r gateway.Reference) *gwpb.Ref {
 		g.refs[id] = r
 	}
 	return &gwpb.Ref{Id: id, Def: def}
+}
+
+// Names gives the references of a result ids that the other side can use; scratch
+// has none.
+func (g *Bridge) Names(res *gateway.Result) []string {
+	var ids []string
+	add := func(r gateway.Reference) {
+		if id := g.name(r).Id; id != "" {
+			ids = append(ids, id)
+		}
+	}
+	add(res.Ref)
+	for _, k := range slices.Sorted(maps.Keys(res.Refs)) {
+		add(res.Refs[k])
+	}
+	return ids
 }
 
 // ref finds a reference by the id that the client was given; "" is scratch, nil.
