@@ -76,6 +76,7 @@ type reader struct {
 	counted bool         // count is known
 	from    place        // where to begin, if its segment is not 0
 	maxLine int          // bytes of a line
+	chunk   int          // how much is read at once; 0 is readSize
 	lost    totals       // rotated away since the last record
 	gone    totals       // the same, before the last record
 }
@@ -392,6 +393,7 @@ func (r *reader) open() (bool, error) {
 			r.lost.lines += sf.idx.lines - r.count.lines
 			r.lost.bytes += sf.idx.bytes - min(sf.idx.bytes, r.count.bytes)
 		}
+		sf.chunk = r.chunk
 		r.at = p.number
 		r.spans = p.spans
 		if r.spans == nil || sf.seg.gz != p.gz {

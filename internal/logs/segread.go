@@ -2,6 +2,7 @@ package logs
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"io"
 	"os"
@@ -21,6 +22,7 @@ type entry struct {
 
 const (
 	readSize = 256 << 10
+	shipSize = 64 << 10 // the same, for a destination: there may be many
 	// longestEntry bounds what a reader buffers in search of an entry's end: a line
 	// of the compact format, or all of it escaped.
 	longestEntry = 32 << 20
@@ -34,6 +36,7 @@ type segmentReader struct {
 	good  int64 // behind the last entry returned
 	buf   []byte
 	r, w  int
+	chunk int    // how much is read at once; 0 is readSize
 	count totals // of the log, up to good
 	json  jsonParser
 	raw   *rawReader // nil if the segment has none
@@ -99,7 +102,7 @@ func (s *segmentReader) fill() (bool, error) {
 		if len(s.buf) >= longestEntry {
 			return false, nil
 		}
-		s.buf = append(s.buf, make([]byte, max(readSize, len(s.buf)))...)
+		s.buf = append(s.buf, make([]byte, max(cmp.Or(s.chunk, readSize), len(s.buf)))...)
 	}
 	n, err := s.in.Read(s.buf[s.w:])
 	s.w += n

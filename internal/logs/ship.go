@@ -305,6 +305,7 @@ func (sh *shipper) full() bool {
 func (sh *shipper) fill(rest bool) error {
 	if sh.r == nil {
 		sh.r = newReader(sh.store.dir, ReadOptions{})
+		sh.r.chunk = shipSize
 		sh.r.startFrom(sh.p.place())
 	}
 	if len(sh.batch) == 0 {

@@ -183,22 +183,18 @@ func (s *sender) fields(info driver.Info, o driver.Options) error {
 
 // message appends the message of a record. Empty lines have none, since a message
 // must have a text.
-func (s *sender) message(dst []byte, r driver.Record) ([]byte, error) {
-	text, err := json.Marshal(string(r.Line))
-	if err != nil {
-		return dst, err
-	}
+func (s *sender) message(dst []byte, r driver.Record) []byte {
 	level := levelInfo
 	if r.Stream == driver.Stderr {
 		level = levelError
 	}
-	dst = append(dst, s.before...)
-	dst = append(dst, text...)
-	dst = append(dst, `,"timestamp":`...)
+	dst = append(append(dst, s.before...), '"')
+	dst, _ = driver.AppendJSON(dst, r.Line) // JSON has no other bytes
+	dst = append(dst, `","timestamp":`...)
 	dst = strconv.AppendFloat(dst, float64(r.Time.UnixMilli())/1000, 'f', 3, 64)
 	dst = append(dst, `,"level":`...)
 	dst = strconv.AppendInt(dst, int64(level), 10)
-	return append(dst, s.after...), nil
+	return append(dst, s.after...)
 }
 
 func (s *sender) Send(ctx context.Context, batch []driver.Record) (int, error) {
@@ -218,11 +214,7 @@ func (s *sender) Send(ctx context.Context, batch []driver.Record) (int, error) {
 		if len(r.Line) == 0 {
 			continue
 		}
-		var err error
-		if s.buf, err = s.message(s.buf, r); err != nil {
-			return 0, err
-		}
-		s.buf = append(s.buf, 0)
+		s.buf = append(s.message(s.buf, r), 0)
 	}
 	if err := s.conn.Write(ctx, s.buf); err != nil {
 		return 0, err
@@ -235,10 +227,7 @@ func (s *sender) datagram(ctx context.Context, r driver.Record) error {
 	if len(r.Line) == 0 {
 		return nil
 	}
-	var err error
-	if s.buf, err = s.message(s.buf[:0], r); err != nil {
-		return err
-	}
+	s.buf = s.message(s.buf[:0], r)
 	data := s.buf
 	if s.pack != nil {
 		s.packed.Reset()

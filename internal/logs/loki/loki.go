@@ -9,7 +9,6 @@
 package loki
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -120,7 +119,7 @@ type sender struct {
 	header   http.Header
 	streams  [3][]byte // labels of each stream, JSON
 	metadata []byte    // structured metadata of each line, JSON, or nil
-	buf      bytes.Buffer
+	buf      []byte
 }
 
 func open(info driver.Info, o driver.Options) (driver.Sender, error) {
@@ -187,8 +186,7 @@ func (s *sender) describe(info driver.Info, o driver.Options) error {
 }
 
 func (s *sender) Send(ctx context.Context, batch []driver.Record) (int, error) {
-	s.buf.Reset()
-	s.buf.WriteString(`{"streams":[`)
+	s.buf = append(s.buf[:0], `{"streams":[`...)
 	separator := ""
 	for _, stream := range []driver.Stream{driver.Stdout, driver.Stderr} {
 		n := 0
@@ -197,41 +195,35 @@ func (s *sender) Send(ctx context.Context, batch []driver.Record) (int, error) {
 				continue
 			}
 			if n == 0 {
-				fmt.Fprintf(&s.buf, `%s{"stream":%s,"values":[`, separator, s.streams[stream])
+				s.buf = fmt.Appendf(s.buf, `%s{"stream":%s,"values":[`, separator, s.streams[stream])
 			} else {
-				s.buf.WriteByte(',')
+				s.buf = append(s.buf, ',')
 			}
-			if err := s.value(&batch[i]); err != nil {
-				return 0, err
-			}
+			s.buf = s.appendValue(s.buf, &batch[i])
 			n++
 		}
 		if n > 0 {
-			s.buf.WriteString("]}")
+			s.buf = append(s.buf, "]}"...)
 			separator = ","
 		}
 	}
-	s.buf.WriteString("]}")
-	_, err := s.http.Post(ctx, s.url, s.header, s.buf.Bytes())
+	s.buf = append(s.buf, "]}"...)
+	_, err := s.http.Post(ctx, s.url, s.header, s.buf)
 	return 0, err
 }
 
-// value writes [time, line, metadata].
-func (s *sender) value(r *driver.Record) error {
-	line, err := json.Marshal(string(r.Line))
-	if err != nil {
-		return err
-	}
-	s.buf.WriteString(`["`)
-	s.buf.WriteString(strconv.FormatInt(r.Time.UnixNano(), 10))
-	s.buf.WriteString(`",`)
-	s.buf.Write(line)
+// appendValue appends [time, line, metadata].
+func (s *sender) appendValue(dst []byte, r *driver.Record) []byte {
+	dst = append(dst, `["`...)
+	dst = strconv.AppendInt(dst, r.Time.UnixNano(), 10)
+	dst = append(dst, `","`...)
+	dst, _ = driver.AppendJSON(dst, r.Line) // JSON has no other bytes
+	dst = append(dst, '"')
 	if s.metadata != nil {
-		s.buf.WriteByte(',')
-		s.buf.Write(s.metadata)
+		dst = append(dst, ',')
+		dst = append(dst, s.metadata...)
 	}
-	s.buf.WriteByte(']')
-	return nil
+	return append(dst, ']')
 }
 
 func (s *sender) Close() error { return s.http.Close() }
