@@ -132,35 +132,48 @@ func supervise(ctx context.Context) error {
 // The garbage collector's targets (GOGC). A start allocates less than the 16 MB
 // at which the first collection then comes, and one would take it a millisecond.
 // Afterwards a little processor time is traded for memory: there is one such
-// process a container, and it does little.
+// process a container, and it does little. The limit is for one that does much,
+// and well above what a few log destinations take: a process that is near it does
+// nothing but collect.
 const (
 	whileStarting, whileResting = 400, 40
-	restingLimit                = 12 << 20 // bytes; soft
+	restingLimit                = 24 << 20 // bytes; soft
 )
 
-// rest gives memory back when the supervisor has had nothing to do for a while:
-// what a start needs is most of what it ever has. It is long enough that health
-// probes at short intervals do not open the database anew each time.
+// rest gives memory back: what a start needs is most of what a supervisor ever has.
+// The database is let go of when there was nothing to do for so long that health
+// probes at short intervals do not open it anew each time.
 func (s *supervisor) rest(ctx context.Context) {
-	const quiet = 3 * time.Second
-	var rested *run // after its start
+	const settling, quiet = time.Second, 3 * time.Second
+	var current, settled, rested *run
+	var since time.Time // current
 	for {
 		s.mu.Lock()
-		changed, current := s.changed, s.run
+		changed := s.changed
+		if s.run != current {
+			current, since = s.run, time.Now()
+		}
 		s.mu.Unlock()
+		wait := quiet
+		if current != settled {
+			wait = time.Until(since.Add(settling))
+		}
 		select {
 		case <-changed:
 			continue
 		case <-ctx.Done():
 			return
-		case <-time.After(quiet):
+		case <-time.After(wait):
+		}
+		if current != settled {
+			settled = current
+			giveBack()
+			continue
 		}
 		complain(s.store.Idle())
 		if current != rested {
 			rested = current
-			debug.SetGCPercent(whileResting)
-			debug.SetMemoryLimit(restingLimit)
-			debug.FreeOSMemory()
+			complain(sys.ForgetProgram())
 		}
 		select {
 		case <-changed:
@@ -168,6 +181,13 @@ func (s *supervisor) rest(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// giveBack returns to the system what only a start has used.
+func giveBack() {
+	debug.SetGCPercent(whileResting)
+	debug.SetMemoryLimit(restingLimit)
+	debug.FreeOSMemory()
 }
 
 // accept reads what the starter wants.

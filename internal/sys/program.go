@@ -4,11 +4,41 @@ import (
 	"bytes"
 	"debug/elf"
 	"encoding/binary"
+	"fmt"
 	"os"
 	"runtime"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
+
+// ForgetProgram unmaps what this process has read of its own program: a start
+// touches most of it, once. Pages that are used again come back from the kernel's
+// cache.
+func ForgetProgram() error {
+	exe, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(maps)) {
+		var from, to uintptr
+		var rights string
+		if _, err := fmt.Sscanf(line, "%x-%x %s ", &from, &to, &rights); err != nil {
+			return fmt.Errorf("/proc/self/maps: %q: %w", line, err)
+		}
+		if strings.Contains(rights, "w") || !strings.HasSuffix(line, " "+exe+"\n") {
+			continue
+		}
+		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, from, to-from, unix.MADV_DONTNEED); errno != 0 {
+			return os.NewSyscallError("madvise", errno)
+		}
+	}
+	return nil
+}
 
 // MemoryFile makes a file in memory that holds data.
 func MemoryFile(name string, data []byte) (*os.File, error) {
