@@ -165,6 +165,8 @@ type sender struct {
 	most         int // records in a batch
 	entity       *entity
 	now          func() time.Time
+	held         driver.Record // the last line that was held back
+	heldAt       time.Time
 }
 
 // entity says what the lines belong to, for CloudWatch's view of applications.
@@ -268,10 +270,20 @@ func (s *sender) events(batch []driver.Record) (events []event, hold time.Durati
 	if s.start == nil || s.finishing || len(batch) >= s.most && len(events) == 1 {
 		return events, 0
 	}
-	if age := s.now().Sub(batch[len(batch)-1].Time); age < lineTimeout {
-		return events[:len(events)-1], lineTimeout - age
+	if hold := s.holdFor(batch[len(batch)-1]); hold > 0 {
+		return events[:len(events)-1], hold
 	}
 	return events, 0
+}
+
+// holdFor returns how much longer the next lines of an event may come, whose last one
+// is this. Its time alone would not do: after the clock was put back it is yet to come.
+func (s *sender) holdFor(last driver.Record) time.Duration {
+	now := s.now()
+	if last.Seq != s.held.Seq || !last.Time.Equal(s.held.Time) {
+		s.held, s.heldAt = driver.Record{Seq: last.Seq, Time: last.Time}, now
+	}
+	return lineTimeout - max(now.Sub(last.Time), now.Sub(s.heldAt))
 }
 
 // fitting returns how many events, from the first, one request takes.

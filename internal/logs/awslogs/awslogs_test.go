@@ -291,6 +291,24 @@ func TestSeveralLinesOneEvent(t *testing.T) {
 	}
 }
 
+// TestClockPutBack holds back the last event as long as ever.
+func TestClockPutBack(t *testing.T) {
+	c, s := start(t, driver.Options{"awslogs-create-group": "true", "awslogs-multiline-pattern": `^x`})
+	now := time.Now()
+	s.now = func() time.Time { return now }
+	batch := records(now.Add(5*time.Hour), "x boom", "  at a")
+	if n, err := s.Send(t.Context(), batch); n != 0 || !driver.IsHeld(err) || driver.After(err) > lineTimeout {
+		t.Fatalf("got %d, %v, after %v; want it held for %v at most", n, err, driver.After(err), lineTimeout)
+	}
+	now = now.Add(lineTimeout)
+	if n, err := s.Send(t.Context(), batch); n != 2 || err != nil {
+		t.Fatalf("got %d, %v, want the event to be sent", n, err)
+	}
+	if got := c.streams["g/"+strings.Repeat("ab", 32)]; len(got) != 1 {
+		t.Errorf("got %+v", got)
+	}
+}
+
 func TestOptions(t *testing.T) {
 	for _, bad := range []driver.Options{
 		{}, {"awslogs-group": "g", "awslogs-datetime-format": "%Q"},
