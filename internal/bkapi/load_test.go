@@ -54,6 +54,18 @@ func TestSameBuildRunsOnce(t *testing.T) {
 	}
 }
 
+// perBuild is more than what a server remembers for a minute of a build that has
+// ended, in bytes.
+const perBuild = 512 << 10
+
+// heap is what lives of the Go heap, in bytes.
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
 func TestManyBuilds(t *testing.T) {
 	c := serve(t)
 	open := func() int {
@@ -70,17 +82,21 @@ func TestManyBuilds(t *testing.T) {
 		return err
 	}
 	must(t, build(-1))
-	before := open()
+	before, alive, used := open(), runtime.NumGoroutine(), heap()
 	var g errgroup.Group
 	for i := range 50 {
 		g.Go(func() error { return build(i) })
 	}
 	must(t, g.Wait())
 	// What is closed by finalizers and timers goes within seconds.
-	for end := time.Now().Add(testkit.Patience); open() > before+10; time.Sleep(50 * time.Millisecond) {
+	bounded := func() bool {
+		return open() <= before+10 && runtime.NumGoroutine() <= alive+10 && heap() <= used+50*perBuild
+	}
+	for end := time.Now().Add(testkit.Patience); !bounded(); time.Sleep(50 * time.Millisecond) {
 		runtime.GC() // directories that were read close with their trees
 		if time.Now().After(end) {
-			t.Errorf("got %d open files after 50 builds, want about the %d of before", open(), before)
+			t.Errorf("after 50 builds: got %d open files, %d goroutines and a heap of %d KiB, want about the %d, %d and %d of before",
+				open(), runtime.NumGoroutine(), heap()>>10, before, alive, used>>10)
 			list, err := os.ReadDir("/proc/self/fd")
 			must(t, err)
 			for _, e := range list[len(list)-5:] {
