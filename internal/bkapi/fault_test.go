@@ -37,20 +37,6 @@ func running(t *testing.T, word string) bool {
 	return false
 }
 
-// eventually waits for what happens at once, or as soon as a busy machine comes
-// to it, and tells how long that took.
-func eventually(t *testing.T, what string, ok func() bool) time.Duration {
-	t.Helper()
-	began := time.Now()
-	for !ok() {
-		if time.Since(began) > testkit.Patience {
-			t.Fatalf("%s: not within %s", what, testkit.Patience)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	return time.Since(began)
-}
-
 // TestClientCutOff: the connection of a client breaks while a step of its build
 // runs. The step is killed, the record tells of it, and the server lives on.
 func TestClientCutOff(t *testing.T) {
@@ -79,19 +65,20 @@ func TestClientCutOff(t *testing.T) {
 		_, err := cut.Solve(t.Context(), def, client.SolveOpt{Ref: "cutoffcutoff", LocalMounts: mounts}, nil)
 		ended <- err
 	}()
-	eventually(t, "the step begins", func() bool { return running(t, word) })
+	testkit.Until(t, "the step begins", func() bool { return running(t, word) })
 	mu.Lock()
 	for _, conn := range conns {
 		must(t, conn.Close())
 	}
 	mu.Unlock()
-	took := eventually(t, "the step is killed", func() bool { return !running(t, word) })
-	t.Logf("the step was killed %s after the connection broke", took.Round(time.Millisecond))
+	broken := time.Now()
+	testkit.Until(t, "the step is killed", func() bool { return !running(t, word) })
+	t.Logf("the step was killed %s after the connection broke", time.Since(broken).Round(time.Millisecond))
 	if err := <-ended; err == nil {
 		t.Error("the client's call succeeded without a connection")
 	}
 	var record *controlapi.BuildHistoryRecord
-	eventually(t, "the build ends", func() bool {
+	testkit.Until(t, "the build ends", func() bool {
 		for _, e := range events(t, c, &controlapi.BuildHistoryRequest{Ref: "cutoffcutoff"}) {
 			record = e.Record
 		}
