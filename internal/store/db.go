@@ -114,6 +114,9 @@ func (d *db) migrate(ctx context.Context, root string) error {
 // transaction (1 to 10 ms each): a lost record costs one build step or one
 // unpacking, and its files are found and removed by Prune.
 func (d *db) connect() (*sqlite.Conn, error) {
+	if _, err := sqliteHeap(); err != nil {
+		return nil, err
+	}
 	c, err := sqlite.OpenConn(d.path, sqlite.OpenReadWrite|sqlite.OpenCreate)
 	if err != nil {
 		return nil, err
@@ -133,7 +136,7 @@ func (d *db) close() (err error) {
 		for range maxConns {
 			d.slots <- struct{}{}
 		}
-		err = d.idle()
+		err = d.closeFree()
 	})
 	return err
 }
@@ -159,7 +162,16 @@ func (d *db) put(c *sqlite.Conn) {
 
 // idle closes the connections that nobody uses now, for a process that waits;
 // the next use opens one again.
-func (d *db) idle() (err error) {
+func (d *db) idle() error {
+	err := d.closeFree()
+	h, heapErr := sqliteHeap()
+	if heapErr == nil {
+		heapErr = h.trim()
+	}
+	return errors.Join(err, heapErr)
+}
+
+func (d *db) closeFree() (err error) {
 	for c := d.take(); c != nil; c = d.take() {
 		err = errors.Join(err, c.Close())
 	}
