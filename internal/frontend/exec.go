@@ -141,7 +141,7 @@ func (s *Service) StatFileContainer(ctx context.Context, req *gwpb.StatFileReque
 }
 
 // ExecProcess runs processes in containers, as many as the client asks for on
-// one stream:
+// one stream, in any order but for each that Started is first and Done last:
 //
 //	client ── Init ──▶      ◀── Started ── server
 //	       ── File 0 ──▶    ◀── File 1, 2 ──
@@ -209,6 +209,7 @@ type execStream struct {
 	bridge *Bridge
 	group  *errgroup.Group
 	procs  map[string]*execProcess // of the goroutine that takes messages
+	last   *execProcess            // of it, too; nil before the first
 
 	sending sync.Mutex // one message at a time
 	stream  gwpb.LLBBridge_ExecProcessServer
@@ -216,8 +217,11 @@ type execStream struct {
 
 // execProcess is one process of a stream.
 type execProcess struct {
-	proc  gateway.ContainerProcess
-	stdin *io.PipeWriter // nil: it has none
+	stdin   *io.PipeWriter // nil: it has none
+	input   chan *gwpb.FdMessage
+	started chan struct{}            // closed when proc is set
+	proc    gateway.ContainerProcess // once started is closed
+	ended   chan struct{}
 }
 
 func (x *execStream) send(id string, m *gwpb.ExecMessage) error {
@@ -230,13 +234,12 @@ func (x *execStream) send(id string, m *gwpb.ExecMessage) error {
 // hangUp ends the input of processes whose client sends no more.
 func (x *execStream) hangUp() {
 	for _, p := range x.procs {
-		if p.stdin != nil {
-			p.stdin.Close()
-		}
+		close(p.input)
 	}
 }
 
-// take does what a message asks for.
+// take does what a message asks for. It waits for no process to start or to read:
+// a client may have no use for one process's messages before the next one's.
 func (x *execStream) take(ctx context.Context, m *gwpb.ExecMessage) error {
 	id := m.ProcessID
 	if id == "" {
@@ -252,9 +255,23 @@ func (x *execStream) take(ctx context.Context, m *gwpb.ExecMessage) error {
 	if !known {
 		return errdef.New(errdef.ErrNotFound, "IO for process %q not found", id)
 	}
+	if f := m.GetFile(); f != nil {
+		if p.stdin == nil || f.Fd != 0 {
+			return errdef.New(errdef.ErrInvalid, "fd %d unavailable to write", f.Fd)
+		}
+		select {
+		case p.input <- f:
+		case <-p.ended:
+		case <-ctx.Done():
+		}
+		return nil
+	}
+	select {
+	case <-p.started:
+	case <-ctx.Done():
+		return nil
+	}
 	switch in := m.Input.(type) {
-	case *gwpb.ExecMessage_File:
-		return p.write(in.File)
 	case *gwpb.ExecMessage_Resize:
 		return p.proc.Resize(ctx, gateway.WinSize{Rows: in.Resize.Rows, Cols: in.Resize.Cols})
 	case *gwpb.ExecMessage_Signal:
@@ -267,23 +284,34 @@ func (x *execStream) take(ctx context.Context, m *gwpb.ExecMessage) error {
 	return nil
 }
 
-// write passes input on. What a process that has ended does not read is dropped.
-func (p *execProcess) write(f *gwpb.FdMessage) error {
-	if p.stdin == nil || f.Fd != 0 {
-		return errdef.New(errdef.ErrInvalid, "fd %d unavailable to write", f.Fd)
-	}
-	if len(f.Data) > 0 {
-		if _, err := p.stdin.Write(f.Data); err != nil && !errors.Is(err, io.ErrClosedPipe) {
-			return err
+// feed passes input on until there is no more. What a process that has ended does
+// not read is dropped.
+func (p *execProcess) feed() {
+	defer p.stdin.Close()
+	for {
+		select {
+		case f, more := <-p.input:
+			if !more {
+				return
+			}
+			if len(f.Data) > 0 {
+				_, _ = p.stdin.Write(f.Data) // it fails when nobody reads any more
+			}
+			if f.EOF {
+				p.stdin.Close()
+			}
+		case <-p.ended:
+			return
 		}
 	}
-	if f.EOF {
-		p.stdin.Close()
-	}
-	return nil
 }
 
-// start starts a process, and has its output and its end sent.
+// maxInput is how many messages of input wait for a process that does not read
+// before its client has to wait.
+const maxInput = 64
+
+// start tells the client that a process starts, and has it start. How it failed to
+// is told as its end, as is how it ended.
 func (x *execStream) start(ctx context.Context, id string, init *gwpb.InitMessage) error {
 	c, err := x.bridge.container(init.ContainerID)
 	if err != nil {
@@ -292,13 +320,19 @@ func (x *execStream) start(ctx context.Context, id string, init *gwpb.InitMessag
 	if init.Meta == nil {
 		return errdef.New(errdef.ErrInvalid, "process %s: no arguments", id)
 	}
+	// Before anything that a process which runs already has to say: a client takes
+	// the messages of all processes in turn, and may have no reader for the output
+	// of one before it knows that the next one runs.
+	if err := x.send(id, &gwpb.ExecMessage{Input: &gwpb.ExecMessage_Started{Started: &gwpb.StartedMessage{}}}); err != nil {
+		return err
+	}
 	req := gateway.StartRequest{
 		Args: init.Meta.Args, Env: init.Meta.Env, SecretEnv: init.Secretenv, User: init.Meta.User, Cwd: init.Meta.Cwd,
 		Tty: init.Tty, SecurityMode: init.Security,
 	}
-	p := &execProcess{}
-	started := make(chan struct{}) // closed when Started was sent, or never will: nothing else comes before it
-	running := false               // written before started is closed
+	p := &execProcess{input: make(chan *gwpb.FdMessage, maxInput), started: make(chan struct{}), ended: make(chan struct{})}
+	before := x.last
+	x.procs[id], x.last = p, p
 	var outputs sync.WaitGroup
 	for _, fd := range init.Fds {
 		switch fd {
@@ -306,28 +340,19 @@ func (x *execStream) start(ctx context.Context, id string, init *gwpb.InitMessag
 			r, w := io.Pipe()
 			req.Stdin, p.stdin = r, w
 		case 1:
-			req.Stdout = x.output(id, fd, started, &running, &outputs)
+			req.Stdout = x.output(id, fd, &outputs)
 		case 2:
-			req.Stderr = x.output(id, fd, started, &running, &outputs)
+			req.Stderr = x.output(id, fd, &outputs)
 		}
 	}
-	if p.proc, err = c.Start(ctx, req); err != nil {
-		for _, w := range []io.Closer{req.Stdin, req.Stdout, req.Stderr} {
-			if w != nil {
-				w.Close()
-			}
-		}
-		p.proc = unstarted{err}
-	}
-	x.procs[id] = p
-	err = x.send(id, &gwpb.ExecMessage{Input: &gwpb.ExecMessage_Started{Started: &gwpb.StartedMessage{}}})
-	running = err == nil
-	close(started)
-	if err != nil {
-		return err
+	if p.stdin != nil {
+		x.group.Go(func() error {
+			p.feed()
+			return nil
+		})
 	}
 	x.group.Go(func() error {
-		err := p.proc.Wait()
+		err := p.run(ctx, c, req, before)
 		if err := x.send(id, &gwpb.ExecMessage{Input: &gwpb.ExecMessage_Exit{Exit: exitMessage(ctx, err)}}); err != nil {
 			return err
 		}
@@ -337,11 +362,35 @@ func (x *execStream) start(ctx context.Context, id string, init *gwpb.InitMessag
 	return nil
 }
 
-// unstarted is a process that could not be started. Its client is told so as its
-// end: BuildKit's client waits for Started and would wait on if the stream failed.
-type unstarted struct{ err error }
+// run starts the process after the one before it, as the first of a container is the
+// one that the others join, and waits for its end.
+func (p *execProcess) run(ctx context.Context, c gateway.Container, req gateway.StartRequest, before *execProcess) (err error) {
+	defer close(p.ended)
+	if before != nil {
+		<-before.started // which its own start does not outlast
+	}
+	if p.proc, err = c.Start(ctx, req); err != nil {
+		for _, w := range []io.Closer{req.Stdin, req.Stdout, req.Stderr} {
+			if w != nil {
+				w.Close()
+			}
+		}
+		p.proc = unstarted{}
+		close(p.started)
+		return err
+	}
+	close(p.started)
+	err = p.proc.Wait()
+	if req.Stdin != nil {
+		req.Stdin.Close() // whoever writes to it waits for nobody
+	}
+	return err
+}
 
-func (u unstarted) Wait() error                                 { return u.err }
+// unstarted is a process that could not be started.
+type unstarted struct{}
+
+func (unstarted) Wait() error                                   { return nil }
 func (unstarted) Resize(context.Context, gateway.WinSize) error { return nil }
 func (unstarted) Signal(context.Context, syscall.Signal) error  { return nil }
 
@@ -361,15 +410,12 @@ func exitMessage(ctx context.Context, err error) *gwpb.ExitMessage {
 }
 
 // output returns what takes a process's output for the client.
-func (x *execStream) output(id string, fd uint32, started <-chan struct{}, running *bool, wg *sync.WaitGroup) io.WriteCloser {
+func (x *execStream) output(id string, fd uint32, wg *sync.WaitGroup) io.WriteCloser {
 	r, w := io.Pipe()
 	wg.Add(1)
 	x.group.Go(func() error {
 		defer wg.Done()
 		defer r.Close()
-		if <-started; !*running {
-			return nil
-		}
 		buf := make([]byte, 32<<10)
 		for {
 			n, err := r.Read(buf)
