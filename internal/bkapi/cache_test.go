@@ -38,18 +38,26 @@ func TestCacheRoundTrip(t *testing.T) {
 	srv := httptest.NewServer(ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0))))
 	t.Cleanup(srv.Close)
 	host, dir := strings.TrimPrefix(srv.URL, "http://"), t.TempDir()
-	for name, o := range map[string]struct{ to, from client.CacheOptionsEntry }{
+	pushed := []client.ExportEntry{{Type: client.ExporterImage, Attrs: map[string]string{"name": host + "/app:1", "push": "true", "store": "false"}}}
+	for name, o := range map[string]struct {
+		to, from client.CacheOptionsEntry
+		out      []client.ExportEntry
+	}{
+		"inline": {
+			client.CacheOptionsEntry{Type: "inline"},
+			client.CacheOptionsEntry{Type: "registry", Attrs: map[string]string{"ref": host + "/app:1"}}, pushed,
+		},
 		"local": {
 			client.CacheOptionsEntry{Type: "local", Attrs: map[string]string{"dest": dir}},
-			client.CacheOptionsEntry{Type: "local", Attrs: map[string]string{"src": dir}},
+			client.CacheOptionsEntry{Type: "local", Attrs: map[string]string{"src": dir}}, nil,
 		},
 		"registry": {
 			client.CacheOptionsEntry{Type: "registry", Attrs: map[string]string{"ref": host + "/c:1"}},
-			client.CacheOptionsEntry{Type: "registry", Attrs: map[string]string{"ref": host + "/c:1"}},
+			client.CacheOptionsEntry{Type: "registry", Attrs: map[string]string{"ref": host + "/c:1"}}, nil,
 		},
 		"dhow": {
 			client.CacheOptionsEntry{Type: "dhow", Attrs: map[string]string{"ref": host + "/d"}},
-			client.CacheOptionsEntry{Type: "dhow", Attrs: map[string]string{"ref": host + "/d"}},
+			client.CacheOptionsEntry{Type: "dhow", Attrs: map[string]string{"ref": host + "/d"}}, nil,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -57,7 +65,7 @@ func TestCacheRoundTrip(t *testing.T) {
 			def, err := st.Marshal(t.Context())
 			must(t, err)
 			src := map[string]fsutil.FS{"src": tree(t, map[string]string{"a": "x"})}
-			_, err = solve(t, serve(t), def, client.SolveOpt{LocalMounts: src, CacheExports: []client.CacheOptionsEntry{o.to}})
+			_, err = solve(t, serve(t), def, client.SolveOpt{LocalMounts: src, CacheExports: []client.CacheOptionsEntry{o.to}, Exports: o.out})
 			must(t, err)
 			if o.to.Type == "local" {
 				read(t, filepath.Join(dir, "index.json"))

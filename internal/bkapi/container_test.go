@@ -80,6 +80,12 @@ func testProgram(args []string) int {
 		fmt.Print(strings.ToUpper(string(line)))
 	case "env":
 		fmt.Print(os.Getenv(args[1]))
+	case "length":
+		fmt.Print(len(os.Getenv(args[1])))
+	case "agent":
+		return listKeys()
+	case "scan":
+		return scan()
 	case "size":
 		for s := bufio.NewScanner(os.Stdin); s.Scan(); {
 			ws, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ)

@@ -223,7 +223,8 @@ func (o *Output) setCompression(value string) error {
 		o.Compression = oci.Compression(value)
 		return nil
 	case "estargz", "nydus":
-		return errdef.WithHint(errdef.New(errdef.ErrUnsupported, "compression %q", value), "use gzip, zstd or uncompressed")
+		// BuildKit's clients see no hints.
+		return errdef.New(errdef.ErrUnsupported, "compression %q is not supported, but gzip, zstd and uncompressed are", value)
 	}
 	return errdef.WithHint(errdef.New(errdef.ErrInvalid, "compression %q is not known", value), "use gzip, zstd or uncompressed")
 }
