@@ -34,9 +34,11 @@ func TestShip(t *testing.T) {
 	dir, f, lines := t.TempDir(), &fake{}, numbered(0, 3000)
 	c := leftOver(t, dir, f, lines)
 
-	late, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	late, cancel := context.WithCancel(t.Context())
 	defer cancel()
+	f.set(func(f *fake) { f.failed = cancel })
 	err := Ship(late, dir, c)
+	f.set(func(f *fake) { f.failed = nil })
 	if !errors.Is(err, errdef.ErrUnavailable) || !strings.Contains(err.Error(), "fake has not got 3000 lines") || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("in time: got %v", err)
 	}
@@ -80,19 +82,15 @@ func TestShipWaits(t *testing.T) {
 	}
 }
 
-// Who wants to write a log that is only shipped gets it at once.
+// Who wants to write a log that is only shipped gets it, though the destination is
+// down.
 func TestShipLetsGo(t *testing.T) {
 	dir, f, lines := t.TempDir(), &fake{}, numbered(0, 500)
 	c := leftOver(t, dir, f, lines)
 	shipped := make(chan error)
 	go func() { shipped <- Ship(t.Context(), dir, c) }()
 	await(t, "Ship to hold the log", func() bool { return written(dir) })
-	time.Sleep(50 * time.Millisecond)
-	before := time.Now()
 	s := openFake(t, dir, f, nil, driver.Delivery{})
-	if took := time.Since(before); took > time.Second {
-		t.Errorf("opening took %v", took)
-	}
 	writeLines(t, s, []string{"later"})
 	f.set(func(f *fake) { f.down = nil })
 	if err := <-shipped; err != nil {

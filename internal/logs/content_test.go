@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"dhow/internal/logs/driver"
+	"dhow/internal/testkit"
 )
 
 // gelfDecoder puts UDP messages together by the words of the GELF specification,
@@ -103,7 +104,7 @@ func TestGELF(t *testing.T) {
 			for _, want := range gelfSample() {
 				var m map[string]any
 				for m == nil {
-					c.SetReadDeadline(time.Now().Add(5 * time.Second))
+					c.SetReadDeadline(time.Now().Add(testkit.Patience))
 					n, _, err := c.ReadFrom(buf)
 					if err != nil {
 						t.Fatal(err)

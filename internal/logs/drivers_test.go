@@ -23,6 +23,7 @@ import (
 	"crypto/x509"
 
 	"dhow/internal/logs/driver"
+	"dhow/internal/testkit"
 )
 
 // remote is a driver that talks over a network, and how to point it at an address.
@@ -131,7 +132,7 @@ func sendFor(t *testing.T, s driver.Sender, limit time.Duration, records int) (i
 	defer cancel()
 	before := time.Now()
 	n, err := s.Send(ctx, batch)
-	if took := time.Since(before); took > limit+2*time.Second {
+	if took := time.Since(before); took > limit+30*time.Second {
 		t.Errorf("Send took %v, allowed were %v", took, limit)
 	}
 	return n, err
@@ -156,7 +157,7 @@ func TestAbsent(t *testing.T) {
 		}
 		address := l.Addr().String()
 		l.Close()
-		n, err := sendFor(t, r.opened(t, "plain", address), 3*time.Second, 1)
+		n, err := sendFor(t, r.opened(t, "plain", address), testkit.Patience, 1)
 		if n != 0 || err == nil || driver.IsRefused(err) || driver.IsRejected(err) {
 			t.Errorf("got %d, %v, want an error that is worth another try", n, err)
 		}
@@ -195,7 +196,7 @@ func TestWrongCertificate(t *testing.T) {
 		srv.Config.ErrorLog = nil
 		srv.StartTLS()
 		defer srv.Close()
-		n, err := sendFor(t, r.opened(t, "tls", srv.Listener.Addr().String()), 3*time.Second, 1)
+		n, err := sendFor(t, r.opened(t, "tls", srv.Listener.Addr().String()), testkit.Patience, 1)
 		if n != 0 || !driver.IsRefused(err) {
 			t.Errorf("got %d, %v, want to be refused", n, err)
 		}
@@ -222,7 +223,7 @@ func TestClosing(t *testing.T) {
 		}()
 		s := r.opened(t, "plain", l.Addr().String())
 		for range 3 {
-			n, err := sendFor(t, s, 3*time.Second, 100)
+			n, err := sendFor(t, s, testkit.Patience, 100)
 			if n == 100 || err == nil || driver.IsRejected(err) {
 				t.Errorf("got %d, %v, want an error", n, err)
 			}
@@ -254,7 +255,7 @@ func TestStatuses(t *testing.T) {
 					io.WriteString(w, "no")
 				}))
 				defer srv.Close()
-				n, err := sendFor(t, r.opened(t, "plain", srv.Listener.Addr().String()), 3*time.Second, 1)
+				n, err := sendFor(t, r.opened(t, "plain", srv.Listener.Addr().String()), testkit.Patience, 1)
 				if n != 0 || err == nil || driver.IsRefused(err) != c.refused || driver.IsRejected(err) != c.rejected || driver.After(err) != c.after {
 					t.Errorf("got %d, %v (refused %v, rejected %v, after %v)", n, err, driver.IsRefused(err), driver.IsRejected(err), driver.After(err))
 				}

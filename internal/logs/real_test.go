@@ -17,11 +17,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"dhow/internal/logs/driver"
+	"dhow/internal/testkit"
 )
 
 // The tests here send to servers that others wrote: rsyslog and syslog-ng
@@ -59,8 +61,8 @@ func sendSample(t *testing.T, name string, o driver.Options) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	for deadline := time.Now().Add(testkit.Patience); ; time.Sleep(50 * time.Millisecond) {
+		ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 		_, err := s.Send(ctx, sample())
 		cancel()
 		if err == nil {
@@ -82,6 +84,21 @@ func freeAddress(t *testing.T) (address, host, port string) {
 	defer l.Close()
 	host, port, _ = net.SplitHostPort(l.Addr().String())
 	return l.Addr().String(), host, port
+}
+
+// awaitUDP waits until somebody has a datagram socket on a port of 127.0.0.1: what
+// is sent before is lost, and nobody is told.
+func awaitUDP(t *testing.T, port string) {
+	t.Helper()
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := fmt.Sprintf(": 0100007F:%04X ", n)
+	await(t, "a server on UDP port "+port, func() bool {
+		data, err := os.ReadFile("/proc/net/udp")
+		return err == nil && strings.Contains(string(data), socket)
+	})
 }
 
 // server starts a program that ends with the test.
@@ -229,7 +246,7 @@ func TestRsyslog(t *testing.T) {
 				}
 				server(t, env, path, "-n", "-f", conf, "-i", filepath.Join(dir, "pid"), "-M", modules[0])
 				if scheme == "udp" {
-					time.Sleep(700 * time.Millisecond) // nothing tells that it listens
+					awaitUDP(t, port)
 				}
 				sendSample(t, "syslog", o)
 				awaitLines(t, filepath.Join(dir, "out"), func(r Record) string {
@@ -275,7 +292,7 @@ func TestSyslogNG(t *testing.T) {
 			server(t, env, path, "-F", "--no-caps", "-f", conf, "-R", filepath.Join(dir, "persist"), "-p", filepath.Join(dir, "pid"),
 				"-c", filepath.Join(dir, "ctl"), "--module-path", filepath.Join(root, "usr/lib/syslog-ng/3.38"))
 			if scheme == "udp" {
-				time.Sleep(1500 * time.Millisecond) // nothing tells that it listens
+				awaitUDP(t, port)
 			}
 			sendSample(t, "syslog", o)
 			awaitLines(t, filepath.Join(dir, "out"), func(r Record) string { return priority(r) + " web " })
@@ -300,9 +317,9 @@ mount -t tmpfs tmpfs /run
 mount -t proc proc /proc
 mkdir -p /run/systemd/journal /run/log/journal
 ` + journald + ` >&2 &
-for i in $(seq 100); do [ -S /run/systemd/journal/socket ] && break; sleep 0.05; done
+for i in $(seq 1200); do [ -S /run/systemd/journal/socket ] && break; sleep 0.05; done
 "$0" -test.run '^TestJournaldInside$' >&2
-for i in $(seq 40); do
+for i in $(seq 600); do
 	sleep 0.1
 	journalctl --sync >/dev/null 2>&1 || true
 	journalctl -D /run/log/journal -o json --all --no-pager CONTAINER_NAME=web >/run/out 2>/dev/null || true

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"dhow/internal/logs/driver"
+	"dhow/internal/testkit"
 )
 
 // fake is a destination that does as it is told.
@@ -19,6 +20,8 @@ type fake struct {
 	got      []string
 	batches  int
 	down     error  // what every Send returns
+	failed   func() // called then, unless nil
+	tries    int    // that failed
 	hang     bool   // Send hangs until its context ends
 	poison   string // a record with this text is rejected
 	break_   int    // after so many batches, fail once after half a batch
@@ -38,8 +41,14 @@ func (f *fake) kind(d driver.Delivery) func(string) (driver.Kind, error) {
 
 func (f *fake) Send(ctx context.Context, batch []Record) (int, error) {
 	f.mu.Lock()
-	down, hang := f.down, f.hang
+	down, hang, failed := f.down, f.hang, f.failed
+	if down != nil {
+		f.tries++
+	}
 	f.mu.Unlock()
+	if down != nil && failed != nil {
+		failed()
+	}
 	if hang {
 		<-ctx.Done()
 		return 0, ctx.Err()
@@ -106,7 +115,7 @@ func writeLines(t *testing.T, s *Store, lines []string) {
 // await waits until the condition holds.
 func await(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(testkit.Patience); !condition(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited too long for %s", what)
 		}
@@ -115,7 +124,7 @@ func await(t *testing.T, what string, condition func() bool) {
 
 func linger(t *testing.T, s *Store) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 	defer cancel()
 	if err := s.Linger(ctx); err != nil {
 		t.Fatal(err)
@@ -161,9 +170,8 @@ func TestDestinationDown(t *testing.T) {
 	if d := onlyDestination(t, dir); d.Error != "connection refused" || d.Waiting.Lines != 3000 || d.Lag <= 0 || !d.Next.After(d.ErrorAt) {
 		t.Errorf("got %+v", d)
 	}
-	before := time.Now()
-	if err := s.Close(); err != nil || time.Since(before) > time.Second {
-		t.Errorf("closing took %v (%v)", time.Since(before), err)
+	if err := s.Close(); err != nil { // which does not wait for the destination
+		t.Error(err)
 	}
 	s = openFake(t, dir, f, map[string]string{"cache-max-size": "100k"}, driver.Delivery{})
 	writeLines(t, s, all[3000:])
@@ -361,17 +369,26 @@ func TestDroppedOnce(t *testing.T) {
 	dir, f := t.TempDir(), &fake{down: errors.New("connection refused")}
 	s := openFake(t, dir, f, map[string]string{"cache-max-size": "20k", "cache-max-file": "2"}, driver.Delivery{Retry: time.Second})
 	lines := numbered(0, 4000)
+	tries := func() (n int) {
+		f.set(func(f *fake) { n = f.tries })
+		return n
+	}
+	tried := func(more int) { // so often again
+		enough := tries() + more
+		await(t, "tries", func() bool { return tries() >= enough })
+	}
 	for i := 0; i < len(lines); i += 100 {
 		writeLines(t, s, lines[i:i+100])
 		if i == 2000 {
-			time.Sleep(2500 * time.Millisecond)
+			tried(2)
 		}
 	}
-	time.Sleep(1500 * time.Millisecond)
-	down := mustStat(t, dir).Destinations[0]
-	if down.Dropped.Lines == 0 || down.Dropped.Lines+down.Waiting.Lines != uint64(len(lines)) {
-		t.Errorf("while it is down: got %+v, want %d lines dropped or waiting", down, len(lines))
-	}
+	tried(2)
+	var down Destination
+	await(t, "all lines to be dropped or waiting", func() bool {
+		down = mustStat(t, dir).Destinations[0]
+		return down.Dropped.Lines != 0 && down.Dropped.Lines+down.Waiting.Lines == uint64(len(lines))
+	})
 	f.set(func(f *fake) { f.down = nil })
 	await(t, "the last line", func() bool { return slices.Contains(f.lines(), lines[len(lines)-1]) })
 	await(t, "the progress", func() bool { return mustStat(t, dir).Destinations[0].Waiting.Lines == 0 })

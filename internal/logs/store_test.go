@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"dhow/internal/errdef"
+	"dhow/internal/testkit"
 )
 
 // clock is a time that advances a millisecond whenever it is asked for.
@@ -392,7 +393,7 @@ func TestFollow(t *testing.T) {
 			s := mustOpen(t, dir, c)
 			out := s.Stream(Stdout)
 			want := fill(t, out, 0, 100_000)
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 			defer cancel()
 			lines := make(chan string, 1<<20)
 			go func() {

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"dhow/internal/logs/driver"
+	"dhow/internal/testkit"
 )
 
 // helper is a log driver plugin that collects what it is sent.
@@ -103,7 +104,7 @@ func TestPlugin(t *testing.T) {
 	at := time.Unix(100, 7)
 	batch := []driver.Record{{Time: at, Stream: driver.Stdout, Line: []byte("one")}, {Time: at, Stream: driver.Stderr, Line: []byte("t\xffo"), Partial: true}}
 	send := func() error {
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 		defer cancel()
 		_, err := s.Send(ctx, batch)
 		return err
@@ -172,12 +173,12 @@ func TestExample(t *testing.T) {
 	}
 	batch := []driver.Record{{Time: time.Now(), Stream: driver.Stdout, Line: []byte("one")}, {Time: time.Now(), Stream: driver.Stderr, Line: []byte("t\xffo")}}
 	want, got := "stdout: one\nstderr: t\xffo\n", []byte(nil)
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(testkit.Patience); ; time.Sleep(10 * time.Millisecond) {
 		if _, err = s.Send(t.Context(), batch); err == nil || time.Now().After(end) {
 			break // it listens
 		}
 	}
-	for end := time.Now().Add(10 * time.Second); string(got) != want && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(testkit.Patience); string(got) != want && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		got, _ = os.ReadFile(out) // it may not be there yet
 	}
 	if string(got) != want {
@@ -207,7 +208,7 @@ func TestKilledPlugin(t *testing.T) {
 	}
 	h.kill()
 	before := time.Now()
-	if _, err := s.Send(t.Context(), batch); err == nil || time.Since(before) > 5*time.Second {
+	if _, err := s.Send(t.Context(), batch); err == nil || time.Since(before) > testkit.Patience/2 {
 		t.Errorf("got %v after %v, want an error at once", err, time.Since(before))
 	}
 }
