@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"dhow/internal/testkit"
 )
 
 // The number of times that something is killed; DHOW_FAULTS changes it.
@@ -69,7 +71,9 @@ func killAtRandom(t *testing.T, runtime string) {
 	f.must("load", "-q", "-i", filepath.Join(shared.images, "busybox.tar"))
 	// What stays for good: the default network's bridge and rules.
 	f.must("run", "--rm", "busybox", "true")
-	time.Sleep(time.Second) // the kernel takes its time with a network namespace that nobody holds
+	testkit.Until(t, "the end of the container's link", func() bool { // the kernel takes its time with a network namespace that nobody holds
+		return !strings.Contains(f.links(), "dhv")
+	})
 	rules, links := f.inside("nft", "list", "ruleset"), f.links()
 	for i := range count {
 		f.fault(i)
@@ -78,9 +82,7 @@ func killAtRandom(t *testing.T, runtime string) {
 		}
 	}
 	_, _ = f.dhow(append([]string{"rm", "-f", "-v"}, f.names()...)...) // one may go at the same time by itself
-	for end := time.Now().Add(10 * time.Second); len(f.names()) > 0 && time.Now().Before(end); {
-		time.Sleep(20 * time.Millisecond)
-	}
+	f.wait(func() bool { return len(f.names()) == 0 })
 	f.nothingLeft(rules, links)
 }
 
@@ -127,7 +129,7 @@ func (f *faults) command(ctx context.Context, name string, args ...string) *exec
 
 // dhow runs dhow to its end.
 func (f *faults) dhow(args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*testkit.Patience)
 	defer cancel()
 	cmd := f.command(ctx, filepath.Join(shared.bin, "dhow"), args...)
 	var errs bytes.Buffer
@@ -157,7 +159,25 @@ func (f *faults) inside(name string, args ...string) string {
 	return string(out)
 }
 
-func (f *faults) links() string { return f.inside("ip", "-br", "link") }
+// links are the names of the network's links: whether a bridge is up changes a
+// while after what is on it has gone.
+func (f *faults) links() string {
+	var names []string
+	for line := range strings.Lines(f.inside("ip", "-br", "link")) {
+		name, _, _ := strings.Cut(line, " ")
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return strings.Join(names, " ")
+}
+
+// wait waits until the condition holds, as long as any machine may take for it;
+// who calls looks what did not come to be.
+func (f *faults) wait(holds func() bool) {
+	for end := time.Now().Add(testkit.Patience); !holds() && time.Now().Before(end); {
+		time.Sleep(20 * time.Millisecond)
+	}
+}
 
 // seen is a container as ps and inspect show it.
 type seen struct {
@@ -244,7 +264,7 @@ func (f *faults) fault(i int) {
 
 // killCommand starts dhow and kills it within 80 ms, or lets it end.
 func (f *faults) killCommand(args ...string) string {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*testkit.Patience)
 	defer cancel()
 	cmd := f.command(ctx, filepath.Join(shared.bin, "dhow"), args...)
 	if err := cmd.Start(); err != nil {
@@ -299,7 +319,7 @@ func kill9(pid int) {
 func (f *faults) truth(what string) {
 	f.t.Helper()
 	var wrong string
-	for range 100 {
+	f.wait(func() bool {
 		wrong = ""
 		for _, c := range f.containers() {
 			runs := c.State.Pid > 0 && syscall.Kill(c.State.Pid, 0) == nil
@@ -310,12 +330,11 @@ func (f *faults) truth(what string) {
 				wrong = fmt.Sprintf("%s has ended, and has the processes %v", c.Name, f.processes(c.ID))
 			}
 		}
-		if wrong == "" {
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
+		return wrong == ""
+	})
+	if wrong != "" {
+		f.t.Errorf("%s: %s", what, wrong)
 	}
-	f.t.Errorf("%s: %s", what, wrong)
 }
 
 // joined looks whether all containers are in one user namespace, and one of them
@@ -345,7 +364,7 @@ func (f *faults) joined(what string) {
 // over tells whether a process that was just joined in vain has ended, as one does
 // that the fault itself killed.
 func (f *faults) over(pid int) bool {
-	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(testkit.Patience / 4); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil || strings.Contains(string(stat), ") Z ") {
 			return true
@@ -381,9 +400,7 @@ func (f *faults) processes(id string) (pids []string) {
 // nothingLeft looks for everything that containers have, when there are none.
 func (f *faults) nothingLeft(rules, links string) {
 	f.t.Helper()
-	for end := time.Now().Add(10 * time.Second); len(f.supervisors()) > 0 && time.Now().Before(end); {
-		time.Sleep(20 * time.Millisecond)
-	}
+	f.wait(func() bool { return len(f.supervisors()) == 0 })
 	if pids := f.supervisors(); len(pids) > 0 {
 		f.t.Errorf("supervisors are left: %v", pids)
 	}
@@ -403,11 +420,9 @@ func (f *faults) nothingLeft(rules, links string) {
 			f.t.Errorf("%s: %v are left (%v)", dir, entries, err)
 		}
 	}
-	for end := time.Now().Add(10 * time.Second); f.links() != links && time.Now().Before(end); {
-		time.Sleep(20 * time.Millisecond)
-	}
+	f.wait(func() bool { return f.links() == links })
 	if got := f.links(); got != links {
-		f.t.Errorf("links: got\n%s, want\n%s", got, links)
+		f.t.Errorf("links: got %s, want %s", got, links)
 	}
 	if got := f.inside("nft", "list", "ruleset"); got != rules {
 		f.t.Errorf("rules: got\n%s, want\n%s", got, rules)

@@ -88,10 +88,8 @@ func cmdDistribution(ts *testscript.TestScript, neg bool, args []string) {
 func startDistribution(ts *testscript.TestScript, program, dir string, env []string) string {
 	config := filepath.Join(dir, "config.yml")
 	ts.Check(os.WriteFile(config, []byte("version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: "+dir+"/data\nhttp:\n  addr: 127.0.0.1:0\n"), 0o600))
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := freeAddress()
 	ts.Check(err)
-	addr := l.Addr().String()
-	ts.Check(l.Close())
 	cmd := exec.Command(program, "serve", config)
 	cmd.Env = append(append(os.Environ(), env...), "REGISTRY_HTTP_ADDR="+addr)
 	var log bytes.Buffer
@@ -101,15 +99,8 @@ func startDistribution(ts *testscript.TestScript, program, dir string, env []str
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	for range 300 {
-		if conn, err := net.Dial("tcp", addr); err == nil {
-			conn.Close()
-			return addr
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	ts.Fatalf("the registry does not listen on %s", addr)
-	return ""
+	awaitListener(ts, "tcp", addr, &log)
+	return addr
 }
 
 // makeCertificates makes an authority and a server's certificate under it,

@@ -37,12 +37,9 @@ func newDoor(network, address string) (*door, error) {
 	if network != "tcp" {
 		return d, nil
 	}
-	l, err := net.Listen(network, address)
-	if err != nil {
-		return nil, err
-	}
-	d.address = l.Addr().String()
-	return d, l.Close()
+	var err error
+	d.address, err = freeAddress()
+	return d, err
 }
 
 // open lets connections in, which behave as the mode says.

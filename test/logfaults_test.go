@@ -25,6 +25,8 @@ import (
 	"testing"
 	"text/tabwriter"
 	"time"
+
+	"dhow/internal/testkit"
 )
 
 // How long each fault lasts. DHOW_LOG_FAULTS=10m has destinations down for ten
@@ -34,15 +36,14 @@ type faultTimes struct {
 	each, hung, down time.Duration
 	slow             bool // with what takes the pauses of a parked destination
 	rate             int
-	// stall is how long a write may take beyond what the machine makes everybody
-	// wait: to a full pipe it takes as long as the supervisor is not scheduled.
-	stall time.Duration
 }
 
 const (
 	faultLine  = 2000  // bytes of a line
 	faultFile  = "40m" // of the store, which has five: 100 seconds
 	faultBatch = 1000  // lines of a batch at most, but for awslogs
+	faultPipe  = 400   // lines, which are more than a container's pipe holds
+	faultStall = 50 * time.Millisecond
 )
 
 // TestLogFaults has a container write numbered lines to every remote driver at
@@ -58,13 +59,13 @@ func TestLogFaults(t *testing.T) {
 		inside(t)
 		return
 	}
-	times := faultTimes{each: 1500 * time.Millisecond, hung: 2 * time.Second, down: 3 * time.Second, rate: 400_000, stall: 2 * time.Second}
+	times := faultTimes{each: 1500 * time.Millisecond, hung: 2 * time.Second, down: 3 * time.Second, rate: 400_000}
 	if s := os.Getenv("DHOW_LOG_FAULTS"); s != "" {
 		down, err := time.ParseDuration(s)
 		if err != nil {
 			t.Fatal("DHOW_LOG_FAULTS: ", err)
 		}
-		times = faultTimes{each: 5 * time.Second, hung: 35 * time.Second, down: down, rate: 2_000_000, slow: true, stall: 50 * time.Millisecond}
+		times = faultTimes{each: 5 * time.Second, hung: 35 * time.Second, down: down, rate: 2_000_000, slow: true}
 	}
 	f := newLogFaults(t, times)
 	f.start()
@@ -246,7 +247,8 @@ func (f *logFaults) fault(name string, d time.Duration, begin, end func()) {
 	}
 	started := time.Now()
 	begin()
-	time.Sleep(d)
+	f.goesOn()
+	time.Sleep(d - time.Since(started))
 	if end != nil {
 		end()
 	}
@@ -263,6 +265,14 @@ func (f *logFaults) fault(name string, d time.Duration, begin, end func()) {
 	row.stall, row.nap = f.stall()
 	f.rows = append(f.rows, row)
 	f.t.Logf("%s: %+v", name, row)
+}
+
+// goesOn waits until the container has written more than is on its way to the
+// store: where a write waited for a destination it would not.
+func (f *logFaults) goesOn() {
+	f.t.Helper()
+	enough := f.state("all").number + faultPipe
+	testkit.Until(f.t, "the container to write on", func() bool { return f.state("all").number >= enough })
 }
 
 // heal makes everything right.
@@ -326,6 +336,7 @@ func (f *logFaults) killSupervisor() {
 	pid, err := strconv.Atoi(f.must("inspect", "--format", "{{.Dhow.SupervisorPid}}", "all"))
 	f.check(err)
 	f.check(syscall.Kill(pid, syscall.SIGKILL))
+	testkit.Until(f.t, "the end of the supervisor", func() bool { return syscall.Kill(pid, 0) != nil })
 	f.must("ps") // any command starts another one
 	f.reset()    // until then nobody reads
 }
@@ -400,7 +411,7 @@ type writerState struct {
 func (f *logFaults) state(name string) writerState {
 	f.t.Helper()
 	data, err := os.ReadFile(filepath.Join(f.dir, name, "state"))
-	for end := time.Now().Add(10 * time.Second); err != nil && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(testkit.Patience); err != nil && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		data, err = os.ReadFile(filepath.Join(f.dir, name, "state"))
 	}
 	f.check(err)
@@ -417,7 +428,7 @@ func (f *logFaults) reset() {
 	for _, name := range []string{"all", "alone"} {
 		path := filepath.Join(f.dir, name, "reset")
 		f.check(os.WriteFile(path, nil, 0o666))
-		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		for end := time.Now().Add(testkit.Patience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 			if _, err := os.Stat(path); err != nil {
 				break
 			}
@@ -436,9 +447,9 @@ func (f *logFaults) stall() (stall, nap time.Duration) {
 func (f *logFaults) end() {
 	memory := f.memory()
 	f.openAll(hanging)
-	time.Sleep(f.times.each)
+	f.goesOn()
 	before := time.Now()
-	f.must("stop", "all")
+	f.must("stop", "-t", "60", "all")
 	hung := time.Since(before)
 	before = time.Now()
 	f.must("stop", "alone")
@@ -461,8 +472,8 @@ func (f *logFaults) end() {
 	if lost != 0 {
 		f.t.Errorf("%d lines are lost", lost)
 	}
-	if hung > alone+9*time.Second { // it would have been killed after ten
-		f.t.Errorf("stop took %v, and %v without destinations", hung, alone)
+	if code := f.must("inspect", "--format", "{{.State.ExitCode}}", "all"); code != "0" { // it would have been killed after a minute
+		f.t.Errorf("the container ended with %s", code)
 	}
 	f.judge()
 }
@@ -470,7 +481,9 @@ func (f *logFaults) end() {
 // judge compares what happened with what was promised.
 func (f *logFaults) judge() {
 	for _, r := range f.rows {
-		if limit := f.times.stall + 2*r.nap; r.stall > limit {
+		// A write to a full pipe takes as long as the supervisor is not scheduled:
+		// the run that measures has a machine of its own.
+		if f.times.slow && r.stall > faultStall+2*r.nap {
 			f.t.Errorf("%s: a write took %v, where the machine explains %v", r.name, r.stall, r.nap)
 		}
 		for _, s := range f.sinks {

@@ -1,10 +1,15 @@
 package test
 
 import (
+	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
+	"syscall"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -43,10 +48,31 @@ func cmdFreeAddress(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: freeaddress VARIABLE")
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := freeAddress()
 	ts.Check(err)
-	ts.Setenv(args[0], l.Addr().String())
-	ts.Check(l.Close())
+	ts.Setenv(args[0], address)
+}
+
+// lastPort is the one that freeAddress gave out last.
+var lastPort atomic.Int32
+
+// freeAddress returns a loopback address where nobody listens. Its port is not one
+// of those that the kernel gives to who asks for any, so that nobody else gets it
+// before somebody listens there.
+func freeAddress() (string, error) {
+	const first, n = 20000, 12000
+	lastPort.CompareAndSwap(0, rand.Int32N(n))
+	for range n {
+		address := fmt.Sprintf("127.0.0.1:%d", first+lastPort.Add(1)%n)
+		l, err := net.Listen("tcp", address)
+		if err == nil {
+			return address, l.Close()
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return "", err
+		}
+	}
+	return "", errors.New("no port is free")
 }
 
 func (d *destination) serve() {

@@ -3,6 +3,7 @@ package test
 import (
 	"crypto/ed25519"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"log"
 	"net"
@@ -15,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"dhow/internal/testkit"
 
 	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/rogpeppe/go-internal/testscript"
@@ -98,14 +101,19 @@ func cmdSSHAgent(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func waitForSocket(ts *testscript.TestScript, socket string) {
-	for range 100 {
-		if conn, err := net.Dial("unix", socket); err == nil {
+	awaitListener(ts, "unix", socket, nil)
+}
+
+// awaitListener waits until somebody listens at the address; log is what that one
+// has said so far.
+func awaitListener(ts *testscript.TestScript, network, address string, log fmt.Stringer) {
+	for end := time.Now().Add(testkit.Patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if conn, err := net.Dial(network, address); err == nil {
 			conn.Close()
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
-	ts.Fatalf("nobody listens on %s", socket)
+	ts.Fatalf("nobody listens on %s: %v", address, log)
 }
 
 // cmdBuildkitd starts dhow buildkitd on the script's store and sets
@@ -129,13 +137,6 @@ func cmdBuildkitd(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Logf("buildkitd: %v\n%s", err, log)
 		}
 	})
-	for range 500 {
-		if conn, err := net.Dial("unix", sock); err == nil {
-			conn.Close()
-			ts.Setenv("BUILDKIT_HOST", "unix://"+sock)
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	ts.Fatalf("buildkitd does not answer:\n%s", log)
+	awaitListener(ts, "unix", sock, log)
+	ts.Setenv("BUILDKIT_HOST", "unix://"+sock)
 }
