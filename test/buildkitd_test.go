@@ -33,15 +33,6 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// freeAddress is a loopback address where nobody listens.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	ok(t, err)
-	ok(t, l.Close())
-	return l.Addr().String()
-}
-
 func ok(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
@@ -129,7 +120,9 @@ func TestBuildkitdTLS(t *testing.T) {
 	for name, by := range map[string]*authority{"client": ours, "stranger": theirs} {
 		by.sign(name, &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 	}
-	addr := "tcp://" + freeAddress(t)
+	addr, err := freeAddress()
+	ok(t, err)
+	addr = "tcp://" + addr
 	serving(t, addr, "--tlscert", file("server"), "--tlskey", file("server-key"), "--tlscacert", file("ca"))
 	for name, c := range map[string]struct {
 		options []client.ClientOpt
@@ -190,7 +183,9 @@ func TestBuildkitdRefuses(t *testing.T) {
 		}
 	}
 	// Anybody may come where that was said.
-	addr := "tcp://" + freeAddress(t)
+	addr, err := freeAddress()
+	ok(t, err)
+	addr = "tcp://" + addr
 	serving(t, addr, "--allow-tcp-without-tls")
 	bk, err := client.New(t.Context(), addr)
 	ok(t, err)
