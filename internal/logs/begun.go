@@ -22,29 +22,52 @@ import (
 //	32  uint32  CRC-32C of all before
 //	36  …       the bytes
 //
-// It is never removed. It counts if no entry of the stream is behind the place in
-// the log that it names, because the next entry of the stream begins with it.
+// It is made when it is first needed, and never removed. It counts if no entry of
+// the stream is behind the place in the log that it names, because the next entry of
+// the stream begins with it.
 const begunHead = 36
 
 // begunFile keeps one stream's beginning.
 type begunFile struct {
-	f    *os.File
-	kept int    // bytes of the line that are in the file
-	sum  uint32 // of these
+	path string
+	f    *os.File // nil as long as there is none
+	kept int      // bytes of the line that are in the file
+	sum  uint32   // of these
 	head []byte
 }
 
 func openBegun(dir string, s Stream) (*begunFile, error) {
-	f, err := os.OpenFile(filepath.Join(dir, s.String()+".begun"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
+	b := &begunFile{path: filepath.Join(dir, s.String()+".begun")}
+	err := b.open(os.O_RDWR)
+	if errors.Is(err, fs.ErrNotExist) {
+		return b, nil
 	}
-	return &begunFile{f: f}, nil
+	return b, err
+}
+
+func (b *begunFile) open(flags int) (err error) {
+	f, err := os.OpenFile(b.path, flags, 0o600)
+	if err == nil {
+		b.f = f
+	}
+	return err
+}
+
+func (b *begunFile) close() error {
+	if b.f == nil {
+		return nil
+	}
+	return b.f.Close()
 }
 
 // keep writes what the line has become. Bytes come before the head that counts
 // them.
 func (b *begunFile) keep(w *writer, since int64, line []byte) error {
+	if b.f == nil {
+		if err := b.open(os.O_RDWR | os.O_CREATE); err != nil {
+			return err
+		}
+	}
 	if b.kept > len(line) {
 		b.kept = 0
 	}
@@ -77,6 +100,9 @@ func (b *begunFile) keep(w *writer, since int64, line []byte) error {
 
 // load returns what is kept and still counts.
 func (b *begunFile) load(dir string, s Stream) (line []byte, since int64, err error) {
+	if b.f == nil {
+		return nil, 0, nil
+	}
 	head := make([]byte, begunHead)
 	if _, err := b.f.ReadAt(head, 0); err != nil || crc32.Checksum(head[:32], castagnoli) != le.Uint32(head[32:]) {
 		return nil, 0, nil // empty, or torn

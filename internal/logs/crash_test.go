@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 )
@@ -191,5 +192,28 @@ func TestCutAnywhere(t *testing.T) {
 				t.Errorf("got %q at the end", got[n])
 			}
 		}
+	}
+}
+
+// A container that writes whole lines has no file for beginnings.
+func TestBegunWhenNeeded(t *testing.T) {
+	dir := t.TempDir()
+	s := mustOpen(t, dir, testConfig("local", nil))
+	defer s.Close()
+	beginnings := func() []string {
+		names, err := filepath.Glob(filepath.Join(dir, "*.begun"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return names
+	}
+	io.WriteString(s.Stream(Stdout), "one\ntwo\n")
+	io.WriteString(s.Stream(Stderr), "three\n")
+	if got := beginnings(); len(got) > 0 {
+		t.Errorf("got %q, want none", got)
+	}
+	io.WriteString(s.Stream(Stderr), "four")
+	if got := beginnings(); len(got) != 1 || filepath.Base(got[0]) != "stderr.begun" {
+		t.Errorf("got %q, want that of stderr", got)
 	}
 }

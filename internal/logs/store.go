@@ -272,7 +272,7 @@ func (s *Store) Close() error {
 	}
 	for _, stream := range []*stream{&s.out, &s.err} {
 		if stream.keep != nil {
-			problems = append(problems, stream.keep.f.Close())
+			problems = append(problems, stream.keep.close())
 		}
 	}
 	return errors.Join(append(problems, s.lock.Unlock())...)
