@@ -245,13 +245,19 @@ func proportional(pid int) int64 {
 	return 0
 }
 
-// processes are those whose command line has the text in it.
-func processes(text string) []int {
+// processes are those whose command line has the text in it, and that were started
+// with the directory in it or in their environment: others may use the same
+// programs at the same time.
+func processes(text, dir string) []int {
 	paths, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is good
 	var pids []int
 	for _, p := range paths {
 		line, err := os.ReadFile(p)
 		if err != nil || !strings.Contains(strings.ReplaceAll(string(line), "\x00", " "), text) {
+			continue
+		}
+		env, err := os.ReadFile(filepath.Join(filepath.Dir(p), "environ"))
+		if err != nil || !strings.Contains(string(line)+string(env), dir+"/") {
 			continue
 		}
 		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(p))); err == nil && pid != os.Getpid() {

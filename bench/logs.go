@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -89,6 +90,9 @@ func logProcessorRow() row {
 					return sample{}, err
 				}
 				before := t.worked()
+				if len(before) == 0 {
+					return sample{}, errors.New("nothing keeps the container")
+				}
 				if err := os.WriteFile(filepath.Join(dir, "in"), []byte("go\n"), 0); err != nil {
 					return sample{}, err
 				}
@@ -96,7 +100,13 @@ func logProcessorRow() row {
 					return sample{}, err
 				}
 				time.Sleep(time.Second) // what is left in pipes
-				return sample{wall: t.worked() - before}, nil
+				var sum time.Duration
+				for pid, after := range t.worked() {
+					if was, ok := before[pid]; ok {
+						sum += after - was
+					}
+				}
+				return sample{wall: sum}, nil
 			}, after: t.clear}, true
 		},
 	}
@@ -117,29 +127,30 @@ func (t *tool) controlled(script string, flags ...string) (dir string, start com
 	return dir, t.shell(quote(t.cli(append(args, "busybox", "sh", "-c", script)...).args) + " > /dev/null"), nil
 }
 
-// worked is the processor time of the tool's processes: those that keep containers,
-// and daemons.
-func (t *tool) worked() time.Duration {
+// worked is the processor time that the tool's processes have taken: those that
+// keep containers, and daemons.
+func (t *tool) worked() map[int]time.Duration {
 	pids := t.keepers()
 	if t.daemons != nil {
 		pids = append(pids, t.daemons()...)
 	}
-	slices.Sort(pids)
 	const tick = 10 * time.Millisecond
-	var sum time.Duration
-	for _, pid := range slices.Compact(pids) {
+	worked := map[int]time.Duration{}
+	for _, pid := range pids {
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil {
 			continue // it has ended
 		}
 		_, rest, _ := strings.Cut(string(data), ") ")
 		f := strings.Fields(rest)
+		var sum time.Duration
 		for _, i := range []int{11, 12} { // utime, stime (proc_pid_stat(5))
 			n, _ := strconv.Atoi(f[i])
 			sum += time.Duration(n) * tick
 		}
+		worked[pid] = sum
 	}
-	return sum
+	return worked
 }
 
 // logLatencyRow passes lines with the time through a container to logs -f.
@@ -207,6 +218,7 @@ func (t *tool) passes(fifo string, lines int) ([]time.Duration, error) {
 }
 
 // logMemoryRow has three destinations, one of them down, and 2 MB of lines a second.
+// It looks at it when the start is over.
 func logMemoryRow() row {
 	return row{
 		name: "memory of a supervisor with three destinations, one of them down", goal: "≤ 16 MB", rounds: 1, memory: true,
@@ -243,6 +255,7 @@ func logMemoryRow() row {
 				if err := steps(t.base, t.clear, ignoreOutput(run))(); err != nil {
 					return sample{}, err
 				}
+				time.Sleep(5 * time.Second) // what a start needs is given back by then
 				var peak int64
 				for range 40 {
 					time.Sleep(250 * time.Millisecond)

@@ -105,7 +105,7 @@ func newDhow(program string, fix *fixtures) *tool {
 		pull:    func(ref string) command { return cmd("pull", "-q", ref) },
 		push:    func(tag string) command { return cmd("push", "-q", tag) },
 		cli:     cmd,
-		keepers: func() []int { return processes("dhow supervise") },
+		keepers: func() []int { return processes("dhow supervise", fix.work) },
 		stop: func() {
 			// What an interrupted row has left.
 			_, _ = command{args: []string{"sh", "-c", program + " rm -f $(" + program + " ps -aq)"}, env: []string{"DHOW_ROOT=" + root.dir()}}.run()
@@ -155,7 +155,7 @@ func newDocker(fix *fixtures) (*tool, error) {
 		push:     func(tag string) command { return cmd("push", "-q", tag) },
 		cli:      cmd,
 		runFlags: []string{"--ulimit", "nofile=1024:1024"},
-		keepers:  func() []int { return append(server.pids(), processes("containerd-shim")...) },
+		keepers:  func() []int { return append(server.pids(), processes("containerd-shim", fix.work)...) },
 		daemons:  server.pids,
 		stop:     server.stop,
 	}, nil
@@ -223,7 +223,7 @@ func newPodman(fix *fixtures) (*tool, error) {
 		return err
 	}
 	t.cli, t.runFlags = podman, []string{"--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"}
-	t.keepers = func() []int { return processes("conmon") }
+	t.keepers = func() []int { return processes("conmon", fix.work) }
 	t.run = func(image string, args ...string) command {
 		return podman(append([]string{"run", "--rm", "--network", "none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", image}, args...)...)
 	}

@@ -1,11 +1,13 @@
 package logs
 
 import (
+	"bufio"
 	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"io/fs"
 	"math"
 	"os"
@@ -182,19 +184,31 @@ func appendIndexRecord(dst []byte, b block) []byte {
 // record or beyond size, counts as not there.
 func readIndex(path string, size int64) *index {
 	x := &index{}
-	data, err := os.ReadFile(path)
-	if err != nil || len(data) < indexHeader || string(data[:len(indexMagic)]) != indexMagic {
+	f, err := os.Open(path)
+	if err != nil {
+		return x
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return x
+	}
+	in := bufio.NewReaderSize(f, int(min(st.Size(), 64<<10)))
+	var buf [indexRecord]byte
+	h, r := buf[:indexHeader], buf[:]
+	if _, err := io.ReadFull(in, h); err != nil || string(h[:len(indexMagic)]) != indexMagic {
 		return x
 	}
 	x.known = true
-	x.lines, x.bytes = le.Uint64(data[8:]), le.Uint64(data[16:])
-	data = data[indexHeader:]
-	x.blocks = make([]block, 0, len(data)/indexRecord)
+	x.lines, x.bytes = le.Uint64(h[8:]), le.Uint64(h[16:])
+	x.blocks = make([]block, 0, (st.Size()-indexHeader)/indexRecord)
 	var before block
-	for ; len(data) >= indexRecord; data = data[indexRecord:] {
-		r := data[:indexRecord]
+	for {
+		if _, err := io.ReadFull(in, r); err != nil {
+			return x
+		}
 		if crc32.Checksum(r[:indexRecord-4], castagnoli) != le.Uint32(r[indexRecord-4:]) {
-			break
+			return x
 		}
 		b := block{
 			end: int64(le.Uint64(r)), gzEnd: int64(le.Uint64(r[8:])),
@@ -202,12 +216,11 @@ func readIndex(path string, size int64) *index {
 			min: int64(le.Uint64(r[32:])), max: int64(le.Uint64(r[40:])),
 		}
 		if b.end <= before.end || b.gzEnd < before.gzEnd || b.end > size {
-			break
+			return x
 		}
 		x.blocks = append(x.blocks, b)
 		before = b
 	}
-	return x
 }
 
 // openBlock starts a block that is still empty.
