@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -47,17 +48,29 @@ const (
 	maxAttested  = 64
 )
 
-// Attested fetches what is stated of the image that ref, which has a digest, names
-// for the platform, with the statements of those types of predicates. Nil when ref
-// is no index: a single image has nothing beside it. ErrNotFound.
-func (im *Images) Attested(ctx context.Context, ref oci.Ref, platform oci.Platform, predicates []string) (*Attested, error) {
+// Attested fetches from the registry what is stated of an image, with the
+// statements of those types of predicates. Nil when its name stands for no index, as
+// a single image has nothing beside it, or for another image than the one here.
+func (im *Images) Attested(ctx context.Context, r *Resolved, platform oci.Platform, predicates []string) (*Attested, error) {
+	ref := r.Ref
+	if r.Local == nil {
+		ref = ref.WithDigest(r.Digest)
+	}
 	desc, err := im.reg.Resolve(ctx, ref)
+	if r.Local != nil && (errors.Is(err, errdef.ErrNotFound) || errors.Is(err, errdef.ErrDenied)) {
+		return nil, nil // it was made here
+	}
 	if err != nil || !oci.IsIndex(desc.MediaType) {
 		return nil, err
 	}
+	ref = ref.WithDigest(desc.Digest)
 	g := &attestations{im: im, ref: ref, out: &Attested{Index: desc.Digest, Blobs: map[digest.Digest]AttestedBlob{}}}
-	if err := g.gather(ctx, desc, platform, predicates); err != nil {
+	same, err := g.gather(ctx, desc, platform, predicates, r.ID)
+	if err != nil {
 		return nil, fmt.Errorf("attestations of %s: %w", ref.Familiar(), err)
+	}
+	if !same {
+		return nil, nil
 	}
 	return g.out, nil
 }
@@ -69,39 +82,48 @@ type attestations struct {
 	out *Attested
 }
 
-func (g *attestations) gather(ctx context.Context, top ocispecs.Descriptor, platform oci.Platform, predicates []string) error {
+// gather reports false when the index has another image for the platform than the
+// one with the id.
+func (g *attestations) gather(ctx context.Context, top ocispecs.Descriptor, platform oci.Platform, predicates []string, id digest.Digest) (same bool, err error) {
 	raw, err := g.manifest(ctx, top)
 	if err != nil {
-		return err
+		return false, err
 	}
 	x, err := parseIndex(raw)
 	if err != nil {
-		return err
+		return false, err
 	}
 	img, err := choose(x, platform)
 	if err != nil {
-		return err
+		return false, err
+	}
+	if raw, err = g.im.reg.Manifest(ctx, g.ref, img); err != nil {
+		return false, err
+	}
+	m, err := parseManifest(raw)
+	if err != nil || m.Config.Digest != id {
+		return false, err
 	}
 	g.out.Image = img.Digest
 	i := slices.IndexFunc(x.Manifests, func(d ocispecs.Descriptor) bool {
 		return d.Annotations[oci.DockerReferenceType] != "" && d.Annotations[referenceDigest] == string(img.Digest)
 	})
 	if i < 0 {
-		return nil
+		return true, nil
 	}
 	g.out.Statements = x.Manifests[i].Digest
 	statements, err := g.listed(ctx, x.Manifests[i])
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, l := range statements {
 		if slices.Contains(predicates, l.Annotations[predicateType]) {
 			if err := g.blob(ctx, l); err != nil {
-				return err
+				return false, err
 			}
 		}
 	}
-	return g.signatures(ctx)
+	return true, g.signatures(ctx)
 }
 
 // signatures fetches what signs the manifest of statements: one, a bundle rather

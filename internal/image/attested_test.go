@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"dhow/internal/oci"
+	"dhow/internal/store"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -78,7 +79,15 @@ func TestAttested(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ref := repo.WithDigest(top.Digest)
+	resolved := func(name oci.Ref, arch string) *Resolved {
+		t.Helper()
+		r, err := e.Resolve(ctx, name.String(), platform(t, "linux/"+arch), ResolveOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	ref := resolved(repo.WithDigest(top.Digest), "amd64")
 	has := func(a *Attested, body string) bool {
 		b, ok := a.Blobs[digest.FromString(body)]
 		return ok && string(b.Data) == body
@@ -95,11 +104,23 @@ func TestAttested(t *testing.T) {
 	if !has(a, "from here") || has(a, "of that") || !bytes.Equal(a.Blobs[top.Digest].Data, raw) || a.Blobs[statements.Digest].Data == nil {
 		t.Errorf("got the documents %v", a.Blobs)
 	}
-	if a, err = e.Attested(ctx, ref, platform(t, "linux/arm64"), []string{"slsa"}); err != nil || a.Image != arm.desc.Digest || a.Statements != "" {
+	if a, err = e.Attested(ctx, resolved(repo.WithDigest(top.Digest), "arm64"), platform(t, "linux/arm64"), []string{"slsa"}); err != nil || a.Image != arm.desc.Digest || a.Statements != "" {
 		t.Errorf("an image of which nothing is stated: got %+v, %v", a, err)
 	}
-	if a, err = e.Attested(ctx, repo.WithDigest(amd.desc.Digest), platform(t, "linux/amd64"), nil); err != nil || a != nil {
+	if a, err = e.Attested(ctx, resolved(repo.WithDigest(amd.desc.Digest), "amd64"), platform(t, "linux/amd64"), nil); err != nil || a != nil {
 		t.Errorf("no index: got %+v, %v", a, err)
+	}
+
+	// An image that is here: what is stated of another one is not stated of it.
+	here := &store.Image{}
+	if a, err = e.Attested(ctx, &Resolved{Ref: repo.WithDefaultTag(), ID: amd.id(), Digest: amd.id(), Local: here}, platform(t, "linux/amd64"), nil); err != nil || a == nil || a.Index != top.Digest {
+		t.Errorf("an image that is here: got %+v, %v", a, err)
+	}
+	if a, err = e.Attested(ctx, &Resolved{Ref: repo.WithDefaultTag(), ID: arm.id(), Digest: arm.id(), Local: here}, platform(t, "linux/amd64"), nil); err != nil || a != nil {
+		t.Errorf("another image of the name: got %+v, %v", a, err)
+	}
+	if a, err = e.Attested(ctx, &Resolved{Ref: repo.WithTag("never-pushed"), ID: arm.id(), Digest: arm.id(), Local: here}, platform(t, "linux/amd64"), nil); err != nil || a != nil {
+		t.Errorf("an image that is only here: got %+v, %v", a, err)
 	}
 
 	// Signatures, as the registry lists them or under a tag.

@@ -175,21 +175,22 @@ func (d *Deps) imageMetadata(ctx context.Context, name string, opt *sourceresolv
 		res.Config = nil
 	}
 	if opt.AttestationChain || len(opt.ResolveAttestations) > 0 {
-		res.AttestationChain, err = d.attestations(ctx, r, platform, opt.ResolveAttestations)
+		if res.AttestationChain, err = d.attestations(ctx, r, platform, opt.ResolveAttestations); err != nil {
+			return nil, err
+		}
+		if c := res.AttestationChain; c != nil {
+			res.Digest = c.Root // the name of what the statements are about
+		}
 	}
-	return res, err
+	return res, nil
 }
 
-// attestations fetches what is stated of an image; nil for one that no registry
-// has.
+// attestations fetches what is stated of an image; nil when nothing is.
 func (d *Deps) attestations(ctx context.Context, r *image.Resolved, platform oci.Platform, predicates []string) (*sourceresolver.AttestationChain, error) {
 	if d.Offline {
 		return nil, errdef.WithHint(errdef.New(errdef.ErrUnavailable, "attestations of %s are not here, and --offline asks for no network", r.Ref.Familiar()), "build without --offline")
 	}
-	if r.Digest == r.ID {
-		return nil, nil
-	}
-	a, err := d.Images.Attested(ctx, r.Ref.WithDigest(r.Digest), platform, predicates)
+	a, err := d.Images.Attested(ctx, r, platform, predicates)
 	if err != nil || a == nil {
 		return nil, err
 	}
