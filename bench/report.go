@@ -62,13 +62,18 @@ func report(tools []*tool, results []result, now time.Time) string {
 
 func (r result) tableRow(tools []*tool) string {
 	cells := []string{r.row.name, r.row.goal}
-	own, _ := r.figure("dhow")
+	base := "dhow"
+	own, ok := r.figure(base)
+	if !ok {
+		base = "dhow buildkitd"
+		own, _ = r.figure(base)
+	}
 	for _, name := range append([]string{""}, names(tools)...) {
 		f, ok := r.figure(name)
 		switch {
 		case !ok:
 			cells = append(cells, "–")
-		case name == "" || name == "dhow" || own == 0:
+		case name == "" || name == base || own == 0:
 			cells = append(cells, r.format(f))
 		default:
 			cells = append(cells, fmt.Sprintf("%s (%.1f×)", r.format(f), f/own))

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 )
 
 // always is a floor that is the same command in every round.
@@ -12,13 +13,14 @@ func always(args ...string) func(int) command {
 
 // rows is the table.
 func rows(fix *fixtures) []row {
-	return append([]row{
+	first := []row{
 		startRow(), stepRow(fix), cachedRow(fix), uncachedRow(fix), toolchainRow(fix), pullRow(fix), pullMemoryRow(fix),
 		nextRow(fix), nextBytesRow(fix), manyRow(fix), pushRow(fix), changeRow(fix), changeBytesRow(fix),
 		cacheRow(fix, "registry cache, sent again after one of 10,000 files changed", &fix.project),
 		cacheRow(fix, "registry cache, sent again after 6 kB of a cache mount of 60 MB changed", &fix.cached),
 		memoryRow(fix), versionRow(),
-	}, containerRows()...)
+	}
+	return slices.Concat(first, buildkitRows(fix), containerRows())
 }
 
 func startRow() row {

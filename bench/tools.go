@@ -31,6 +31,7 @@ type tool struct {
 	build      func(b build) command
 	cache      func(b build, ref string) command // a build that takes its cache to a registry
 	run        func(image string, args ...string) command
+	ping       command // asks a server for next to nothing, through buildctl; none: it is no server of that
 	pull       func(ref string) command
 	push       func(tag string) command
 	cli        func(args ...string) command // any command; nil: no containers in the background
@@ -199,6 +200,7 @@ func buildctlTool(fix *fixtures, name, version string, program ...string) (*tool
 		name: name, version: version, versionCmd: command{args: []string{"buildctl", "--version"}},
 		base:  func() error { return nil },
 		fresh: server.fresh,
+		ping:  cmd("debug", "workers"),
 		build: func(b build) command {
 			args := []string{"build", "--progress=plain", "--frontend", "dockerfile.v0", "--local", "context=" + b.context, "--local", "dockerfile=" + b.context}
 			args = append(args, when(b.noCache, "--no-cache")...)
