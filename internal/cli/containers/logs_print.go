@@ -89,13 +89,14 @@ func (p *printer) add(c *lifecycle.Container, several bool) {
 }
 
 // takes says whether a line is to be shown, and what it holds as JSON.
-func (p *printer) takes(line []byte) (object map[string]any, ok bool) {
+func (p *printer) takes(line []byte) (map[string]any, bool) {
 	if p.grep != nil && !p.grep.Match(line) {
 		return nil, false
 	}
 	if !p.f.json && len(p.where) == 0 && p.template == nil {
 		return nil, true
 	}
+	var object map[string]any
 	d := json.NewDecoder(bytes.NewReader(line))
 	d.UseNumber()
 	isJSON := d.Decode(&object) == nil && object != nil
