@@ -182,11 +182,11 @@ func (cs *Containers) create(ctx context.Context, r *CreateRequest) (*Container,
 	rec := r.Record
 	dir := supervise.Dir(cs.store, rec.ID)
 	c := &Container{Record: rec, State: container.State{Status: dockertypes.StateCreated}, Dir: dir}
-	record, err := json.Marshal(rec)
+	record, err := rec.Kept()
 	if err != nil {
 		return nil, err
 	}
-	state, err := json.Marshal(c.State)
+	state, err := c.State.Kept()
 	if err != nil {
 		return nil, err
 	}

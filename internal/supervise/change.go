@@ -34,7 +34,7 @@ func ChangeRecord(ctx context.Context, st *store.Store, id string, change func(*
 	if err := change(rec); err != nil {
 		return nil, err
 	}
-	text, err := json.Marshal(rec)
+	text, err := rec.Kept()
 	if err != nil {
 		return nil, err
 	}

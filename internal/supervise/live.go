@@ -2,7 +2,6 @@ package supervise
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -208,7 +207,7 @@ func (s *supervisor) transition(ctx context.Context, action string, attrs map[st
 	s.change(func() {
 		f(&s.state)
 		var text []byte
-		if text, err = json.Marshal(s.state); err == nil {
+		if text, err = s.state.Kept(); err == nil {
 			err = s.store.SetContainerState(ctx, s.id, string(s.state.Status), text, event...)
 		}
 	})
