@@ -17,8 +17,7 @@ type heap struct {
 	mu    sync.Mutex
 	pages memory.Allocator // guarded by mu
 
-	// SQLite knows the functions, and their table, by address alone.
-	methods  lib.Tsqlite3_mem_methods
+	// SQLite knows the functions by address alone.
 	malloc   func(tls *libc.TLS, n int32) uintptr
 	realloc  func(tls *libc.TLS, p uintptr, n int32) uintptr
 	free     func(tls *libc.TLS, p uintptr)
@@ -54,18 +53,24 @@ var sqliteHeap = sync.OnceValues(func() (*heap, error) {
 		defer h.mu.Unlock()
 		_ = h.pages.UintptrFree(p) // at worst it stays mapped
 	}
-	h.methods = lib.Tsqlite3_mem_methods{
+	// Their table, which it copies, is where no pointer of Go's leads, as the
+	// translated code expects of what it has the address of.
+	table, err := h.pages.Calloc(int(unsafe.Sizeof(lib.Tsqlite3_mem_methods{})))
+	if err != nil {
+		return nil, fmt.Errorf("give the database its memory: %w", err)
+	}
+	*(*lib.Tsqlite3_mem_methods)(unsafe.Pointer(&table[0])) = lib.Tsqlite3_mem_methods{
 		FxMalloc: address(&h.malloc), FxRealloc: address(&h.realloc), FxFree: address(&h.free), FxSize: address(&h.size),
 		FxRoundup: address(&h.roundUp), FxInit: address(&h.start), FxShutdown: address(&h.shutDown),
 	}
 	tls := libc.NewTLS()
 	defer tls.Close()
-	args := libc.NewVaList(uintptr(unsafe.Pointer(&h.methods)))
+	args := libc.NewVaList(uintptr(unsafe.Pointer(&table[0])))
 	defer libc.Xfree(tls, args)
 	if code := lib.Xsqlite3_config(tls, lib.SQLITE_CONFIG_MALLOC, args); code != lib.SQLITE_OK {
 		return nil, fmt.Errorf("give the database its memory: %w", sqlite.ResultCode(code).ToError())
 	}
-	return h, nil
+	return h, h.pages.Free(table)
 })
 
 // address is the address by which translated C knows a function of Go.
