@@ -42,6 +42,9 @@ func (r *BuildRequest) outputs() ([]export.Output, error) {
 	pushed := false
 	for i := range outs {
 		o := &outs[i]
+		if err := o.CheckDest(); err != nil {
+			return nil, err
+		}
 		if len(o.Names) == 0 {
 			o.Names = names
 		}

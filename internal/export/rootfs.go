@@ -127,6 +127,29 @@ func (x *Exporter) local(ctx context.Context, src Source, o *Output) error {
 	return m.removeOthers(dest)
 }
 
+// CheckDest refuses to delete what is not in the result from a directory that people
+// work in: it would take their source with it. ErrInvalid.
+func (o *Output) CheckDest() error {
+	if !o.Delete || o.Trees != nil {
+		return nil
+	}
+	here, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	dest, err := filepath.Abs(o.Dest)
+	if err != nil {
+		return err
+	}
+	if real, err := filepath.EvalSymlinks(dest); err == nil {
+		dest = real
+	}
+	if rel, err := filepath.Rel(dest, here); err == nil && filepath.IsLocal(rel) {
+		return errdef.WithHint(errdef.New(errdef.ErrInvalid, "mode=delete: the working directory %s is in %s, and would be deleted", here, dest), "name a directory for the result alone")
+	}
+	return nil
+}
+
 // removeOthers removes from a directory what the trees do not have.
 func (m *mounted) removeOthers(dest string) error {
 	keep := map[string]bool{}

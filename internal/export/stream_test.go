@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"dhow/internal/errdef"
 	"dhow/internal/oci"
 )
 
@@ -60,6 +61,24 @@ func TestExportLocalDelete(t *testing.T) {
 	l.export(t, l.several(t), Output{Type: TypeLocal, Dest: both})
 	if got, want := filesIn(t, dest), filesIn(t, both); !slices.Equal(got, want) {
 		t.Errorf("several platforms: got %q, want %q", got, want)
+	}
+}
+
+func TestDeleteSparesTheWorkingDirectory(t *testing.T) {
+	base := t.TempDir()
+	if err := errors.Join(os.MkdirAll(filepath.Join(base, "src/sub"), 0o755), os.Symlink("src", filepath.Join(base, "link"))); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(filepath.Join(base, "src/sub"))
+	for dest, ok := range map[string]bool{".": false, "..": false, "../../src": false, "../../link": false, "/": false, "out": true, "../other": true, "../../srcs": true} {
+		o := Output{Type: TypeLocal, Dest: dest, Delete: true}
+		if err := o.CheckDest(); (err == nil) != ok || err != nil && !errors.Is(err, errdef.ErrInvalid) {
+			t.Errorf("%s: got %v, want none: %v", dest, err, ok)
+		}
+		o.Delete = false
+		if err := o.CheckDest(); err != nil {
+			t.Errorf("%s: nothing is deleted, got %v", dest, err)
+		}
 	}
 }
 
