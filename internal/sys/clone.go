@@ -12,6 +12,9 @@ import (
 type CloneOptions struct {
 	Recursive                       bool // with the mounts below it
 	ReadOnly, NoDev, NoSuid, NoExec bool
+	// IDs is a user namespace whose ids the tree shows in place of its own, nil for
+	// none: see IDMap.
+	IDs *os.File
 }
 
 // attrs are the mount attributes to set.
@@ -58,9 +61,17 @@ func CloneTree(dir *os.File, path string, o CloneOptions) (*os.File, error) {
 	// The clone is private: what the original's peers mount or unmount later must
 	// not show up in a container.
 	attr := &unix.MountAttr{Attr_set: o.attrs(), Propagation: unix.MS_PRIVATE}
+	if o.IDs != nil {
+		attr.Attr_set |= unix.MOUNT_ATTR_IDMAP
+		attr.Userns_fd = uint64(o.IDs.Fd())
+	}
 	if err := unix.MountSetattr(fd, "", setFlags, attr); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("clone %s: mount_setattr: %w", name, err)
+		err = fmt.Errorf("clone %s: mount_setattr: %w", name, err)
+		if o.IDs != nil && errors.Is(err, unix.EINVAL) {
+			err = mapError(err)
+		}
+		return nil, err
 	}
 	return f, nil
 }

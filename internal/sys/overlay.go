@@ -25,6 +25,9 @@ type Overlay struct {
 	// Volatile skips every sync of the upper directory. A kernel crash may then
 	// lose what was written; the work directory cannot be mounted a second time.
 	Volatile bool
+	// IDs, when not nil, are the machine's ids that stand for the directories' own:
+	// what 0 owns there is seen as IDs.UID's. Upper and Work are in one directory.
+	IDs *IDMap
 }
 
 // MaxLowers is how many layers overlayfs stacks (OVL_MAX_STACK).
@@ -37,7 +40,8 @@ const fsconfigMax = 255
 // Closing the file unmounts it unless it has been attached somewhere. One lower
 // and no upper gives a read-only clone of that directory; no lower a writable
 // clone of the upper. Set-user-id bits keep working, containers need them.
-// ErrUnsupported for too many layers, and where the kernel refuses overlays.
+// ErrUnsupported for too many layers, and where the kernel refuses overlays or
+// ids.
 func MountOverlay(o Overlay) (*os.File, error) {
 	if len(o.Lowers) > MaxLowers {
 		return nil, errdef.New(errdef.ErrUnsupported, "mount overlay: %d layers, the kernel stacks at most %d", len(o.Lowers), MaxLowers)
@@ -47,6 +51,12 @@ func MountOverlay(o Overlay) (*os.File, error) {
 		return nil, errdef.New(errdef.ErrInvalid, "mount overlay: upper %q without work %q", o.Upper, o.Work)
 	case len(o.Lowers) == 0 && o.Upper == "":
 		return nil, errdef.New(errdef.ErrInvalid, "mount overlay: no directory")
+	case o.IDs != nil:
+		f, err := mountOverlayMapped(o)
+		if err != nil {
+			return nil, fmt.Errorf("mount overlay of %d layers: %w", len(o.Lowers), overlayError(err))
+		}
+		return f, nil
 	case len(o.Lowers) == 0:
 		return CloneTree(nil, o.Upper, CloneOptions{NoDev: true})
 	case len(o.Lowers) == 1 && o.Upper == "":
