@@ -4,6 +4,8 @@ import (
 	"slices"
 	"time"
 
+	"dhow/internal/sys"
+
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 	"github.com/opencontainers/go-digest"
@@ -31,6 +33,10 @@ type Record struct {
 	Host       *container.HostConfig     //
 	Networking *network.NetworkingConfig // what each network was asked for, by its name
 	Mounts     []Mount                   // decided at create, volumes by name
+
+	// IDs are those of the machine that the container's stand for; nil is the
+	// same ids.
+	IDs *sys.IDMap `json:",omitempty"`
 
 	Health  HealthOptions  // beside Config.Healthcheck
 	Restart RestartOptions // beside Host.RestartPolicy

@@ -87,6 +87,7 @@ func (r *Record) Spec(f Facts) (*specs.Spec, error) {
 // finish sets what build steps do not have.
 func (r *Record) finish(s *specs.Spec) {
 	h := r.Host
+	r.mapIDs(s)
 	s.Annotations = h.Annotations
 	s.Linux.Sysctl = h.Sysctls
 	s.Process.User.Umask = h.Umask

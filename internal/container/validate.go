@@ -83,8 +83,6 @@ func (r *Record) validateModes() error {
 		return invalid("invalid PID mode: %v", h.PidMode)
 	case !h.UTSMode.Valid():
 		return invalid("invalid UTS mode: %v", h.UTSMode)
-	case !h.UsernsMode.Valid():
-		return invalid("invalid user namespace mode: %v", h.UsernsMode)
 	case !h.CgroupnsMode.Valid():
 		return invalid("invalid cgroup namespace mode: %v", h.CgroupnsMode)
 	case h.ShmSize < 0:
@@ -95,6 +93,9 @@ func (r *Record) validateModes() error {
 		return invalid("can't create 'AutoRemove' container with restart policy")
 	case h.UTSMode.IsHost() && r.Config.Hostname != "":
 		return invalid("conflicting options: hostname and the UTS mode")
+	}
+	if err := CheckUsernsMode(h.UsernsMode); err != nil {
+		return err
 	}
 	for dest := range h.Tmpfs {
 		if err := validDestination(dest); err != nil {

@@ -9,37 +9,36 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"runtime"
 	"strings"
 
 	"dhow/internal/errdef"
+	"dhow/internal/sys"
 
 	"golang.org/x/sys/unix"
 )
 
 // inRoot runs f on a thread whose root directory is root: whatever links a
 // container has, and changes meanwhile, paths stay inside (CVE-2018-15664,
-// CVE-2019-14271). f touches files itself, in no other goroutine. The thread ends
-// with f.
-func inRoot(root *os.File, f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread is thrown away
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			done <- fmt.Errorf("enter the container's tree: %w", err)
-			return
+// CVE-2019-14271). What f makes is that root's, who is ids' unless it is nil. f
+// touches files itself, in no other goroutine. The thread ends with f.
+func inRoot(root *os.File, ids *sys.IDMap, f func() error) error {
+	on := sys.OnSpareThread
+	if ids != nil {
+		on = ids.AsRoot
+	}
+	return on(func() error {
+		err := unix.Unshare(unix.CLONE_FS)
+		if err == nil {
+			err = unix.Fchdir(int(root.Fd()))
 		}
-		err := unix.Fchdir(int(root.Fd()))
 		if err == nil {
 			err = unix.Chroot(".")
 		}
 		if err != nil {
-			done <- fmt.Errorf("enter the container's tree: %w", err)
-			return
+			return fmt.Errorf("enter the container's tree: %w", err)
 		}
-		done <- f()
-	}()
-	return <-done
+		return f()
+	})
 }
 
 // resolveParent follows the links of all but the last part of a path, or of all
@@ -57,9 +56,9 @@ func resolveParent(p string) (string, error) {
 }
 
 // Pack writes a file or tree as a tar archive in which it goes by name. Paths are
-// those of the calling thread's root.
-func Pack(w io.Writer, source, name string) error {
-	p := packer{w: tar.NewWriter(w), links: map[[2]uint64]string{}}
+// those of the calling thread's root, owners as ids calls them unless it is nil.
+func Pack(w io.Writer, source, name string, ids *sys.IDMap) error {
+	p := packer{w: tar.NewWriter(w), ids: ids, links: map[[2]uint64]string{}}
 	if err := p.add(source, name); err != nil {
 		return err
 	}
@@ -68,6 +67,7 @@ func Pack(w io.Writer, source, name string) error {
 
 type packer struct {
 	w     *tar.Writer
+	ids   *sys.IDMap
 	links map[[2]uint64]string // device and inode → first name
 }
 
@@ -92,6 +92,10 @@ func (p *packer) add(source, name string) error {
 	h.Name = name
 	if fi.IsDir() {
 		h.Name += "/"
+	}
+	if p.ids != nil {
+		uid, gid := p.ids.Inside(uint32(h.Uid), uint32(h.Gid))
+		h.Uid, h.Gid = int(uid), int(gid)
 	}
 	p.attributes(h, source, fi)
 	if h.Typeflag != tar.TypeReg {
@@ -174,7 +178,7 @@ func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 // unpack puts the entries of an archive into a directory, as docker cp does:
 // what is there is replaced, but a directory is not by a file, nor a file by a
 // directory. owner says whose a file becomes. It is called in a root.
-func unpack(r io.Reader, dir string, owner func(*tar.Header) (uid, gid int)) error {
+func unpack(r io.Reader, dir string, owner func(*tar.Header) (uid, gid int, err error)) error {
 	tr := tar.NewReader(r)
 	var dirs []*tar.Header
 	for {
@@ -195,8 +199,11 @@ func unpack(r io.Reader, dir string, owner func(*tar.Header) (uid, gid int)) err
 		if h.Typeflag == tar.TypeLink {
 			continue // its attributes are those of the first name
 		}
-		uid, gid := owner(h)
-		if err := os.Lchown(h.Name, uid, gid); err != nil {
+		uid, gid, err := owner(h)
+		if err == nil {
+			err = os.Lchown(h.Name, uid, gid)
+		}
+		if err != nil {
 			return err
 		}
 		if h.Typeflag != tar.TypeSymlink {

@@ -16,6 +16,7 @@ import (
 	"dhow/internal/errdef"
 	"dhow/internal/snapshot"
 	"dhow/internal/supervise"
+	"dhow/internal/sys"
 	"dhow/internal/volume"
 
 	dockertypes "github.com/moby/moby/api/types/container"
@@ -24,8 +25,9 @@ import (
 
 // place is where a path of a container is found.
 type place struct {
-	root *os.File // a tree, to be entered with inRoot
-	path string   // in it
+	root *os.File   // a tree, to be entered with inRoot
+	ids  *sys.IDMap // that it shows; nil is its own
+	path string     // in it
 	done func() error
 }
 
@@ -36,7 +38,7 @@ func (cs *Containers) find(ctx context.Context, c *Container, p string, write bo
 	if err == nil {
 		root, rerr := client.Root(ctx)
 		if rerr == nil {
-			return &place{root, p, root.Close}, nil
+			return &place{root, c.IDs, p, root.Close}, nil
 		}
 		err = rerr
 	}
@@ -58,7 +60,7 @@ func (cs *Containers) findResting(ctx context.Context, c *Container, p string, w
 		return fail(err)
 	}
 	if write {
-		pl.root, err = cs.engine.Snapshots.Writable(ctx, c.Dir, chain, false)
+		pl.root, err = cs.engine.Snapshots.Writable(ctx, c.Dir, chain, false, nil)
 	} else {
 		pl.root, err = cs.engine.Snapshots.ViewWritable(ctx, c.Dir, chain)
 	}
@@ -68,7 +70,7 @@ func (cs *Containers) findResting(ctx context.Context, c *Container, p string, w
 	tree := pl.root
 	pl.done = func() error { return errors.Join(tree.Close(), lock.Unlock()) }
 	var real string
-	err = inRoot(tree, func() (err error) { real, err = resolveParent(p); return err })
+	err = inRoot(tree, nil, func() (err error) { real, err = resolveParent(p); return err })
 	absent := errors.Is(err, fs.ErrNotExist)
 	if absent {
 		real = path.Clean("/" + p) // the place of a mount may not be there before the first start
@@ -141,7 +143,7 @@ func (cs *Containers) StatPath(ctx context.Context, ref, p string) (st dockertyp
 	if err != nil {
 		return st, err
 	}
-	err = inRoot(pl.root, func() (err error) { st, err = statIn(pl.path); return err })
+	err = inRoot(pl.root, pl.ids, func() (err error) { st, err = statIn(pl.path); return err })
 	return st, errors.Join(missing(err, c, p), pl.done())
 }
 
@@ -182,7 +184,7 @@ func (cs *Containers) CopyFrom(ctx context.Context, ref, p string, w io.Writer) 
 	if err != nil {
 		return err
 	}
-	err = inRoot(pl.root, func() error {
+	err = inRoot(pl.root, pl.ids, func() error {
 		real, err := resolveParent(pl.path)
 		if err != nil {
 			return err
@@ -191,7 +193,7 @@ func (cs *Containers) CopyFrom(ctx context.Context, ref, p string, w io.Writer) 
 		if strings.HasSuffix(p, "/.") || name == "/" {
 			name = "."
 		}
-		return Pack(w, real, name)
+		return Pack(w, real, name, pl.ids)
 	})
 	if err = errors.Join(missing(err, c, p), pl.done()); err != nil {
 		return err
@@ -210,7 +212,7 @@ func (cs *Containers) CopyTo(ctx context.Context, ref, dir string, r io.Reader, 
 	if err != nil {
 		return err
 	}
-	err = inRoot(pl.root, func() error {
+	err = inRoot(pl.root, pl.ids, func() error {
 		real, err := resolveParent(pl.path)
 		if err != nil {
 			return err
@@ -218,11 +220,14 @@ func (cs *Containers) CopyTo(ctx context.Context, ref, dir string, r io.Reader, 
 		if fi, err := os.Stat(real); err != nil || !fi.IsDir() {
 			return errors.Join(err, errdef.New(errdef.ErrInvalid, "extraction point is not a directory: %s", dir))
 		}
-		return unpack(r, real, func(h *tar.Header) (int, int) {
+		return unpack(r, real, func(h *tar.Header) (uid, gid int, err error) {
 			if keepOwner {
-				return h.Uid, h.Gid
+				uid, gid = h.Uid, h.Gid
 			}
-			return 0, 0
+			if pl.ids != nil {
+				return pl.ids.Outside(uid, gid)
+			}
+			return uid, gid, nil
 		})
 	})
 	if err = errors.Join(missing(err, c, dir), pl.done()); err != nil {

@@ -37,6 +37,8 @@ type CreateRequest struct {
 	Progress image.ProgressFunc
 	// Warn takes sentences for the user; nil ignores them.
 	Warn func(string)
+
+	remap string // Defaults.UsernsRemap
 }
 
 func (r *CreateRequest) warn(s string) {
@@ -90,6 +92,14 @@ func (cs *Containers) prepare(ctx context.Context, r *CreateRequest, id, name st
 	if err := json.Unmarshal(img.Config, &config); err != nil {
 		return errdef.New(errdef.ErrInvalid, "read the image's configuration: %w", err)
 	}
+	settings, err := Settings(os.Getenv)
+	if err != nil {
+		return err
+	}
+	if err := settings.Apply(rec); err != nil {
+		return err
+	}
+	r.remap = settings.UsernsRemap
 	rec.ID, rec.Created = id, time.Now().UTC()
 	rec.Image, rec.Chain = img.ID, image.Chain(img).String()
 	if rec.Platform == "" {
@@ -182,6 +192,11 @@ func (cs *Containers) create(ctx context.Context, r *CreateRequest) (*Container,
 	rec := r.Record
 	dir := supervise.Dir(cs.store, rec.ID)
 	c := &Container{Record: rec, State: container.State{Status: dockertypes.StateCreated}, Dir: dir}
+	unlock, err := cs.decideIDs(ctx, rec, r.remap)
+	defer unlock()
+	if err != nil {
+		return nil, errors.Join(err, sys.RemoveAll(dir))
+	}
 	record, err := rec.Kept()
 	if err != nil {
 		return nil, err

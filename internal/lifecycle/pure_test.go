@@ -112,14 +112,14 @@ func TestPackAndUnpack(t *testing.T) {
 		}
 	}
 	var b bytes.Buffer
-	if err := Pack(&b, filepath.Join(from, "d"), "d"); err != nil {
+	if err := Pack(&b, filepath.Join(from, "d"), "d", nil); err != nil {
 		t.Fatal(err)
 	}
 	want := []string{"d/", "d/e/", "d/f", "d/g -> d/f", "d/link -> ../x"}
 	if d := cmp.Diff(want, names(t, b.Bytes())); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
-	owner := func(*tar.Header) (int, int) { return os.Getuid(), os.Getgid() }
+	owner := func(*tar.Header) (int, int, error) { return os.Getuid(), os.Getgid(), nil }
 	for range 2 { // the second time over what is there
 		if err := unpack(bytes.NewReader(b.Bytes()), to, owner); err != nil {
 			t.Fatal(err)
@@ -134,7 +134,7 @@ func TestPackAndUnpack(t *testing.T) {
 		t.Errorf("the hard link is another file: %v", err)
 	}
 	var contents bytes.Buffer
-	if err := Pack(&contents, filepath.Join(from, "d"), "."); err != nil {
+	if err := Pack(&contents, filepath.Join(from, "d"), ".", nil); err != nil {
 		t.Fatal(err)
 	}
 	if got := names(t, contents.Bytes()); !slices.Contains(got, "./f") || got[0] != "./" {
@@ -155,7 +155,7 @@ func TestUnpackRefuses(t *testing.T) {
 	if err := errors.Join(os.Mkdir(filepath.Join(dir, "d"), 0o755), os.WriteFile(filepath.Join(dir, "f"), nil, 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	owner := func(*tar.Header) (int, int) { return os.Getuid(), os.Getgid() }
+	owner := func(*tar.Header) (int, int, error) { return os.Getuid(), os.Getgid(), nil }
 	for want, h := range map[string]tar.Header{
 		"leads outside":                 {Name: "../x", Typeflag: tar.TypeReg},
 		"cannot overwrite directory":    {Name: "d", Typeflag: tar.TypeReg},
@@ -188,7 +188,7 @@ func TestInRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer root.Close()
-	err = inRoot(root, func() error {
+	err = inRoot(root, nil, func() error {
 		data, err := os.ReadFile("/link")
 		if err != nil || string(data) != "inside" {
 			t.Errorf("got %q, %v", data, err)

@@ -30,6 +30,9 @@ type Request struct {
 	// DNS, DNSSearch and DNSOptions replace what the host's resolv.conf says.
 	DNS                   []netip.Addr
 	DNSSearch, DNSOptions []string
+	// Namespace is the network namespace to connect, with nothing in it; nil makes
+	// one. It stays the caller's.
+	Namespace *os.File
 	// ExtraHosts are "name:address" entries of the hosts file; the address may be
 	// "host-gateway".
 	ExtraHosts []string
@@ -81,7 +84,7 @@ type Attachment struct {
 	known atomic.Pointer[[]Endpoint]
 }
 
-// Up makes a network namespace and connects it as the request says. It returns
+// Up connects a network namespace as the request says. It returns
 // ErrNotFound for a network that is not there, ErrConflict for a port or an
 // address that somebody has, ErrInvalid for one that cannot be. After an error
 // nothing is left.
@@ -101,7 +104,7 @@ func (a *Attachment) up(ctx context.Context) (err error) {
 		return err
 	}
 	if a.mode == ModeNone {
-		a.file, err = newNamespace(loopbackUp)
+		a.file, err = a.request.namespace(loopbackUp)
 		return err
 	}
 	if _, isStep := StepProc(a.request.Container); isStep {
@@ -118,7 +121,7 @@ func (a *Attachment) up(ctx context.Context) (err error) {
 	made := make(chan error, 1) // also the one who waits for a.file
 	go func() {
 		var err error
-		a.file, err = newNamespace(func() error { return prepareNamespace(networks) })
+		a.file, err = a.request.namespace(func() error { return prepareNamespace(networks) })
 		made <- err
 	}()
 	held, err := a.reserve(ctx, networks)
@@ -140,6 +143,23 @@ func (a *Attachment) up(ctx context.Context) (err error) {
 		return err
 	}
 	return a.publish(ctx)
+}
+
+// namespace is the one to connect, after setup has run in it.
+func (r *Request) namespace(setup func() error) (*os.File, error) {
+	if r.Namespace == nil {
+		return newNamespace(setup)
+	}
+	fd, err := unix.FcntlInt(r.Namespace.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	ns := os.NewFile(uintptr(fd), r.Namespace.Name())
+	if err := within(ns, setup); err != nil {
+		ns.Close()
+		return nil, err
+	}
+	return ns, nil
 }
 
 // dial is how the container is reached: root's from the host's namespace,

@@ -31,6 +31,8 @@ type builder struct {
 	gidMap     []syscall.SysProcIDMap
 	inUserNS   bool // we are in one
 	ownUserNS  bool // the sandbox has one
+	rootUID    int  // its root, outside; -1 for none
+	rootGID    int
 	allDevices bool // the spec allows every device: mounts are not made nodev
 	guarded    bool // a devices cgroup decides: mounts are not made nodev either
 	cg         *cgroup
@@ -251,6 +253,9 @@ func (b *builder) buildStdio() error {
 	var null *os.File
 	for i, f := range []*os.File{b.cfg.Stdin, b.cfg.Stdout, b.cfg.Stderr} {
 		if f != nil && !b.cfg.TTY && !isNull(f) {
+			if err := b.giveToRoot(f); err != nil {
+				return err
+			}
 			b.files[i] = f
 			continue
 		}
@@ -262,6 +267,20 @@ func (b *builder) buildStdio() error {
 			null = b.own(os.NewFile(uintptr(fd), os.DevNull))
 		}
 		b.files[i], b.plan.NullStdio[i] = null, true
+	}
+	return nil
+}
+
+// giveToRoot lets a pipe or FIFO be the root's of the user namespace that the
+// sandbox has: what nobody owns there, nobody there could open anew (/dev/stdout),
+// or give to the user.
+func (b *builder) giveToRoot(f *os.File) error {
+	var st unix.Stat_t
+	if !b.ownUserNS || unix.Fstat(int(f.Fd()), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
+		return nil
+	}
+	if err := f.Chown(b.rootUID, b.rootGID); err != nil {
+		return fmt.Errorf("give a stream to the user namespace's root: %w", err)
 	}
 	return nil
 }

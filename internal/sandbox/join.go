@@ -83,7 +83,11 @@ func (b *builder) enterUserNS() error {
 	}
 	b.argv = append([]string{fmt.Sprintf("/proc/self/fd/%d", b.pass(program)), "dhow"}, b.argv...)
 	b.ownUserNS, b.plan.InUserNS = true, true
-	return nil
+	pid := b.cfg.Join.proc.Pid
+	if b.rootUID, err = readRootID(pid, "uid_map"); err == nil {
+		b.rootGID, err = readRootID(pid, "gid_map")
+	}
+	return err
 }
 
 func (p *Process) firstFlags() uintptr {

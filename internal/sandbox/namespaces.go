@@ -75,6 +75,7 @@ func (b *builder) buildNamespaces() error {
 			return errdef.New(errdef.ErrInvalid, "start the sandbox: a user namespace needs maps of user and group ids")
 		}
 		b.ownUserNS, b.plan.InUserNS = true, true
+		b.rootUID, b.rootGID = rootID(b.uidMap), rootID(b.gidMap)
 	}
 	b.plan.NewUTS = b.cloneFlags&unix.CLONE_NEWUTS != 0
 	b.plan.Hostname, b.plan.Domainname = b.spec.Hostname, b.spec.Domainname
@@ -148,6 +149,34 @@ func idMap(in []specs.LinuxIDMapping) []syscall.SysProcIDMap {
 		out = append(out, syscall.SysProcIDMap{ContainerID: int(m.ContainerID), HostID: int(m.HostID), Size: int(m.Size)})
 	}
 	return out
+}
+
+// rootID is who a namespace's root is outside, -1 for nobody.
+func rootID(m []syscall.SysProcIDMap) int {
+	for _, e := range m {
+		if e.ContainerID == 0 {
+			return e.HostID
+		}
+	}
+	return -1
+}
+
+// readRootID reads the same from a map of a process: uid_map or gid_map.
+func readRootID(pid int, name string) (int, error) {
+	path := "/proc/" + strconv.Itoa(pid) + "/" + name
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	var m []syscall.SysProcIDMap
+	for line := range strings.Lines(string(data)) {
+		var e syscall.SysProcIDMap
+		if _, err := fmt.Sscan(line, &e.ContainerID, &e.HostID, &e.Size); err != nil {
+			return 0, fmt.Errorf("read %s: %w", path, err)
+		}
+		m = append(m, e)
+	}
+	return rootID(m), nil
 }
 
 // setgroupsAllowed tells whether our user namespace lets processes change their

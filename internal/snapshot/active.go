@@ -120,7 +120,7 @@ func (a *Active) commit(ctx context.Context) (string, error) {
 	}
 	n := &normaliser{census: newCensus(ctx), strip: mounted, latest: a.latest}
 	if len(a.parent) > 0 {
-		n.below = func() (*os.File, error) { return a.s.view(ctx, a.parent) }
+		n.below = func() (*os.File, error) { return a.s.view(ctx, a.parent, nil) }
 	}
 	if err := n.run(a.Upper()); err != nil {
 		return "", err

@@ -33,11 +33,11 @@ func (s *Snapshots) Diff(ctx context.Context, lower, upper Chain) (Chain, error)
 func (s *Snapshots) diff(ctx context.Context, lower, upper Chain) (id string, err error) {
 	upper = upper.topmost()
 	d := &differ{census: newCensus(ctx), shares: NewShares()}
-	if d.lower, err = s.view(ctx, lower); err != nil {
+	if d.lower, err = s.view(ctx, lower, nil); err != nil {
 		return "", err
 	}
 	defer d.lower.Close()
-	if d.upper, err = s.view(ctx, upper); err != nil {
+	if d.upper, err = s.view(ctx, upper, nil); err != nil {
 		return "", err
 	}
 	defer d.upper.Close()

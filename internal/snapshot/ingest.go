@@ -94,7 +94,7 @@ func (s *Snapshots) complete(ctx context.Context, dir string, below Chain, r lay
 	if len(below) == 0 {
 		return layer.Complete(ctx, dir, nil, r)
 	}
-	view, err := s.view(ctx, below)
+	view, err := s.view(ctx, below, nil)
 	if err != nil {
 		return err
 	}

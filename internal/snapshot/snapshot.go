@@ -65,14 +65,19 @@ func (s *Snapshots) dirs(c Chain) ([]string, error) {
 // View mounts the tree read-only and detached. The caller closes it. ErrNotFound
 // when a layer is gone.
 func (s *Snapshots) View(ctx context.Context, c Chain) (*os.File, error) {
-	f, err := s.view(ctx, c)
+	return s.ViewAs(ctx, c, nil)
+}
+
+// ViewAs is View with a tree that shows ids in place of its own; nil is none.
+func (s *Snapshots) ViewAs(ctx context.Context, c Chain, ids *sys.IDMap) (*os.File, error) {
+	f, err := s.view(ctx, c, ids)
 	if err != nil {
 		return nil, fmt.Errorf("view %s: %w", c.brief(), err)
 	}
 	return f, nil
 }
 
-func (s *Snapshots) view(ctx context.Context, c Chain) (*os.File, error) {
+func (s *Snapshots) view(ctx context.Context, c Chain, ids *sys.IDMap) (*os.File, error) {
 	if err := s.store.Lease(ctx); err != nil {
 		return nil, err
 	}
@@ -94,7 +99,7 @@ func (s *Snapshots) view(ctx context.Context, c Chain) (*os.File, error) {
 	if bare {
 		dirs = append([]string{s.store.EmptyDir()}, dirs...)
 	}
-	return sys.MountOverlay(sys.Overlay{Lowers: dirs})
+	return sys.MountOverlay(sys.Overlay{Lowers: dirs, IDs: ids})
 }
 
 // DiffID returns the digest and the size in bytes of the layer's tar. For a

@@ -24,15 +24,18 @@ const (
 // A volatile tree ignores every sync, also those that programs in it ask for:
 // for containers that are removed when they end. Closing any other waits until
 // the kernel has written dir's file system to the disk.
-func (s *Snapshots) Writable(ctx context.Context, dir string, c Chain, volatile bool) (*os.File, error) {
-	f, err := s.writable(ctx, dir, c, volatile)
+//
+// With ids the tree shows them in place of its own (sys.IDMap); what is kept has
+// its own.
+func (s *Snapshots) Writable(ctx context.Context, dir string, c Chain, volatile bool, ids *sys.IDMap) (*os.File, error) {
+	f, err := s.writable(ctx, dir, c, volatile, ids)
 	if err != nil {
 		return nil, fmt.Errorf("mount on %s: %w", c.brief(), s.store.FileError(err))
 	}
 	return f, nil
 }
 
-func (s *Snapshots) writable(ctx context.Context, dir string, c Chain, volatile bool) (*os.File, error) {
+func (s *Snapshots) writable(ctx context.Context, dir string, c Chain, volatile bool, ids *sys.IDMap) (*os.File, error) {
 	if err := s.store.Lease(ctx); err != nil {
 		return nil, err
 	}
@@ -68,7 +71,7 @@ func (s *Snapshots) writable(ctx context.Context, dir string, c Chain, volatile 
 	if err := os.Mkdir(work, 0o700); err != nil {
 		return nil, err
 	}
-	return sys.MountOverlay(sys.Overlay{Lowers: lowers, Upper: upper, Work: work, Volatile: volatile})
+	return sys.MountOverlay(sys.Overlay{Lowers: lowers, Upper: upper, Work: work, Volatile: volatile, IDs: ids})
 }
 
 // rootAttrsFrom gives an upper directory, which is the root of the tree, what

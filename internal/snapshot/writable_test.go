@@ -14,7 +14,7 @@ func TestWritableKeepsChanges(t *testing.T) {
 	base := file(t, s, nil, "base", 1)
 	dir := t.TempDir()
 	for i, volatile := range []bool{true, false, true} {
-		root, err := s.Writable(t.Context(), dir, base, volatile)
+		root, err := s.Writable(t.Context(), dir, base, volatile, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -50,7 +50,7 @@ func TestKeepWritable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root, err := s.Writable(t.Context(), dir, base, true)
+	root, err := s.Writable(t.Context(), dir, base, true, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

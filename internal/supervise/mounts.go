@@ -21,14 +21,26 @@ import (
 
 // openMounts opens the sources of mounts that are no plain paths of the host:
 // volumes and images. They are closed when the state says that the container
-// runs, or the run is given up.
+// runs, or the run is given up. What dhow itself keeps is the root's of a container
+// with ids of its own; what the machine has stays whose it is.
 func (s *supervisor) openMounts(ctx context.Context, r *run, rec *container.Record, cfg *sandbox.Config) error {
+	var ids *os.File // nil or a user namespace
+	if rec.IDs != nil {
+		var err error
+		if ids, err = rec.IDs.Namespace(); err != nil {
+			return err
+		}
+		defer ids.Close()
+		if err := mapFiles(r, cfg, ids); err != nil { // mounts of the user's may replace them
+			return err
+		}
+	}
 	for _, m := range rec.Mounts {
 		var f *os.File
 		var err error
 		switch m.Type {
 		case mount.TypeVolume:
-			f, err = s.openVolume(ctx, r, m)
+			f, err = s.openVolume(ctx, r, m, ids)
 		case mount.TypeImage:
 			if f, err = s.openImage(ctx, r, m); err != nil {
 				err = fmt.Errorf("mount image %s: %w", m.Source, err)
@@ -47,6 +59,19 @@ func (s *supervisor) openMounts(ctx context.Context, r *run, rec *container.Reco
 			return fmt.Errorf("share the memory of container %s: %w", ref, err)
 		}
 		setSource(cfg, "/dev/shm", f)
+	}
+	return nil
+}
+
+// mapFiles lets the files that every container gets be its root's.
+func mapFiles(r *run, cfg *sandbox.Config, ns *os.File) error {
+	for _, m := range r.facts.Files {
+		f, err := sys.CloneTree(nil, m.Source, sys.CloneOptions{NoDev: true, IDs: ns})
+		if err != nil {
+			return fmt.Errorf("mount %s: %w", m.Destination, err)
+		}
+		r.opened = append(r.opened, f)
+		setSource(cfg, m.Destination, f)
 	}
 	return nil
 }
@@ -87,13 +112,21 @@ func (s *supervisor) openShm(ctx context.Context, r *run, ref string) (*os.File,
 	return f, nil
 }
 
-func (s *supervisor) openVolume(ctx context.Context, r *run, m container.Mount) (*os.File, error) {
+func (s *supervisor) openVolume(ctx context.Context, r *run, m container.Mount, ids *os.File) (*os.File, error) {
 	o, err := volume.New(s.store).Open(ctx, m.Name, m.Subpath)
 	if err != nil {
 		return nil, err
 	}
 	r.opened = append(r.opened, o)
-	return o.File, nil
+	if ids == nil {
+		return o.File, nil
+	}
+	f, err := sys.CloneTree(o.File, "", sys.CloneOptions{Recursive: true, NoDev: true, IDs: ids})
+	if err != nil {
+		return nil, fmt.Errorf("mount volume %s: %w", m.Name, err)
+	}
+	r.opened = append(r.opened, f)
+	return f, nil
 }
 
 // openImage mounts an image's tree, or opens a part of it as a mount of its own.
@@ -102,7 +135,7 @@ func (s *supervisor) openImage(ctx context.Context, r *run, m container.Mount) (
 	if err != nil {
 		return nil, err
 	}
-	tree, err := s.snaps.View(ctx, chain)
+	tree, err := s.snaps.ViewAs(ctx, chain, s.record().IDs)
 	if err := errors.Join(err, s.store.Release()); err != nil { // the container's row keeps the layers
 		return nil, err
 	}

@@ -14,11 +14,13 @@ import (
 	"dhow/internal/container"
 	"dhow/internal/errdef"
 	"dhow/internal/network"
+	"dhow/internal/sandbox"
 	"dhow/internal/store"
 	"dhow/internal/sys"
 
 	dockertypes "github.com/moby/moby/api/types/container"
 	dockernet "github.com/moby/moby/api/types/network"
+	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // Networks are the networks of the containers of a store. What a dead container
@@ -232,17 +234,37 @@ func portRequests(rec *container.Record) ([]network.PortRequest, error) {
 	return out, nil
 }
 
-// connectNetwork connects the container of a new run.
-func (s *supervisor) connectNetwork(ctx context.Context, r *run, rec *container.Record) error {
+// connectNetwork connects the container of a new run: a namespace that is there,
+// or else a new one.
+func (s *supervisor) connectNetwork(ctx context.Context, r *run, rec *container.Record, ns *os.File) error {
 	req, ok, err := NetworkRequest(rec)
 	if err != nil || !ok {
 		return err
 	}
+	req.Namespace = ns
 	if r.net, err = s.nets.Up(ctx, req); err != nil {
 		return err
 	}
 	r.setNetworks(rec)
 	return nil
+}
+
+// connectOwn connects the namespace of a container's first process, which does
+// not run yet, and tells it the names that go with that.
+func (s *supervisor) connectOwn(ctx context.Context, r *run, rec *container.Record, p *sandbox.Process) error {
+	if rec.Host.NetworkMode.IsContainer() {
+		return nil
+	}
+	ns, err := p.Namespace(specs.NetworkNamespace)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	if err := s.connectNetwork(ctx, r, rec, ns); err != nil {
+		return err
+	}
+	_, err = s.files(ctx, r, rec, r.facts.Hostname)
+	return err
 }
 
 // setNetworks takes down what inspect shows of the networks.

@@ -86,7 +86,9 @@ func (s *supervisor) startRun(ctx context.Context) (*run, error) {
 // tree, which wait for different parts of the kernel.
 func (s *supervisor) surround(ctx context.Context, r *run, rec *container.Record) error {
 	var others errgroup.Group
-	others.Go(func() error { return s.connectNetwork(ctx, r, rec) })
+	if rec.IDs == nil { // else the process's own namespace is connected, which its root is to own
+		others.Go(func() error { return s.connectNetwork(ctx, r, rec, nil) })
+	}
 	others.Go(func() error { return s.openLog(rec) })
 	err := s.mountRoot(ctx, rec)
 	return errors.Join(err, others.Wait())
@@ -100,6 +102,9 @@ func (s *supervisor) launchProcess(ctx context.Context, r *run, rec *container.R
 	}
 	if err := s.openMounts(ctx, r, rec, &cfg); err != nil {
 		return err
+	}
+	if rec.IDs != nil {
+		cfg.BeforeExec = func(p *sandbox.Process) error { return s.connectOwn(ctx, r, rec, p) }
 	}
 	closeTheirs, err := s.connect(r, rec, &cfg)
 	defer closeTheirs()
@@ -139,7 +144,7 @@ func (s *supervisor) mountRoot(ctx context.Context, rec *container.Record) error
 	if err != nil {
 		return err
 	}
-	if s.root, err = s.snaps.Writable(ctx, s.dir, chain, rec.Host.AutoRemove); err != nil {
+	if s.root, err = s.snaps.Writable(ctx, s.dir, chain, rec.Host.AutoRemove, rec.IDs); err != nil {
 		return err
 	}
 	return s.store.Release()

@@ -96,18 +96,6 @@ func mapError(err error) error {
 		"the file system there, or the kernel (Linux 5.19), cannot show other ids: use --userns host")
 }
 
-// MapMount lets a mount that is attached nowhere, and that nobody else has, show
-// the ids of a user namespace. ErrUnsupported where its file system cannot.
-func MapMount(f, ns *os.File) error {
-	err := unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{
-		Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd()),
-	})
-	if err != nil {
-		return mapError(fmt.Errorf("map the ids of %s: %w", f.Name(), err))
-	}
-	return nil
-}
-
 // mountOverlayMapped stacks clones of the directories that show the ids of
 // o.IDs. overlayfs takes layers from the mounts of a mount namespace only, so
 // there is one, a thread's, for as long as the stack is being made.

@@ -24,6 +24,16 @@ func UserConfigDir(env func(string) string) string {
 	return ""
 }
 
+// ConfigDirs are dhow's directories of settings: the user's first, the machine's,
+// below etc, last.
+func ConfigDirs(env func(string) string, etc string) []string {
+	dirs := []string{filepath.Join(etc, "dhow")}
+	if own := UserConfigDir(env); own != "" {
+		dirs = slices.Insert(dirs, 0, filepath.Join(own, "dhow"))
+	}
+	return dirs
+}
+
 // DockerDirs are docker's directories of settings, in which daemon.json and
 // certs.d are: the user's first, the machine's, below etc, last.
 func DockerDirs(env func(string) string, etc string) []string {

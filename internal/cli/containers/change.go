@@ -2,6 +2,7 @@ package containers
 
 import (
 	"io"
+	"os"
 
 	"dhow/internal/cli/console"
 	"dhow/internal/cli/flags"
@@ -79,7 +80,7 @@ func (f *updateFlags) change(cmd *cobra.Command) (func(*container.Record) error,
 		}
 	}
 	if changed("log-driver") || changed("log-opt") {
-		if drivers, err = flags.LogDrivers(f.logDrivers, f.opts); err != nil {
+		if drivers, err = f.decideLogDrivers(); err != nil {
 			return nil, errdef.As(errdef.ErrInvalid, err)
 		}
 		var list []logs.Driver
@@ -98,10 +99,23 @@ func (f *updateFlags) change(cmd *cobra.Command) (func(*container.Record) error,
 			r.Host.RestartPolicy = policy
 		}
 		if drivers != nil {
-			r.Logs, r.Host.LogConfig = drivers, api.LogConfig{Type: drivers[0].Name, Config: drivers[0].Options}
+			r.SetLogDrivers(drivers)
 		}
 		return f.limits.Apply(&r.Host.Resources, changed)
 	}, nil
+}
+
+// decideLogDrivers reads --log-driver and --log-opt, with the settings behind them.
+func (f *updateFlags) decideLogDrivers() ([]container.LogDriver, error) {
+	asked, err := container.ParseLogDrivers(f.logDrivers, f.opts)
+	if err != nil {
+		return nil, err
+	}
+	settings, err := lifecycle.Settings(os.Getenv)
+	if err != nil {
+		return nil, err
+	}
+	return settings.DecideLogDrivers(asked)
 }
 
 func (a *app) commitCommand() *cobra.Command {

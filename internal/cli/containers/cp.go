@@ -197,7 +197,7 @@ func (a *app) copyTo(ctx context.Context, f *cpFlags, source, name, dest string)
 			if from.RebaseName != "" {
 				name = from.RebaseName
 			}
-			w.CloseWithError(lifecycle.Pack(w, from.Path, name))
+			w.CloseWithError(lifecycle.Pack(w, from.Path, name, nil))
 		}()
 		defer content.Close()
 		dir, prepared, err := archive.PrepareArchiveCopy(content, from, to)

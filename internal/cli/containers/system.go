@@ -262,8 +262,16 @@ func (a *app) infoCommand() *cobra.Command {
 
 // info is docker's object, as far as there is something to say.
 func (a *app) info(ctx context.Context, e *engine.Engine) (system.Info, error) {
+	settings, err := lifecycle.Settings(os.Getenv)
+	if err != nil {
+		return system.Info{}, err
+	}
+	drivers, err := settings.DecideLogDrivers(nil)
+	if err != nil {
+		return system.Info{}, err
+	}
 	in := system.Info{
-		ServerVersion: a.Version.Version, Driver: "overlayfs", LoggingDriver: flags.DefaultLogDriver, CgroupDriver: "cgroupfs", CgroupVersion: "1",
+		ServerVersion: a.Version.Version, Driver: "overlayfs", LoggingDriver: drivers[0].Name, CgroupDriver: "cgroupfs", CgroupVersion: "1",
 		OSType: "linux", Architecture: runtime.GOARCH, NCPU: runtime.NumCPU(), DockerRootDir: e.Store.Root(),
 		MemoryLimit: true, SwapLimit: true, PidsLimit: true, CPUCfsQuota: true, CPUCfsPeriod: true, CPUSet: true, CPUShares: true,
 		SystemTime: time.Now().Format(time.RFC3339Nano), SecurityOptions: []string{"name=seccomp,profile=builtin", "name=cgroupns"}, DefaultRuntime: ociruntime.Own,

@@ -170,15 +170,12 @@ func (f *Create) fillModes(r *container.Record, fl *pflag.FlagSet) error {
 		return errors.New("--pid: invalid PID mode")
 	case !h.UTSMode.Valid():
 		return errors.New("--uts: invalid UTS mode")
-	case !h.UsernsMode.Valid():
-		err := errdef.New(errdef.ErrUnsupported, "--userns %s: a container has the user namespace of dhow itself", h.UsernsMode)
-		return errdef.WithHint(err, "leave it out; root inside is an ordinary user outside if an ordinary user runs dhow")
 	case !h.CgroupnsMode.Valid():
 		return errors.New("--cgroupns: invalid CGROUP mode")
 	case f.Limits.swappiness < -1 || f.Limits.swappiness > 100:
 		return fmt.Errorf("invalid value: %d. Valid memory swappiness range is 0-100", f.Limits.swappiness)
 	}
-	return nil
+	return container.CheckUsernsMode(h.UsernsMode)
 }
 
 // fillStorage tells volumes with a source from those that are anonymous.
@@ -352,50 +349,10 @@ func (f *Create) fillRestart(r *container.Record, _ *pflag.FlagSet) error {
 
 // fillLogs decides where the output goes.
 func (f *Create) fillLogs(r *container.Record, _ *pflag.FlagSet) error {
-	drivers, err := LogDrivers(f.logDrivers, f.logOpts)
+	drivers, err := container.ParseLogDrivers(f.logDrivers, f.logOpts)
 	if err != nil {
 		return err
 	}
 	r.Logs = drivers
-	r.Host.LogConfig = api.LogConfig{Type: drivers[0].Name, Config: drivers[0].Options}
 	return nil
-}
-
-// DefaultLogDriver is docker's.
-const DefaultLogDriver = "json-file"
-
-// LogDrivers reads --log-driver and --log-opt, whose keys may begin with the name
-// of the driver that they are for; else they are for the first.
-func LogDrivers(names, options []string) ([]container.LogDriver, error) {
-	if len(names) == 0 {
-		names = []string{DefaultLogDriver}
-	}
-	var drivers []container.LogDriver
-	for i, name := range names {
-		if slices.Contains(names[:i], name) {
-			return nil, fmt.Errorf("--log-driver %s stands twice", name)
-		}
-		if name == "" {
-			return nil, errors.New("--log-driver: the name is empty")
-		}
-		drivers = append(drivers, container.LogDriver{Name: name, Options: map[string]string{}})
-	}
-	for _, o := range options {
-		key, value, ok := strings.Cut(o, "=")
-		if !ok || key == "" {
-			return nil, fmt.Errorf("--log-opt %q: got no value, want KEY=VALUE", o)
-		}
-		to := 0
-		if driver, rest, dotted := strings.Cut(key, "."); dotted {
-			to, key = slices.Index(names, driver), rest
-			if to < 0 {
-				return nil, errdef.WithHint(errdef.New(errdef.ErrInvalid, "--log-opt %q: there is no --log-driver %s", o, driver), "add --log-driver %s", driver)
-			}
-		}
-		if drivers[to].Name == "none" {
-			return nil, errors.New("invalid logging opts for driver none")
-		}
-		drivers[to].Options[key] = value
-	}
-	return drivers, nil
 }

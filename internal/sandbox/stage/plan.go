@@ -43,7 +43,7 @@ type Plan struct {
 
 	TTY        bool
 	Rows, Cols uint64
-	OwnStdio   bool    // give pipes among 0, 1 and 2 to UID
+	OwnStdio   bool    // give pipes and FIFOs among 0, 1 and 2 to UID
 	NullStdio  [3]bool // open these of 0, 1 and 2 as /dev/null inside
 	Init       bool
 	InitExe    int // the init process's program, for Init

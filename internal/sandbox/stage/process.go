@@ -184,8 +184,8 @@ func setConsole(p *Plan) *failure {
 		return f
 	}
 	for fd := 0; p.OwnStdio && fd <= 2; fd++ {
-		var st syscall.Statfs_t
-		if syscall.Fstatfs(fd, &st) == nil && st.Type == pipefsMagic {
+		var st syscall.Stat_t
+		if syscall.Fstat(fd, &st) == nil && st.Mode&syscall.S_IFMT == syscall.S_IFIFO {
 			syscall.Fchown(fd, int(p.UID), -1) // EINVAL: the id is not mapped, the pipe stays ours
 		}
 	}

@@ -57,7 +57,6 @@ const (
 	prCapAmbientClear  = 4
 	seccompSetFilter   = 1
 	capVersion3        = 0x20080522
-	pipefsMagic        = 0x50495045
 	devptsMagic        = 0x1cd1
 	tiocgptpeer        = 0x5441
 	tiocsptlck         = 0x40045431

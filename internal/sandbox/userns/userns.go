@@ -16,6 +16,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -246,14 +247,14 @@ func whyForbidden(sysctls string) string {
 	return "run dhow as root, or on a machine that lets ordinary users make user namespaces"
 }
 
-// idRange is a run of ids outside.
-type idRange struct{ start, count uint64 }
+// Range is a run of ids outside.
+type Range struct{ Start, Count uint32 }
 
 // idMaps is what to map into the namespace: the user itself as 0 and, unless
 // empty, the ranges from 1 on.
 type idMaps struct {
 	uid, gid         int
-	uids, gids       []idRange
+	uids, gids       []Range
 	uidTool, gidTool string
 }
 
@@ -271,10 +272,10 @@ func findIDMaps() (m idMaps, reason string) {
 	if err1 != nil || err2 != nil {
 		return m.single(), "newuidmap and newgidmap are not installed"
 	}
-	if m.uids = subordinate("/etc/subuid", name, m.uid); len(m.uids) == 0 {
+	if m.uids = Subordinate("/etc/subuid", name, strconv.Itoa(m.uid)); len(m.uids) == 0 {
 		return m.single(), "/etc/subuid has no range for the user"
 	}
-	if m.gids = subordinate("/etc/subgid", name, m.uid); len(m.gids) == 0 {
+	if m.gids = Subordinate("/etc/subgid", name, strconv.Itoa(m.uid)); len(m.gids) == 0 {
 		return m.single(), "/etc/subgid has no range for the user"
 	}
 	return m, ""
@@ -282,22 +283,23 @@ func findIDMaps() (m idMaps, reason string) {
 
 func (m idMaps) single() idMaps { return idMaps{uid: m.uid, gid: m.gid} }
 
-// subordinate reads the ranges of a user, named or by number (subuid(5)).
-func subordinate(file, name string, uid int) []idRange {
+// Subordinate reads the ranges of a user, who goes by any of the names: a name or
+// a number (subuid(5)). "" is none.
+func Subordinate(file string, names ...string) []Range {
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil
 	}
-	var out []idRange
+	var out []Range
 	for line := range strings.Lines(string(data)) {
 		f := strings.Split(strings.TrimSpace(line), ":")
-		if len(f) != 3 || f[0] != strconv.Itoa(uid) && (name == "" || f[0] != name) {
+		if len(f) != 3 || f[0] == "" || !slices.Contains(names, f[0]) {
 			continue
 		}
 		start, err1 := strconv.ParseUint(f[1], 10, 32)
 		count, err2 := strconv.ParseUint(f[2], 10, 32)
 		if err1 == nil && err2 == nil && count > 0 {
-			out = append(out, idRange{start, count})
+			out = append(out, Range{uint32(start), uint32(count)})
 		}
 	}
 	return out
@@ -323,12 +325,12 @@ func (m idMaps) write(pid int) error {
 }
 
 // runMapTool runs newuidmap or newgidmap, which are privileged.
-func runMapTool(tool string, pid, id int, ranges []idRange) error {
+func runMapTool(tool string, pid, id int, ranges []Range) error {
 	args := []string{strconv.Itoa(pid), "0", strconv.Itoa(id), "1"}
 	inside := uint64(1)
 	for _, r := range ranges {
-		args = append(args, strconv.FormatUint(inside, 10), strconv.FormatUint(r.start, 10), strconv.FormatUint(r.count, 10))
-		inside += r.count
+		args = append(args, strconv.FormatUint(inside, 10), strconv.FormatUint(uint64(r.Start), 10), strconv.FormatUint(uint64(r.Count), 10))
+		inside += uint64(r.Count)
 	}
 	if out, err := exec.Command(tool, args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", tool, err, strings.TrimSpace(string(out)))
