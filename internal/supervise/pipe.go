@@ -24,6 +24,9 @@ type pipe struct {
 	bell    *os.File // epoll instance: readable once when there is something to read
 	bellFD  int
 	console bool
+	// patient says whether what comes may be read a little later; nil says that it
+	// may not.
+	patient func() bool
 	done    chan struct{} // closed when all was read and passed on
 }
 
@@ -114,14 +117,15 @@ func (p *pipe) pump(to func([]byte), end func()) {
 			return
 		}
 		to(buf[:n])
+		if p.patient == nil || !p.patient() {
+			continue
+		}
 		now := time.Now()
 		wait, full := gather(n, now.Sub(last), capacity)
 		last = now
-		switch {
-		case p.console: // a person may look at it
-		case wait:
+		if wait {
 			time.Sleep(gatherTime)
-		case full && capacity == outputChunk:
+		} else if full && capacity == outputChunk {
 			capacity = p.grow()
 		}
 	}
@@ -195,7 +199,8 @@ func (p *pipe) hush() error {
 
 // gatherTime is how long a pipe is left alone in which something comes all the
 // time. Most programs write a few lines at once, and to be woken for each of them
-// is several times the work of storing them. The runtime sleeps no less than this.
+// is several times the work of storing them. Who is attached may be waiting for an
+// answer. The runtime sleeps no less than this.
 const gatherTime = time.Millisecond
 
 // gather decides, after n bytes were read that had come within d, whether to let

@@ -188,6 +188,9 @@ func (s *supervisor) pump(r *run) {
 			kind, which = frameStderr, logs.Stderr
 		}
 		log := s.log.Stream(which)
+		if !p.console {
+			p.patient = func() bool { return len(s.out.list()) == 0 }
+		}
 		go p.pump(func(chunk []byte) {
 			_, _ = log.Write(chunk) // what cannot be stored is counted there
 			s.out.write(kind, chunk)
