@@ -48,6 +48,7 @@ type packets struct {
 	list  *bufio.Writer
 	sizes []int64          // of the entries told so far
 	told  int              // bytes
+	ended bool             // the list
 	short map[uint32]int64 // bytes that files still lack, by their number
 	buf   rawPacket
 }
@@ -121,7 +122,10 @@ func (s *packets) stat(st *fstypes.Stat) error {
 	if s.told += len(s.buf); s.told > maxTold || len(s.sizes) > maxEntries {
 		return errdef.New(errdef.ErrInvalid, "the client's directory has more than %d files, or names of more than %d MiB", maxEntries, maxTold>>20)
 	}
-	if st != nil {
+	if s.ended {
+		return errdef.New(errdef.ErrInvalid, "the client told of more files after it had said that there were no more") // on which fsutil panics
+	}
+	if s.ended = st == nil; !s.ended {
 		s.sizes = append(s.sizes, st.Size)
 	}
 	if _, err := s.list.Write(binary.AppendUvarint(nil, uint64(len(s.buf)))); err != nil {

@@ -2,7 +2,9 @@ package bkapi
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"os"
@@ -12,6 +14,8 @@ import (
 	"testing"
 
 	"dhow/internal/errdef"
+	bksession "dhow/internal/session"
+	"dhow/internal/sys"
 
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
@@ -191,6 +195,7 @@ func TestClientLies(t *testing.T) {
 		"short":    {liar{stats: file, parts: []string{"ev", ""}}, "had another size"},
 		"long":     {liar{stats: file, parts: []string{"evil", "er", ""}}, "had another size"},
 		"endless":  {liar{stats: file, parts: []string{strings.Repeat("evil", 8<<10)}, endless: true}, "had another size"},
+		"twice":    {liar{stats: []*fstypes.Stat{{Path: "f", Mode: 0o644, Size: 4}, nil}, parts: whole}, "no more"},
 		"negative": {liar{stats: []*fstypes.Stat{{Path: "f", Mode: 0o644, Size: -4}}, parts: whole}, "had another size"},
 	} {
 		err := solveLent(t, c, &lie.liar, llb.Scratch().File(llb.Copy(llb.Local("src", llb.SharedKeyHint(name)), "/", "/")))
@@ -221,4 +226,74 @@ func TestEndlessListing(t *testing.T) {
 			t.Errorf("%s: got %v, want ErrInvalid", name, err)
 		}
 	}
+}
+
+// told is a transfer that was recorded: packets, each after its length.
+type told struct {
+	filesync.FileSync_DiffCopyClient
+	ctx  context.Context
+	rest *bufio.Reader
+	buf  []byte
+}
+
+func (s *told) Context() context.Context { return s.ctx }
+func (s *told) SendMsg(any) error        { return nil }
+func (s *told) RecvMsg(m any) (err error) {
+	s.buf, err = readPacket(s.rest, s.buf)
+	if to, ok := m.(*rawPacket); ok {
+		*to = append((*to)[:0], s.buf...)
+	}
+	return err
+}
+
+// FuzzReceive: whatever a client sends in place of a directory, nothing outside of
+// the copy is touched, and the transfer ends.
+func FuzzReceive(f *testing.F) {
+	record := func(packets ...*fstypes.Packet) (all []byte) {
+		for _, p := range packets {
+			raw, err := p.MarshalVT()
+			if err != nil {
+				f.Fatal(err)
+			}
+			all = append(binary.AppendUvarint(all, uint64(len(raw))), raw...)
+		}
+		return all
+	}
+	stat := func(st *fstypes.Stat) *fstypes.Packet { return &fstypes.Packet{Type: fstypes.PACKET_STAT, Stat: st} }
+	data := func(id uint32, s string) *fstypes.Packet {
+		return &fstypes.Packet{Type: fstypes.PACKET_DATA, ID: id, Data: []byte(s)}
+	}
+	file := stat(&fstypes.Stat{Path: "f", Mode: 0o644, Size: 2})
+	link := stat(&fstypes.Stat{Path: "a", Mode: uint32(os.ModeSymlink | 0o777), Linkname: "../outside"})
+	end, fin := &fstypes.Packet{}, &fstypes.Packet{Type: fstypes.PACKET_FIN}
+	f.Add(record(file, end, data(0, "ab"), data(0, ""), fin), record(file, end))
+	f.Add(record(link, stat(&fstypes.Stat{Path: "a/b", Mode: 0o644, Size: 2}), end, data(1, "ab"), data(1, ""), fin), []byte{})
+	f.Add(record(stat(&fstypes.Stat{Path: "../outside/x", Mode: 0o644}), end, fin), record(link, file))
+	f.Add(record(stat(&fstypes.Stat{Path: "d", Mode: uint32(os.ModeDir | 0o755)}), stat(&fstypes.Stat{Path: "d/f", Mode: 0o644, Linkname: "../../outside/kept"}), end, fin), record(end))
+	f.Fuzz(func(t *testing.T, sent, before []byte) {
+		top := t.TempDir()
+		dir, outside := filepath.Join(top, "copy"), filepath.Join(top, "outside")
+		must(t, os.MkdirAll(filepath.Join(dir, "files"), 0o755), os.Mkdir(outside, 0o755), os.WriteFile(filepath.Join(outside, "kept"), []byte("kept"), 0o600))
+		must(t, os.WriteFile(filepath.Join(dir, listingName), append([]byte(sys.BootID()+"\n"), before...), 0o600))
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		s := &packets{FileSync_DiffCopyClient: &told{ctx: ctx, rest: bufio.NewReader(bytes.NewReader(sent))}, short: map[uint32]int64{}}
+		l := openListing(dir)
+		defer l.close()
+		if same, err := l.same(s); err == nil && !same {
+			must(t, l.begin(s))
+			r := &remote{progress: func(*client.SolveStatus) {}}
+			if r.receiveInto(s, bksession.DirRequest{Name: "x"}, filepath.Join(dir, "files")) == nil {
+				must(t, l.keep(s))
+			}
+		}
+		for name, want := range map[string]int{top: 2, outside: 1} {
+			if list, err := os.ReadDir(name); err != nil || len(list) != want {
+				t.Errorf("%s: got %v, %v, want %d entries", name, list, err, want)
+			}
+		}
+		if got := read(t, filepath.Join(outside, "kept")); got != "kept" {
+			t.Errorf("outside: got %q", got)
+		}
+	})
 }
