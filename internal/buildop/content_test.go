@@ -11,6 +11,7 @@ import (
 	"dhow/internal/buildcontext"
 	"dhow/internal/errdef"
 	"dhow/internal/solve"
+	"dhow/internal/testkit"
 
 	"golang.org/x/sys/unix"
 )
@@ -127,7 +128,7 @@ func TestCopyLocal(t *testing.T) {
 	src := local(t, dir, "ignored")
 	tr, upper := newTree(t, nil)
 	must(t, doCopy(tr, src, copyOp("/", "/"), nil))
-	equal(t, tree(t, tr), []string{"d 0755 0:0 /b", "f 0644 0:0 /b/one = 1", "f 0644 0:0 /b/two = 1", "f 4755 0:0 /a = a", "l 0:0 /l -> a"})
+	testkit.Equal(t, tree(t, tr), []string{"d 0755 0:0 /b", "f 0644 0:0 /b/one = 1", "f 0644 0:0 /b/two = 1", "f 4755 0:0 /a = a", "l 0:0 /l -> a"})
 	var one, two, mine unix.Stat_t
 	must(t, unix.Lstat(filepath.Join(upper, "b/one"), &one))
 	must(t, unix.Lstat(filepath.Join(upper, "b/two"), &two))

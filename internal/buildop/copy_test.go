@@ -12,18 +12,11 @@ import (
 	"dhow/internal/errdef"
 	"dhow/internal/snapshot"
 	"dhow/internal/solve"
+	"dhow/internal/testkit"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/moby/buildkit/solver/pb"
 	"golang.org/x/sys/unix"
 )
-
-func equal[T any](t testing.TB, got, want T) {
-	t.Helper()
-	if d := cmp.Diff(want, got); d != "" {
-		t.Errorf("got +, want -:\n%s", d)
-	}
-}
 
 // copyOp is what the Dockerfile frontend sends for COPY.
 func copyOp(src, dest string, change ...func(*pb.FileActionCopy)) *pb.FileActionCopy {
@@ -125,7 +118,7 @@ func TestCopy(t *testing.T) {
 			for _, l := range tree(t, tr) {
 				got[l] = true
 			}
-			equal(t, got, want)
+			testkit.Equal(t, got, want)
 		})
 	}
 }
@@ -219,8 +212,8 @@ func TestCopyShares(t *testing.T) {
 	must(t, tr.mkfileAction(&pb.FileActionMkFile{Path: "/shared", Data: []byte("changed"), Mode: 0o644, Timestamp: -1}, nil))
 	data, err := os.ReadFile(filepath.Join(srcDir, "f"))
 	must(t, err)
-	equal(t, string(data), "data")
-	equal(t, content(t, tr.root.upperFD(), "shared"), "changed")
+	testkit.Equal(t, string(data), "data")
+	testkit.Equal(t, content(t, tr.root.upperFD(), "shared"), "changed")
 }
 
 // A file is in a tree once: two names of it would be the same file to cp, mv
@@ -303,7 +296,7 @@ func TestCopySparse(t *testing.T) {
 	buf := make([]byte, 6)
 	_, err = g.ReadAt(buf, size/2)
 	must(t, err)
-	equal(t, string(buf), "middle")
+	testkit.Equal(t, string(buf), "middle")
 }
 
 func TestCopyEpoch(t *testing.T) {

@@ -17,6 +17,7 @@ import (
 	"dhow/internal/snapshot"
 	"dhow/internal/solve"
 	"dhow/internal/store"
+	"dhow/internal/testkit"
 
 	"github.com/moby/buildkit/solver/pb"
 )
@@ -118,8 +119,8 @@ func TestFileGraph(t *testing.T) {
 	if len(*w) > 0 {
 		t.Errorf("got warnings %v", *w)
 	}
-	equal(t, treeOf(t, d, outs[1].Chain), []string{"d 0755 0:0 /stage", "d 0755 0:0 /stage/one", "f 0640 0:0 /stage/one/f = data"})
-	equal(t, treeOf(t, d, outs[0].Chain), []string{
+	testkit.Equal(t, treeOf(t, d, outs[1].Chain), []string{"d 0755 0:0 /stage", "d 0755 0:0 /stage/one", "f 0640 0:0 /stage/one/f = data"})
+	testkit.Equal(t, treeOf(t, d, outs[0].Chain), []string{
 		"d 0755 0:0 /etc", "d 0755 1000:2002 /copied", "d 0755 1000:2002 /copied/one",
 		"f 0640 1000:2002 /copied/one/f = data", "f 0644 0:0 /etc/passwd = root:x:0:0::/:/bin/sh\napp:x:1000:1001::/:/bin/sh\n",
 	})
@@ -185,7 +186,7 @@ func TestFileActions(t *testing.T) {
 			for _, l := range treeOf(t, d, outs[0].Chain) {
 				got[l] = true
 			}
-			equal(t, got, want)
+			testkit.Equal(t, got, want)
 		})
 	}
 }
@@ -307,10 +308,10 @@ func TestMaterialise(t *testing.T) {
 	}
 	one, err := d.Materialise(ctx, solve.Result{Local: scan()})
 	must(t, err)
-	equal(t, treeOf(t, d, one), []string{"d 0755 0:0 /d", "f 0644 0:0 /a = a", "f 0644 0:0 /d/b = b"})
+	testkit.Equal(t, treeOf(t, d, one), []string{"d 0755 0:0 /d", "f 0644 0:0 /a = a", "f 0644 0:0 /d/b = b"})
 	two, err := d.Materialise(ctx, solve.Result{Local: scan()})
 	must(t, err)
-	equal(t, two, one)
+	testkit.Equal(t, two, one)
 }
 
 func TestMergeAndDiff(t *testing.T) {
@@ -321,22 +322,22 @@ func TestMergeAndDiff(t *testing.T) {
 	must(t, err)
 	outs, err := m.Run(ctx, []solve.Result{{Chain: a}, {Chain: b}}, nil)
 	must(t, err)
-	equal(t, treeOf(t, d, outs[0].Chain), []string{"f 0644 0:0 /a = a", "f 0644 0:0 /b = b", "f 0644 0:0 /x = 2"})
+	testkit.Equal(t, treeOf(t, d, outs[0].Chain), []string{"f 0644 0:0 /a = a", "f 0644 0:0 /b = b", "f 0644 0:0 /x = 2"})
 	df, err := newDiffOp(d, fileVertex(2), &pb.DiffOp{Lower: &pb.LowerDiffInput{Input: 0}, Upper: &pb.UpperDiffInput{Input: 1}})
 	must(t, err)
 	outs, err = df.Run(ctx, []solve.Result{{Chain: a}, outs[0]}, nil)
 	must(t, err)
-	equal(t, outs[0].Chain, b)
+	testkit.Equal(t, outs[0].Chain, b)
 	df, err = newDiffOp(d, fileVertex(1), &pb.DiffOp{Lower: &pb.LowerDiffInput{Input: -1}, Upper: &pb.UpperDiffInput{Input: 0}})
 	must(t, err)
 	outs, err = df.Run(ctx, []solve.Result{{Chain: a}}, nil)
 	must(t, err)
-	equal(t, outs[0].Chain, a)
+	testkit.Equal(t, outs[0].Chain, a)
 	p, err := newPassthroughOp(fileVertex(2), &pb.PassthroughOp{Outputs: []int64{1, 0}})
 	must(t, err)
 	outs, err = p.Run(ctx, []solve.Result{{Chain: a}, {Chain: b}}, nil)
 	must(t, err)
-	equal(t, outs, []solve.Result{{Chain: b}, {Chain: a}})
+	testkit.Equal(t, outs, []solve.Result{{Chain: b}, {Chain: a}})
 }
 
 func TestFileOpRefuses(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"dhow/internal/sys"
+	"dhow/internal/testkit"
 
 	"golang.org/x/sys/unix"
 )
@@ -202,7 +203,7 @@ func TestLayersMerge(t *testing.T) {
 		must(t, err)
 		return string(buf[:k])
 	})
-	equal(t, got, []string{
+	testkit.Equal(t, got, []string{
 		"d 0755 0:0 /d", "d 0755 0:0 /f", "d 0755 0:0 /o",
 		"f 0644 0:0 /d/one = top", "f 0644 0:0 /d/three = 3", "f 0644 0:0 /f/in = in", "f 0644 0:0 /g = now a file", "f 0644 0:0 /o/new = y",
 	})

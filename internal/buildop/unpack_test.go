@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"dhow/internal/errdef"
+	"dhow/internal/testkit"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/moby/buildkit/solver/pb"
@@ -106,13 +107,13 @@ func TestUnpack(t *testing.T) {
 			for _, l := range w {
 				wm[l] = true
 			}
-			equal(t, gm, wm)
+			testkit.Equal(t, gm, wm)
 		}
 	}
 	for _, name := range []string{"no.tar", "empty"} {
 		tr, _ := newTree(t, nil)
 		must(t, doCopy(tr, layers(t, src), unpackOp("/"+name, "/out/"), nil))
-		equal(t, paths(tree(t, tr))[1][:len("/out/"+name)], "/out/"+name)
+		testkit.Equal(t, paths(tree(t, tr))[1][:len("/out/"+name)], "/out/"+name)
 	}
 }
 

@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"errors"
-	"io"
 	"os"
 	"strings"
 	"testing"
@@ -16,23 +15,8 @@ import (
 // output runs a process to its end and returns what it printed.
 func output(t *testing.T, cfg Config) (string, Status, error) {
 	t.Helper()
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	cfg.Stdout, cfg.Stderr = w, w
-	p, err := Start(context.Background(), cfg)
-	w.Close()
-	if err != nil {
-		return "", Status{}, err
-	}
-	text, err := io.ReadAll(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	st, err := p.Wait()
-	return string(text), st, err
+	res, err := run(t, cfg)
+	return res.out, res.Status, err
 }
 
 func TestJoin(t *testing.T) {

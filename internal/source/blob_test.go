@@ -9,6 +9,7 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/session"
+	"dhow/internal/testkit"
 
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
@@ -19,7 +20,7 @@ func blobs(t *testing.T, contents ...string) session.Layout {
 	t.Helper()
 	dir := t.TempDir()
 	for _, c := range contents {
-		put(t, dir, filepath.Join("blobs/sha256", digest.FromString(c).Encoded()), c, 0o644)
+		testkit.Put(t, dir, filepath.Join("blobs/sha256", digest.FromString(c).Encoded()), c, 0o644)
 	}
 	return session.Layout{Dir: dir}
 }
@@ -31,9 +32,9 @@ func TestBlobSource(t *testing.T) {
 	attrs := map[string]string{pb.AttrOCILayoutStoreID: l.LayoutID()}
 	plain, res := b.mustBring(id, attrs)
 	name := strings.TrimPrefix(helloSum, "sha256:")
-	equal(t, b.names(res), []string{name})
-	equal(t, b.read(res, name), "hello")
-	equal(t, plain.Pin, helloSum)
+	testkit.Equal(t, b.names(res), []string{name})
+	testkit.Equal(t, b.read(res, name), "hello")
+	testkit.Equal(t, plain.Pin, helloSum)
 	attrs[pb.AttrHTTPFilename], attrs[pb.AttrHTTPPerm], attrs[pb.AttrHTTPUID], attrs[pb.AttrHTTPGID] = "../a/f", "0640", "123", "456"
 	cm, res := b.mustBring(id, attrs)
 	st := b.stat(res, "f")
@@ -49,7 +50,7 @@ func TestBlobSource(t *testing.T) {
 		t.Errorf("a blob that is nowhere: got %v", err)
 	}
 	bad := blobs(t, "hello")
-	put(t, bad.Dir, filepath.Join("blobs/sha256", name), "hello, you", 0o644)
+	testkit.Put(t, bad.Dir, filepath.Join("blobs/sha256", name), "hello, you", 0o644)
 	lying := newBench(t, session.Options{Layouts: []session.Layout{bad}})
 	if _, _, err := lying.bring(id, map[string]string{pb.AttrOCILayoutStoreID: bad.LayoutID()}); !errors.Is(err, errdef.ErrIntegrity) {
 		t.Errorf("other bytes: got %v, want ErrIntegrity", err)
@@ -87,7 +88,7 @@ func TestGitBundle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	equal(t, b.names(res), []string{"bundle"})
+	testkit.Equal(t, b.names(res), []string{"bundle"})
 	if cm.Digest == plain.Digest {
 		t.Error("a bundle has the key of a checkout")
 	}
@@ -97,10 +98,10 @@ func TestGitBundle(t *testing.T) {
 		t.Errorf("made again: %v, or other bytes", err)
 	}
 	mirror := newRepository(t, t.TempDir())
-	put(t, mirror.dir, "b", bundle, 0o644)
+	testkit.Put(t, mirror.dir, "b", bundle, 0o644)
 	mirror.git("fetch", "--quiet", "b", "+refs/*:refs/got/*")
-	equal(t, mirror.git("rev-parse", "refs/got/heads/main"), second)
-	equal(t, mirror.git("rev-parse", "refs/got/heads/main^"), first)
+	testkit.Equal(t, mirror.git("rev-parse", "refs/got/heads/main"), second)
+	testkit.Equal(t, mirror.git("rev-parse", "refs/got/heads/main^"), first)
 
 	// The remote is gone: the bundle has to do.
 	l := blobs(t, bundle)
@@ -123,14 +124,14 @@ func TestGitBundle(t *testing.T) {
 			t.Errorf("%v: %v", tt, err)
 			continue
 		}
-		equal(t, far.read(res, "f"), tt.want)
+		testkit.Equal(t, far.read(res, "f"), tt.want)
 	}
 	attrs, _ := from("main", second, map[string]string{pb.AttrKeepGitDir: "true"})
 	if _, res, err = far.bringGit("http://127.0.0.1:1", "r", "main", attrs); err != nil {
 		t.Fatal(err)
 	}
 	kept := &gitRepository{t, far.layer(res)}
-	equal(t, kept.git("-c", "safe.directory=*", "for-each-ref", "--format=%(refname) %(objectname)"), "refs/heads/main "+second)
+	testkit.Equal(t, kept.git("-c", "safe.directory=*", "for-each-ref", "--format=%(refname) %(objectname)"), "refs/heads/main "+second)
 	for _, tt := range []struct {
 		fragment, checksum string
 		more               map[string]string
@@ -167,9 +168,9 @@ func TestAskedOnce(t *testing.T) {
 		}
 		return cm.Pin
 	}
-	equal(t, pin(), first)
+	testkit.Equal(t, pin(), first)
 	second := repo.commit(map[string]string{"f": "two"})
-	equal(t, pin(), first)
+	testkit.Equal(t, pin(), first)
 	b.deps.Asked = &Asked{} // another build
-	equal(t, pin(), second)
+	testkit.Equal(t, pin(), second)
 }

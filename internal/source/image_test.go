@@ -14,6 +14,7 @@ import (
 	"dhow/internal/oci"
 	"dhow/internal/session"
 	"dhow/internal/solve"
+	"dhow/internal/testkit"
 
 	"github.com/moby/buildkit/client/llb/sourceresolver"
 	"github.com/moby/buildkit/solver/pb"
@@ -28,7 +29,7 @@ func layout(t *testing.T, dir, label string) (manifest digest.Digest) {
 	t.Helper()
 	blob := func(data []byte) ocispecs.Descriptor {
 		d := digest.FromBytes(data)
-		put(t, dir, filepath.Join("blobs/sha256", d.Encoded()), string(data), 0o644)
+		testkit.Put(t, dir, filepath.Join("blobs/sha256", d.Encoded()), string(data), 0o644)
 		return ocispecs.Descriptor{Digest: d, Size: int64(len(data))}
 	}
 	encode := func(v any) []byte {
@@ -59,8 +60,8 @@ func layout(t *testing.T, dir, label string) (manifest digest.Digest) {
 	top := blob(encode(m))
 	top.MediaType = ocispecs.MediaTypeImageManifest
 	top.Annotations = map[string]string{ocispecs.AnnotationRefName: "localhost/test:" + label, oci.AnnotationImageName: "localhost/test:" + label}
-	put(t, dir, "oci-layout", `{"imageLayoutVersion":"1.0.0"}`, 0o644)
-	put(t, dir, "index.json", string(encode(ocispecs.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: []ocispecs.Descriptor{top}})), 0o644)
+	testkit.Put(t, dir, "oci-layout", `{"imageLayoutVersion":"1.0.0"}`, 0o644)
+	testkit.Put(t, dir, "index.json", string(encode(ocispecs.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: []ocispecs.Descriptor{top}})), 0o644)
 	return top.Digest
 }
 
@@ -72,11 +73,11 @@ func TestLayoutSource(t *testing.T) {
 	id := "oci-layout://docker.io/library/ctx@" + dgst.String()
 	attrs := map[string]string{pb.AttrOCILayoutStoreID: l.LayoutID()}
 	cm, res := b.mustBring(id, attrs)
-	equal(t, cm.Pin, dgst.String())
+	testkit.Equal(t, cm.Pin, dgst.String())
 	if len(res.Chain) != 2 {
 		t.Fatalf("got %v, want two layers", res.Chain)
 	}
-	equal(t, b.read(solve.Result{Chain: res.Chain[1:]}, "one"), "one")
+	testkit.Equal(t, b.read(solve.Result{Chain: res.Chain[1:]}, "one"), "one")
 	attrs[pb.AttrOCILayoutLayerLimit] = "1"
 	limited, res := b.mustBring(id, attrs)
 	if len(res.Chain) != 1 || limited.Digest == cm.Digest {
@@ -97,7 +98,7 @@ func TestLayoutSource(t *testing.T) {
 	// A blob that was tampered with is refused.
 	bad := t.TempDir()
 	badDigest := layout(t, bad, "two")
-	put(t, bad, filepath.Join("blobs/sha256", badDigest.Encoded()), "{}", 0o644)
+	testkit.Put(t, bad, filepath.Join("blobs/sha256", badDigest.Encoded()), "{}", 0o644)
 	s, err := session.New(session.Options{Layouts: []session.Layout{{Dir: bad, Digest: badDigest}}})
 	if err != nil {
 		t.Fatal(err)

@@ -24,8 +24,8 @@ import (
 	"dhow/internal/snapshot"
 	"dhow/internal/solve"
 	"dhow/internal/store"
+	"dhow/internal/testkit"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/moby/buildkit/client/llb/sourceresolver"
 	"github.com/moby/buildkit/solver/pb"
 	"golang.org/x/sys/unix"
@@ -39,42 +39,14 @@ type bench struct {
 
 func newBench(t *testing.T, sess session.Options) *bench {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-	st, err := store.Open(context.Background(), t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := st.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	testkit.NeedRoot(t)
+	st := testkit.Open(t, func() (*store.Store, error) { return store.Open(context.Background(), t.TempDir()) })
 	s, err := session.New(sess)
 	if err != nil {
 		t.Fatal(err)
 	}
 	snaps := snapshot.New(st)
 	return &bench{t: t, deps: &Deps{Store: st, Snapshots: snaps, Session: s, Images: image.New(st, snaps, nil)}}
-}
-
-func equal[T any](t testing.TB, got, want T) {
-	t.Helper()
-	if d := cmp.Diff(want, got); d != "" {
-		t.Errorf("got +, want -:\n%s", d)
-	}
-}
-
-func put(t *testing.T, dir, name, data string, mode os.FileMode) {
-	t.Helper()
-	p := filepath.Join(dir, name)
-	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(p, []byte(data), mode); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // layer is the directory of a result's one layer.
@@ -202,17 +174,17 @@ func TestHTTPSource(t *testing.T) {
 	b := newBench(t, session.Options{Secrets: []session.SecretSource{{ID: "HTTP_AUTH_TOKEN_127.0.0.1", Env: "TOKEN"}}})
 
 	cm, res := b.mustBring(srv.URL+"/hello", nil)
-	equal(t, cm.Pin, helloSum)
-	equal(t, b.names(res), []string{"hello"})
-	equal(t, b.read(res, "hello"), "hello")
+	testkit.Equal(t, cm.Pin, helloSum)
+	testkit.Equal(t, b.names(res), []string{"hello"})
+	testkit.Equal(t, b.read(res, "hello"), "hello")
 	st := b.stat(res, "hello")
 	if st.Mode&0o7777 != 0o600 || st.Mtim.Sec != modified.Unix() {
 		t.Errorf("got mode %o and time %d", st.Mode, st.Mtim.Sec)
 	}
 	// The second time the server is asked, and says that nothing changed.
 	again, _ := b.mustBring(srv.URL+"/hello", nil)
-	equal(t, again.Digest, cm.Digest)
-	equal(t, notModified.Load(), int32(1))
+	testkit.Equal(t, again.Digest, cm.Digest)
+	testkit.Equal(t, notModified.Load(), int32(1))
 
 	// With a checksum nobody is asked until the file is needed.
 	before := requests.Load()
@@ -239,12 +211,12 @@ func TestHTTPSource(t *testing.T) {
 		t.Errorf("another algorithm: %v", err)
 	}
 	_, res = b.mustBring(srv.URL+"/named", nil)
-	equal(t, b.names(res), []string{"given"})
+	testkit.Equal(t, b.names(res), []string{"given"})
 	if st := b.stat(res, "given"); st.Mtim.Sec != 0 {
 		t.Errorf("without Last-Modified: got the time %d, want 0", st.Mtim.Sec)
 	}
 	_, res = b.mustBring(srv.URL+"/", nil)
-	equal(t, b.names(res), []string{"download"})
+	testkit.Equal(t, b.names(res), []string{"download"})
 	b.mustBring(srv.URL+"/secret", nil)
 	if _, _, err := b.bring(srv.URL+"/missing", nil); !errors.Is(err, errdef.ErrNotFound) || !strings.Contains(err.Error(), "invalid response status 404") {
 		t.Errorf("got %v", err)
@@ -270,7 +242,7 @@ func TestHTTPSourceFaults(t *testing.T) {
 	for _, name := range []string{"flaky", "cut"} {
 		tries.Store(0)
 		_, res := b.mustBring(srv.URL+"/"+name, nil)
-		equal(t, b.read(res, name), "hello")
+		testkit.Equal(t, b.read(res, name), "hello")
 	}
 	srv.Close()
 	if _, _, err := b.bring("http://user:hunter2@"+strings.TrimPrefix(srv.URL, "http://")+"/x", nil); !errors.Is(err, errdef.ErrUnavailable) || strings.Contains(err.Error(), "hunter2") {
@@ -288,25 +260,25 @@ func TestSafeName(t *testing.T) {
 		"a": "a", "/x/y.tar": "y.tar", "": "download", ".": "download", "..": "download", "/": "download", "a/..": "download",
 		"a\nb": "download", " a ": "a", strings.Repeat("x", 300): "download",
 	} {
-		equal(t, safeName(in), want)
+		testkit.Equal(t, safeName(in), want)
 	}
 }
 
 func TestLocalSource(t *testing.T) {
 	dir := t.TempDir()
-	put(t, dir, "a", "a", 0o644)
-	put(t, dir, "skip/b", "b", 0o644)
+	testkit.Put(t, dir, "a", "a", 0o644)
+	testkit.Put(t, dir, "skip/b", "b", 0o644)
 	b := newBench(t, session.Options{Dirs: map[string]string{"context": dir}})
 	attrs := map[string]string{pb.AttrExcludePatterns: `["skip"]`, pb.AttrLocalSessionID: "id"}
 	cm, res := b.mustBring("local://context", attrs)
 	if !cm.Unstored || res.Local == nil || len(res.Local.Entries()) != 1 {
 		t.Fatalf("got %+v, %+v", cm, res)
 	}
-	put(t, dir, "skip/b", "changed", 0o644)
+	testkit.Put(t, dir, "skip/b", "changed", 0o644)
 	if same, _ := b.mustBring("local://context", attrs); same.Digest != cm.Digest {
 		t.Error("an excluded file changes the key")
 	}
-	put(t, dir, "a", "changed", 0o644)
+	testkit.Put(t, dir, "a", "changed", 0o644)
 	if other, _ := b.mustBring("local://context", attrs); other.Digest == cm.Digest {
 		t.Error("a changed file does not change the key")
 	}
@@ -389,7 +361,7 @@ func (r *gitRepository) git(args ...string) string {
 func (r *gitRepository) commit(files map[string]string) string {
 	r.t.Helper()
 	for name, data := range files {
-		put(r.t, r.dir, name, data, 0o644)
+		testkit.Put(r.t, r.dir, name, data, 0o644)
 	}
 	r.git("add", "-A")
 	r.git("commit", "--quiet", "-m", "c")
@@ -428,8 +400,8 @@ func TestGitSource(t *testing.T) {
 		"": "two", "main": "two", "refs/heads/old": "one", "old": "one", "v1": "one", "refs/tags/v1": "one", first: "one", second: "two",
 	} {
 		cm, res := must(fragment, nil)
-		equal(t, b.read(res, "f"), want)
-		equal(t, b.names(res), []string{"f", "sub", "sub/g"})
+		testkit.Equal(t, b.read(res, "f"), want)
+		testkit.Equal(t, b.names(res), []string{"f", "sub", "sub/g"})
 		if want := map[string]string{"one": first, "two": second}[want]; cm.Pin != want {
 			t.Errorf("%s: got the pin %s, want %s", fragment, cm.Pin, want)
 		}
@@ -439,12 +411,12 @@ func TestGitSource(t *testing.T) {
 	}
 	byTag, _ := must("v1", nil)
 	byCommit, _ := must(first, nil)
-	equal(t, byTag.Digest, byCommit.Digest)
+	testkit.Equal(t, byTag.Digest, byCommit.Digest)
 
 	_, res := must(":sub", nil)
-	equal(t, b.names(res), []string{"g"})
+	testkit.Equal(t, b.names(res), []string{"g"})
 	_, res = must("v1:/sub/", nil)
-	equal(t, b.names(res), []string{"g"})
+	testkit.Equal(t, b.names(res), []string{"g"})
 	if _, _, err := b.bringGit(url, "r", "main:none", nil); !errors.Is(err, errdef.ErrNotFound) {
 		t.Errorf("missing subdir: got %v", err)
 	}
@@ -467,10 +439,10 @@ func TestGitSource(t *testing.T) {
 	repo.git("reset", "--quiet", "--hard", first)
 	third := repo.commit(map[string]string{"f": "three"})
 	cm, res := must("main", nil)
-	equal(t, cm.Pin, third)
-	equal(t, b.read(res, "f"), "three")
+	testkit.Equal(t, cm.Pin, third)
+	testkit.Equal(t, b.read(res, "f"), "three")
 	_, res = must("", map[string]string{pb.AttrGitFetchByCommit: "true", pb.AttrGitChecksum: third})
-	equal(t, b.read(res, "f"), "three")
+	testkit.Equal(t, b.read(res, "f"), "three")
 }
 
 func TestGitKeepDir(t *testing.T) {
@@ -489,11 +461,11 @@ func TestGitKeepDir(t *testing.T) {
 			t.Fatal(err)
 		}
 		r := &gitRepository{t, filepath.Join(out, "x")}
-		equal(t, r.git("-c", "safe.directory=*", "rev-parse", "HEAD"), id)
-		equal(t, r.git("-c", "safe.directory=*", "status", "--porcelain"), "")
-		equal(t, r.git("-c", "safe.directory=*", "remote", "get-url", "origin"), url+"/r/.git")
+		testkit.Equal(t, r.git("-c", "safe.directory=*", "rev-parse", "HEAD"), id)
+		testkit.Equal(t, r.git("-c", "safe.directory=*", "status", "--porcelain"), "")
+		testkit.Equal(t, r.git("-c", "safe.directory=*", "remote", "get-url", "origin"), url+"/r/.git")
 		config, _ := exec.Command("grep", "-rl", b.deps.Store.Root(), r.dir).Output()
-		equal(t, string(config), "")
+		testkit.Equal(t, string(config), "")
 	}
 }
 
@@ -509,12 +481,12 @@ func TestGitSubmodules(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	equal(t, b.names(res), []string{".gitmodules", "f", "lib", "lib/l"})
+	testkit.Equal(t, b.names(res), []string{".gitmodules", "f", "lib", "lib/l"})
 	_, res, err = b.bringGit(url, "r", "", map[string]string{pb.AttrGitSkipSubmodules: "true"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	equal(t, b.names(res), []string{".gitmodules", "f", "lib"})
+	testkit.Equal(t, b.names(res), []string{".gitmodules", "f", "lib"})
 }
 
 // TestGitKilled finds what a git that was killed leaves in the bare repository.
@@ -537,14 +509,14 @@ func TestGitKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"shallow.lock", "config.lock", "packed-refs.lock", "HEAD.lock", "refs/dhow/" + id + ".lock", "modules/lib/shallow.lock", modulesDirty} {
-		put(t, bares[0], name, "", 0o644)
+		testkit.Put(t, bares[0], name, "", 0o644)
 	}
 	_, res, err := b.bringGit(url, "r", "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	equal(t, b.read(res, "f"), "two")
-	equal(t, b.read(res, "lib/l"), "lib")
+	testkit.Equal(t, b.read(res, "f"), "two")
+	testkit.Equal(t, b.read(res, "lib/l"), "lib")
 }
 
 // TestGitHostile fetches repositories that try to get out.
@@ -564,7 +536,7 @@ func TestGitHostile(t *testing.T) {
 	ext := newRepository(t, filepath.Join(dir, "ext"))
 	ext.commit(map[string]string{"f": "x"})
 	ext.git("submodule", "--quiet", "add", filepath.Join(dir, "host"), "m")
-	put(t, ext.dir, ".gitmodules", "[submodule \"m\"]\n\tpath = m\n\turl = ext::touch "+dir+"/pwned\n\tupdate = !touch "+dir+"/pwned\n", 0o644)
+	testkit.Put(t, ext.dir, ".gitmodules", "[submodule \"m\"]\n\tpath = m\n\turl = ext::touch "+dir+"/pwned\n\tupdate = !touch "+dir+"/pwned\n", 0o644)
 	ext.commit(nil)
 	if _, _, err := b.bringGit(url, "ext", "", nil); err == nil {
 		t.Error("a submodule that runs a program was taken")
@@ -624,14 +596,14 @@ func TestGitAddressWithPassword(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	equal(t, b.read(res, "f"), "x")
+	testkit.Equal(t, b.read(res, "f"), "x")
 	found, _ := exec.Command("grep", "-rl", "x-access-token", b.deps.Store.Root()).Output()
-	equal(t, string(found), "")
+	testkit.Equal(t, string(found), "")
 	g, err := newGitSource(b.deps, with, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	equal(t, g.remote, url)
+	testkit.Equal(t, g.remote, url)
 }
 
 func TestGitMetadata(t *testing.T) {
@@ -678,6 +650,6 @@ func TestPickRef(t *testing.T) {
 		"y":                nil,
 	} {
 		got, _ := pickRef(ref, list)
-		equal(t, got, want)
+		testkit.Equal(t, got, want)
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"testing"
 
+	"dhow/internal/testkit"
+
 	"github.com/moby/buildkit/solver/pb"
 )
 
@@ -94,7 +96,7 @@ func TestMountDeps(t *testing.T) {
 			if got[i].content != tt.want[i].content {
 				t.Errorf("%s: input %d by content: got %v", name, i, got[i].content)
 			}
-			equal(t, got[i].selectors, tt.want[i].selectors)
+			testkit.Equal(t, got[i].selectors, tt.want[i].selectors)
 		}
 	}
 }

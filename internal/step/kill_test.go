@@ -102,7 +102,7 @@ func TestStepKilled(t *testing.T) {
 			t.Errorf("%s was left", p)
 		}
 	}
-	equal(t, mountCount(t), 0)
+	testkit.Equal(t, mountCount(t), 0)
 }
 
 // running says whether a process has the word among its arguments.

@@ -76,16 +76,16 @@ func TestBindMounts(t *testing.T) {
 	// What is written to a mount without output is thrown away.
 	rw := &pb.Mount{Dest: "/m", Input: 1, Output: -1}
 	out, _ := b.ok(b.op("echo new > /m/top; cat /m/top", mounts(rw)), in)
-	equal(t, b.layer(out[0].Chain), nil)
+	testkit.Equal(t, b.layer(out[0].Chain), nil)
 	b.prints("t", b.op("cat /m/top", mounts(rw)), in)
 
 	// With an output it is kept there.
 	out, _ = b.ok(b.op("echo new > /m/top", mounts(&pb.Mount{Dest: "/m", Input: 1, Output: 1})), in)
-	equal(t, b.read(out[1].Chain, "top")+b.read(out[1].Chain, "a/f"), "new\ndata")
+	testkit.Equal(t, b.read(out[1].Chain, "top")+b.read(out[1].Chain, "a/f"), "new\ndata")
 	out, _ = b.ok(b.op("true", mounts(&pb.Mount{Dest: "/m", Input: 1, Output: 1, Readonly: true})), in)
-	equal(t, out[1].Chain, in.Chain)
+	testkit.Equal(t, out[1].Chain, in.Chain)
 	out, _ = b.ok(b.op("echo x > /m/f", mounts(&pb.Mount{Dest: "/m", Input: -1, Output: 1})))
-	equal(t, b.read(out[1].Chain, "f"), "x\n")
+	testkit.Equal(t, b.read(out[1].Chain, "f"), "x\n")
 
 	_, _, err := b.run(b.op("true", mounts(&pb.Mount{Dest: "/m", Input: 1, Output: -1, Selector: "/none", Readonly: true})), in)
 	if !errors.Is(err, errdef.ErrNotFound) || !strings.Contains(err.Error(), `"/none"`) {
@@ -100,7 +100,7 @@ func TestBindMounts(t *testing.T) {
 func TestBindMountLinks(t *testing.T) {
 	b := newBench(t, session.Options{}, Deps{})
 	in := solve.Result{Chain: b.tree(nil, func(dir string) {
-		put(t, dir, "etc/hostname", "inside", 0o644)
+		testkit.Put(t, dir, "etc/hostname", "inside", 0o644)
 		if err := os.Symlink("/etc", filepath.Join(dir, "abs")); err != nil {
 			t.Fatal(err)
 		}
@@ -116,8 +116,8 @@ func TestBindMountLinks(t *testing.T) {
 func TestBindMountOfContext(t *testing.T) {
 	b := newBench(t, session.Options{}, Deps{})
 	dir := t.TempDir()
-	put(t, dir, "main.c", "source", 0o644)
-	put(t, dir, "secret/key", "ignored", 0o644)
+	testkit.Put(t, dir, "main.c", "source", 0o644)
+	testkit.Put(t, dir, "secret/key", "ignored", 0o644)
 	if err := os.Chown(filepath.Join(dir, "main.c"), 1234, 1234); err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +145,7 @@ func TestTmpfsMount(t *testing.T) {
 	if got := job.out.String(); !strings.Contains(got, "tmpfs") || !strings.Contains(got, "size=2048k") || !strings.HasSuffix(got, "full\n") {
 		t.Errorf("got %q", got)
 	}
-	equal(t, b.layer(out[0].Chain), nil)
+	testkit.Equal(t, b.layer(out[0].Chain), nil)
 	b.ok(b.op("grep ' /dev/shm ' /proc/mounts | grep size=1024k", mounts(&pb.Mount{Dest: "/dev/shm", Input: -1, Output: -1, MountType: pb.MountType_TMPFS, TmpfsOpt: &pb.TmpfsOpt{Size: 1 << 20}})))
 }
 
@@ -155,7 +155,7 @@ func secretMount(o *pb.SecretOpt) *pb.Mount {
 
 func TestSecretMount(t *testing.T) {
 	dir := t.TempDir()
-	put(t, dir, "s", "open sesame\n", 0o600)
+	testkit.Put(t, dir, "s", "open sesame\n", 0o600)
 	b := newBench(t, session.Options{Secrets: []session.SecretSource{{ID: "s", File: filepath.Join(dir, "s")}}}, Deps{})
 	out, job := b.ok(b.op("cat /run/secrets/s; stat -c '%a %u %g' /run/secrets/s; grep ' /run/secrets/s ' /proc/mounts",
 		mounts(secretMount(&pb.SecretOpt{ID: "s", Mode: 0o440, Uid: 5, Gid: 6}))))
@@ -163,8 +163,8 @@ func TestSecretMount(t *testing.T) {
 	if !strings.HasPrefix(got, "open sesame\n440 5 6\n") || !strings.Contains(got, "noswap") && !strings.Contains(got, "ramfs") || !strings.Contains(got, "noexec") {
 		t.Errorf("got %q", got)
 	}
-	equal(t, job.masked, []string{"open sesame"})
-	equal(t, b.layer(out[0].Chain), nil)
+	testkit.Equal(t, job.masked, []string{"open sesame"})
+	testkit.Equal(t, b.layer(out[0].Chain), nil)
 	if _, _, err := b.run(b.op("echo x > /run/secrets/s", mounts(secretMount(&pb.SecretOpt{ID: "s", Mode: 0o666})))); err == nil {
 		t.Error("a secret can be written")
 	}
@@ -215,7 +215,7 @@ func TestSecretInLayer(t *testing.T) {
 	}
 	b.deps.AllowSecretInLayer = []string{"s"}
 	out, _ := b.ok(b.op("cat /run/secrets/s > /kept", mounts(m)))
-	equal(t, b.read(out[0].Chain, "/kept"), value)
+	testkit.Equal(t, b.read(out[0].Chain, "/kept"), value)
 }
 
 func cacheMountOf(id string, sharing pb.CacheSharingOpt) *pb.Mount {
@@ -226,7 +226,7 @@ func TestCacheMount(t *testing.T) {
 	b := newBench(t, session.Options{}, Deps{})
 	shared := mounts(cacheMountOf("/id", pb.CacheSharingOpt_SHARED))
 	out, _ := b.ok(b.op("echo kept > /c/f; stat -c %a /c | grep 755", shared))
-	equal(t, b.layer(out[0].Chain), nil)
+	testkit.Equal(t, b.layer(out[0].Chain), nil)
 	b.prints("kept\n", b.op("cat /c/f", shared))
 	b.prints("", b.op("cat /c/f 2>/dev/null; true", mounts(cacheMountOf("/other", pb.CacheSharingOpt_SHARED))))
 	// One step that names it twice sees it twice.
@@ -261,7 +261,7 @@ func TestCacheMount(t *testing.T) {
 func TestCacheMountLinks(t *testing.T) {
 	b := newBench(t, session.Options{}, Deps{})
 	outside := t.TempDir()
-	put(t, outside, "f", "outside", 0o644)
+	testkit.Put(t, outside, "f", "outside", 0o644)
 	b.ok(b.op("ln -s "+outside+" /c/abs; ln -s ../../../../../.."+outside+" /c/up; ln -s /proc/1/root/"+outside+" /c/proc", mounts(cacheMountOf("x", pb.CacheSharingOpt_SHARED))))
 	for _, sel := range []string{"abs", "up", "proc"} {
 		m := cacheMountOf("x", pb.CacheSharingOpt_SHARED)
@@ -279,7 +279,7 @@ func TestCacheMountLinks(t *testing.T) {
 func TestCacheMountBase(t *testing.T) {
 	b := newBench(t, session.Options{}, Deps{})
 	in := solve.Result{Chain: b.tree(nil, func(dir string) {
-		put(t, dir, "cache/f", "from the base", 0o640)
+		testkit.Put(t, dir, "cache/f", "from the base", 0o640)
 		if err := os.Chown(filepath.Join(dir, "cache"), 1000, 2000); err != nil {
 			t.Fatal(err)
 		}
@@ -291,10 +291,10 @@ func TestCacheMountBase(t *testing.T) {
 	m.Input, m.Selector = 1, "/cache"
 	b.prints("770 1000 2000\nfrom the base", b.op("stat -c '%a %u %g' /c; cat /c/f; echo mine > /c/f", mounts(m)), in)
 	b.prints("mine\n", b.op("cat /c/f", mounts(m)), in)
-	equal(t, b.read(in.Chain, "/cache/f"), "from the base")
+	testkit.Equal(t, b.read(in.Chain, "/cache/f"), "from the base")
 	// The same tree made anew finds the same cache; another tree another one.
 	again := solve.Result{Chain: b.tree(nil, func(dir string) {
-		put(t, dir, "cache/f", "from the base", 0o640)
+		testkit.Put(t, dir, "cache/f", "from the base", 0o640)
 		os.Chown(filepath.Join(dir, "cache"), 1000, 2000)
 		os.Chmod(filepath.Join(dir, "cache"), 0o770)
 	})}
@@ -390,7 +390,7 @@ func TestSSHMount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	put(t, dir, "key", string(pem.EncodeToMemory(block)), 0o600)
+	testkit.Put(t, dir, "key", string(pem.EncodeToMemory(block)), 0o600)
 
 	b := newBench(t, session.Options{SSH: []session.SSHSource{{ID: "default", Paths: []string{sock}}, {ID: "file", Paths: []string{key}}}}, Deps{})
 	if exe, err := elf.Open("/proc/self/exe"); err == nil && exe.SectionByType(elf.SHT_DYNAMIC) != nil {
@@ -400,11 +400,11 @@ func TestSSHMount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.base = b.tree(b.base, func(dir string) { put(t, dir, agentClient, string(self), 0o755) })
+	b.base = b.tree(b.base, func(dir string) { testkit.Put(t, dir, agentClient, string(self), 0o755) })
 	b.prints("600 0 0\nssh-ed25519\n", b.op("", sshMount(&pb.SSHOpt{ID: "default", Mode: 0o600})))
 	b.prints("600 1000 7\nssh-ed25519\n", b.op("", sshMount(&pb.SSHOpt{ID: "file", Mode: 0o600, Uid: 1000, Gid: 7}), func(op *pb.ExecOp) { op.Meta.User = "worker" }))
 	out, _ := b.ok(b.op("", sshMount(&pb.SSHOpt{ID: "default", Mode: 0o666})))
-	equal(t, b.layer(out[0].Chain), nil)
+	testkit.Equal(t, b.layer(out[0].Chain), nil)
 	b.ok(b.op("", sshMount(&pb.SSHOpt{ID: "none", Optional: true}), func(op *pb.ExecOp) { op.Meta.Args[2] = "test ! -e /run/agent.none" }))
 	_, _, err = b.run(b.op("", sshMount(&pb.SSHOpt{ID: "none"})))
 	if !errors.Is(err, errdef.ErrNotFound) || err.Error() != "unset ssh forward key none" {

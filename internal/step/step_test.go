@@ -23,8 +23,8 @@ import (
 	"dhow/internal/solve"
 	"dhow/internal/store"
 	"dhow/internal/sys"
+	"dhow/internal/testkit"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -39,18 +39,8 @@ type bench struct {
 
 func newBench(t testing.TB, sess session.Options, o Deps) *bench {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-	st, err := store.Open(context.Background(), t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := st.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	testkit.NeedRoot(t)
+	st := testkit.Open(t, func() (*store.Store, error) { return store.Open(context.Background(), t.TempDir()) })
 	s, err := session.New(sess)
 	if err != nil {
 		t.Fatal(err)
@@ -63,14 +53,14 @@ func newBench(t testing.TB, sess session.Options, o Deps) *bench {
 		if err != nil {
 			t.Skip("busybox is not installed (package busybox-static)")
 		}
-		put(t, dir, "bin/busybox", string(busybox), 0o755)
+		testkit.Put(t, dir, "bin/busybox", string(busybox), 0o755)
 		for _, name := range strings.Fields("sh cat echo ls id env mkdir touch rm ln chmod stat sleep true false dd head tail mount grep wc pwd hostname test tr kill base64 cut readlink sort ip") {
 			if err := os.Symlink("busybox", filepath.Join(dir, "bin", name)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		put(t, dir, "etc/passwd", "root:x:0:0:root:/root:/bin/sh\nworker:x:1000:1000::/home/worker:/bin/sh\n", 0o644)
-		put(t, dir, "etc/group", "root:x:0:\nworker:x:1000:\nextra:x:2000:worker\n", 0o644)
+		testkit.Put(t, dir, "etc/passwd", "root:x:0:0:root:/root:/bin/sh\nworker:x:1000:1000::/home/worker:/bin/sh\n", 0o644)
+		testkit.Put(t, dir, "etc/group", "root:x:0:\nworker:x:1000:\nextra:x:2000:worker\n", 0o644)
 		for _, d := range []string{"proc", "sys", "dev"} {
 			if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
 				t.Fatal(err)
@@ -82,13 +72,6 @@ func newBench(t testing.TB, sess session.Options, o Deps) *bench {
 		}
 	})
 	return b
-}
-
-func equal[T any](t testing.TB, got, want T) {
-	t.Helper()
-	if d := cmp.Diff(want, got); d != "" {
-		t.Errorf("got +, want -:\n%s", d)
-	}
 }
 
 // plainTrees is step.Trees by cp and a walk: buildop's own are tested there.
@@ -153,20 +136,6 @@ func (p plainTrees) CopyOut(ctx context.Context, tree snapshot.Chain, path, dest
 	return exec.CommandContext(ctx, "cp", "-a", fmt.Sprintf("/proc/%d/fd/%d%s", os.Getpid(), root.Fd(), path), dest).Run()
 }
 
-func put(t testing.TB, dir, name, data string, mode os.FileMode) {
-	t.Helper()
-	p := filepath.Join(dir, name)
-	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(p, []byte(data), mode); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(p, mode); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // tree adds a layer to a chain.
 func (b *bench) tree(parent snapshot.Chain, fill func(dir string)) snapshot.Chain {
 	b.t.Helper()
@@ -186,7 +155,7 @@ func (b *bench) tree(parent snapshot.Chain, fill func(dir string)) snapshot.Chai
 func (b *bench) files(files map[string]string) solve.Result {
 	return solve.Result{Chain: b.tree(nil, func(dir string) {
 		for name, data := range files {
-			put(b.t, dir, name, data, 0o644)
+			testkit.Put(b.t, dir, name, data, 0o644)
 		}
 	})}
 }
@@ -246,7 +215,7 @@ func (b *bench) ok(op *pb.ExecOp, inputs ...solve.Result) ([]solve.Result, *test
 func (b *bench) prints(want string, op *pb.ExecOp, inputs ...solve.Result) {
 	b.t.Helper()
 	_, job := b.ok(op, inputs...)
-	equal(b.t, job.out.String(), want)
+	testkit.Equal(b.t, job.out.String(), want)
 }
 
 // layer lists what the last layer of a chain holds: mode and path.
@@ -336,20 +305,20 @@ func TestStep(t *testing.T) {
 	b.ok(b.op("true")) // what is opened once for all steps
 	before := openFiles(t)
 	out, job := b.ok(b.op("echo out; echo err >&2; echo data > /file; mkdir -p /new/dir"))
-	equal(t, job.out.String(), "out\n")
-	equal(t, job.err.String(), "err\n")
+	testkit.Equal(t, job.out.String(), "out\n")
+	testkit.Equal(t, job.err.String(), "err\n")
 	// /etc is in the base without hosts and resolv.conf: nothing of them is left.
-	equal(t, b.layer(out[0].Chain), []string{"file", "new", "new/dir"})
-	equal(t, b.read(out[0].Chain, "/file"), "data\n")
+	testkit.Equal(t, b.layer(out[0].Chain), []string{"file", "new", "new/dir"})
+	testkit.Equal(t, b.read(out[0].Chain, "/file"), "data\n")
 	// A step that changes nothing has a layer, too, as the image's history says.
 	out, _ = b.ok(b.op("true"))
-	equal(t, len(out[0].Chain), len(b.base)+1)
-	equal(t, len(b.layer(out[0].Chain)), 0)
+	testkit.Equal(t, len(out[0].Chain), len(b.base)+1)
+	testkit.Equal(t, len(b.layer(out[0].Chain)), 0)
 	b.ok(b.op("umask | grep 0022"))
 	if after := openFiles(t); after > before {
 		t.Errorf("got %d open files after the steps, want %d", after, before)
 	}
-	equal(t, mountCount(t), 0)
+	testkit.Equal(t, mountCount(t), 0)
 }
 
 func openFiles(t *testing.T) int {
@@ -385,7 +354,7 @@ func TestStepExitCodes(t *testing.T) {
 	if !errors.As(err, &exit) || exit.Code != 7 {
 		t.Fatalf("got %v, want an ExitError with code 7", err)
 	}
-	equal(t, exit.Error(), `process "/bin/sh -c echo last words; exit 7" did not complete successfully: exit code: 7`)
+	testkit.Equal(t, exit.Error(), `process "/bin/sh -c echo last words; exit 7" did not complete successfully: exit code: 7`)
 	b.ok(b.op("exit 7", func(op *pb.ExecOp) { op.Meta.ValidExitCodes = []int32{3, 7} }))
 	if _, _, err := b.run(b.op("exit 0", func(op *pb.ExecOp) { op.Meta.ValidExitCodes = []int32{7} })); !errors.As(err, &exit) || exit.Code != 0 {
 		t.Errorf("a code that is not allowed: got %v", err)
@@ -415,8 +384,8 @@ func TestStepEnvironment(t *testing.T) {
 		return func(op *pb.ExecOp) { op.Secretenv = env }
 	}
 	_, job := b.ok(b.op("echo $S", secret(&pb.SecretEnv{ID: "s", Name: "S"})))
-	equal(t, job.out.String(), "from the host\n")
-	equal(t, job.masked, []string{"from the host"})
+	testkit.Equal(t, job.out.String(), "from the host\n")
+	testkit.Equal(t, job.masked, []string{"from the host"})
 	b.prints("[]\n", b.op("echo [$M]", secret(&pb.SecretEnv{ID: "missing", Name: "M", Optional: true})))
 	if _, _, err := b.run(b.op("true", secret(&pb.SecretEnv{ID: "missing", Name: "M"}))); err == nil || err.Error() != "secret missing: not found" {
 		t.Errorf("got %v", err)
@@ -429,8 +398,8 @@ func TestStepEnvironment(t *testing.T) {
 func TestStepDirectory(t *testing.T) {
 	b := newBench(t, session.Options{}, Deps{})
 	out, job := b.ok(b.op("pwd; touch here", func(op *pb.ExecOp) { op.Meta.Cwd = "/made/sub"; op.Meta.User = "worker" }))
-	equal(t, job.out.String(), "/made/sub\n")
-	equal(t, b.layer(out[0].Chain), []string{"made", "made/sub", "made/sub/here"})
+	testkit.Equal(t, job.out.String(), "/made/sub\n")
+	testkit.Equal(t, b.layer(out[0].Chain), []string{"made", "made/sub", "made/sub/here"})
 	b.prints("/src/a\n", b.op("pwd", func(op *pb.ExecOp) {
 		op.Meta.Cwd = "/src/a"
 		op.Mounts = append(op.Mounts, &pb.Mount{Dest: "/src", Input: 1, Output: -1, Readonly: true})
@@ -451,7 +420,7 @@ func TestStepNetworkFiles(t *testing.T) {
 	}
 	// The step's own file survives below the mount.
 	out, _ := b.ok(b.op("rm -f /etc/hosts; touch /etc/mine"))
-	equal(t, b.layer(out[0].Chain), []string{"etc", "etc/mine"})
+	testkit.Equal(t, b.layer(out[0].Chain), []string{"etc", "etc/mine"})
 	b.prints("1\n", b.op("grep -c : /proc/net/dev", func(op *pb.ExecOp) { op.Network = pb.NetMode_NONE }))
 	_, _, err := b.run(b.op("true", func(op *pb.ExecOp) { op.Network = pb.NetMode_HOST }))
 	if !errors.Is(err, errdef.ErrDenied) || err.Error() != "network.host is not allowed" {
@@ -489,10 +458,10 @@ func TestStepStubs(t *testing.T) {
 	})
 	secret := &pb.Mount{Dest: "/a/b/secret", Input: -1, Output: -1, MountType: pb.MountType_TMPFS}
 	out, _ := b.ok(b.op("test -f /etc/resolv.conf && test -d /a/b/secret && touch /file", mounts(secret)))
-	equal(t, b.layer(out[0].Chain), []string{"file"})
+	testkit.Equal(t, b.layer(out[0].Chain), []string{"file"})
 	// What the step puts into a directory that was made for a mount stays.
 	out, _ = b.ok(b.op("touch /a/b/kept", mounts(secret)))
-	equal(t, b.layer(out[0].Chain), []string{"a", "a/b", "a/b/kept"})
+	testkit.Equal(t, b.layer(out[0].Chain), []string{"a", "a/b", "a/b/kept"})
 	// A step that turns the way to a stub into a link loses nothing elsewhere.
 	out, _ = b.ok(b.op("mkdir -p /other/run/resolve && touch /other/run/resolve/stub.conf && mv /run /gone; ln -s other/run /run", func(op *pb.ExecOp) {
 		op.Meta.Args[2] = "busybox mkdir -p /other/resolve; touch /other/resolve/stub.conf; busybox mv /a /gone; ln -s other /a"
@@ -541,7 +510,7 @@ func TestLimits(t *testing.T) {
 func TestStepEmulation(t *testing.T) {
 	b := newBench(t, session.Options{}, Deps{})
 	header, _ := elfHeader("s390x")
-	b.base = b.tree(b.base, func(dir string) { put(t, dir, "program", string(header), 0o755) })
+	b.base = b.tree(b.base, func(dir string) { testkit.Put(t, dir, "program", string(header), 0o755) })
 	op := b.op("")
 	op.Meta.Args = []string{"/program"}
 	v := vertex(op, 1)
@@ -582,7 +551,7 @@ func TestStepRefusals(t *testing.T) {
 		change func(*pb.ExecOp, *pb.Op)
 		kind   error
 	}{
-		"device":     {func(op *pb.ExecOp, _ *pb.Op) { op.CdiDevices = []*pb.CDIDevice{{Name: "vendor.com/gpu=0"}} }, errdef.ErrUnsupported},
+		"device":     {func(op *pb.ExecOp, _ *pb.Op) { op.CdiDevices = []*pb.CDIDevice{{Name: "vendor.com/gpu=0"}} }, errdef.ErrNotFound},
 		"insecure":   {func(op *pb.ExecOp, _ *pb.Op) { op.Security = pb.SecurityMode_INSECURE }, errdef.ErrDenied},
 		"network":    {func(op *pb.ExecOp, _ *pb.Op) { op.Network = 9 }, errdef.ErrInvalid},
 		"windows":    {func(_ *pb.ExecOp, o *pb.Op) { o.Platform = &pb.Platform{OS: "windows", Architecture: "amd64"} }, errdef.ErrUnsupported},

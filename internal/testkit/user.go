@@ -7,9 +7,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // UserID is an ordinary user's, of whom the machine knows nothing: neither a name
@@ -52,15 +49,4 @@ func InitialUserNS(t *testing.T) bool {
 		t.Fatal(err)
 	}
 	return strings.Contains(string(data), "4294967295")
-}
-
-// Ended waits up to 30 s for the end of the process behind a pidfd.
-func Ended(pidfd int) bool {
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
-		fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
-		if n, _ := unix.Poll(fds, 100); n == 1 {
-			return true
-		}
-	}
-	return false
 }

@@ -14,8 +14,6 @@ import (
 	"time"
 
 	"dhow/internal/testkit"
-
-	"golang.org/x/sys/unix"
 )
 
 // TestMain lets the test binary play dhow's main: with testRoleVar set it
@@ -110,28 +108,7 @@ func TestEnterPassesSignals(t *testing.T) {
 // Whoever kills the process outside has killed the program.
 func TestEnterDiesTogether(t *testing.T) {
 	cmd := ordinaryUser(t, "sleep")
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var pid int
-	if _, err := fmt.Fscan(stdout, &pid); err != nil {
-		t.Fatal(err)
-	}
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	cmd.Process.Kill()
-	if !testkit.Ended(fd) {
-		syscall.Kill(pid, syscall.SIGKILL)
-		t.Error("the program inside lives on")
-	}
-	cmd.Wait()
+	testkit.EndsWith(t, cmd, "the program inside")
 }
 
 func TestWhyForbidden(t *testing.T) {
