@@ -20,6 +20,7 @@ import (
 	"github.com/moby/buildkit/session/exporter"
 	"github.com/moby/buildkit/session/exporter/exporterprovider"
 	"github.com/moby/buildkit/session/filesync"
+	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -58,6 +59,27 @@ func TestArchiveIsNotNeeded(t *testing.T) {
 	must(t, err)
 	if got := res.ExporterResponse["containerimage.digest"]; told != got || !strings.HasPrefix(got, "sha256:") {
 		t.Errorf("the client was told %q, the response says %q", told, got)
+	}
+}
+
+// TestExportsAreToldApart: two exports of a kind are two steps of the display.
+func TestExportsAreToldApart(t *testing.T) {
+	c := serve(t)
+	def, err := llb.Scratch().File(llb.Mkfile("f", 0o600, []byte("x"))).Marshal(t.Context())
+	must(t, err)
+	to := func(map[string]string) (io.WriteCloser, error) { return nopCloser{io.Discard}, nil }
+	seen, err := solve(t, c, def, client.SolveOpt{Exports: []client.ExportEntry{{Type: client.ExporterTar, Output: to}, {Type: client.ExporterTar, Output: to}}})
+	must(t, err)
+	exports := map[digest.Digest]bool{}
+	for _, s := range seen {
+		for _, v := range s.Vertexes {
+			if v.Name == "exporting to tar" && v.Completed != nil {
+				exports[v.Digest] = true
+			}
+		}
+	}
+	if len(exports) != 2 {
+		t.Errorf("got %d exports, want 2", len(exports))
 	}
 }
 

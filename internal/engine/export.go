@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -95,8 +96,9 @@ func (b *building) export(ctx context.Context, res *frontend.Result, chains []sn
 		}
 	}
 	var results []export.Result
-	for _, o := range b.job.Outputs {
-		err := b.progress.phase(phaseName(o), func(job solve.JobCloser) error {
+	for i, o := range b.job.Outputs {
+		name := phaseName(o)
+		err := b.progress.phaseOf(fmt.Sprintf("%s %d", name, i), name, func(job solve.JobCloser) error {
 			started := time.Now()
 			if err := o.NameBy(string(res.Metadata["image.name"])); err != nil {
 				return err

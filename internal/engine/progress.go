@@ -115,7 +115,12 @@ func (p *progress) warn(w frontend.Warning) {
 
 // phase shows work that is no vertex, such as an export, as a step of its own.
 func (p *progress) phase(name string, run func(job solve.JobCloser) error) error {
-	v := &llb.Vertex{Digest: digest.FromString("dhow phase " + name), Name: name, Op: &pb.Op{}, Meta: &pb.OpMetadata{}}
+	return p.phaseOf(name, name, run)
+}
+
+// phaseOf is a phase that is not the only one of its name.
+func (p *progress) phaseOf(id, name string, run func(job solve.JobCloser) error) error {
+	v := &llb.Vertex{Digest: digest.FromString("dhow phase " + id), Name: name, Op: &pb.Op{}, Meta: &pb.OpMetadata{}}
 	p.Started(v)
 	job := p.Job(v)
 	err := run(job)
