@@ -166,6 +166,68 @@ func (c *cutConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// packets is a UDP port whose address stays while somebody reads it or nobody does.
+// There is nothing that could be cut.
+type packets struct {
+	sink    *sink
+	address string
+
+	mu   sync.Mutex
+	conn *net.UDPConn // guarded by mu; nil while nobody listens
+	hang bool         // guarded by mu
+}
+
+func newPackets(s *sink) (*packets, error) {
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	return &packets{sink: s, address: c.LocalAddr().String()}, c.Close()
+}
+
+func (p *packets) open(mode doorMode) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.hang = mode == hanging; p.conn != nil {
+		return nil
+	}
+	a, err := net.ResolveUDPAddr("udp", p.address)
+	if err != nil {
+		return err
+	}
+	if p.conn, err = net.ListenUDP("udp", a); err == nil {
+		go p.read(p.conn)
+	}
+	return err
+}
+
+func (p *packets) shut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.conn != nil {
+		p.conn.Close()
+		p.conn = nil
+	}
+}
+
+func (p *packets) read(c *net.UDPConn) {
+	buf := make([]byte, 64<<10)
+	for {
+		p.mu.Lock()
+		hang := p.hang && p.conn == c
+		p.mu.Unlock()
+		if hang {
+			time.Sleep(5 * time.Millisecond)
+			continue
+		}
+		n, err := c.Read(buf)
+		if err != nil {
+			return
+		}
+		p.sink.take(buf[:n])
+	}
+}
+
 // certificates are those that a TLS destination may show.
 type certificates struct {
 	mu    sync.Mutex

@@ -27,9 +27,12 @@ import (
 // protocol's server as it takes to know which lines it has. Whether the drivers
 // speak their protocols well is tested elsewhere, with real servers.
 type sink struct {
+	name    string // the driver's, and how it is used
 	driver  string
+	of      string // the container
 	options map[string]string
 	door    *door
+	packets *packets      // instead of a door, over UDP
 	certs   *certificates // nil without TLS
 	web     bool          // speaks HTTP: it can answer with a status
 	status  atomic.Int32  // what it answers; 0 is what it should
@@ -42,6 +45,11 @@ type sink struct {
 	lines    int      // guarded by mu: different ones
 	again    int      // guarded by mu: that it had already
 	complete int      // guarded by mu: all numbers up to this are here
+}
+
+// answers says whether the protocol tells what has arrived.
+func (s *sink) answers() bool {
+	return s.web || s.name == "fluentd" || s.name == "otlp"
 }
 
 // take notes the numbers in a piece of output, which has whole ones.

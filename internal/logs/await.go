@@ -41,8 +41,16 @@ func Ship(ctx context.Context, dir string, c Config) error {
 	defer watch.close()
 	for {
 		again, err := shipOnce(ctx, dir, c, end, watch)
-		if !again {
+		if err != nil {
 			return err
+		}
+		if !again {
+			// What was sent last may not have been read.
+			list, err := behind(dir, end)
+			if err != nil || len(list) == 0 {
+				return err
+			}
+			return hopeless(list, true, time.Time{})
 		}
 		// Who wanted it tries to take it every few milliseconds.
 		for deadline := time.Now().Add(openPatience); watch.wanted && !written(dir) && time.Now().Before(deadline); {

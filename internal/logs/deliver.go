@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"dhow/internal/logs/driver"
 )
 
@@ -28,11 +30,7 @@ func (s *Store) Update(drivers []Driver) error {
 	old := s.ships
 	s.ships = nil
 	s.mu.Unlock()
-	problems := []error{err}
-	for _, sh := range old {
-		problems = append(problems, sh.close())
-	}
-	problems = append(problems, s.forget(drivers))
+	problems := []error{err, closeAll(old), s.forget(drivers)}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -54,6 +52,15 @@ func (s *Store) Update(drivers []Driver) error {
 	}
 	s.room.Broadcast()
 	return errors.Join(problems...)
+}
+
+// closeAll ends delivery to all of them at once, since each may take a moment.
+func closeAll(ships []*shipper) error {
+	var all errgroup.Group
+	for _, sh := range ships {
+		all.Go(sh.close)
+	}
+	return all.Wait()
 }
 
 // isStore says whether the driver is the local store itself.

@@ -267,16 +267,14 @@ func TestStatuses(t *testing.T) {
 // TestUnread: a destination whose protocol has no answers takes lines without
 // reading them, for long, and is killed. They are sent again to the next one.
 func TestUnread(t *testing.T) {
-	for _, name := range []string{"syslog", "gelf", "fluentd"} {
+	for name := range unanswered("") {
 		t.Run(name, func(t *testing.T) {
 			hung, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
 				t.Fatal(err)
 			}
 			address := hung.Addr().String()
-			options := map[string]driver.Options{
-				"syslog": {"syslog-address": "tcp://" + address}, "gelf": {"gelf-address": "tcp://" + address}, "fluentd": {"fluentd-address": address},
-			}[name]
+			options := unanswered(address)[name]
 			var later atomic.Int64
 			c := Config{Drivers: []Driver{{name, options}}, Info: realInfo(), Now: func() time.Time { return time.Now().Add(time.Duration(later.Load())) }}
 			dir := t.TempDir()

@@ -26,6 +26,10 @@ const (
 	// A batch sent to a destination that does not acknowledge counts as delivered
 	// only when the connection has outlived it by this.
 	unsure = 2 * time.Second
+	// How long a destination has to read what it was sent last when shipping ends.
+	partTimeout = time.Second
+	// Batches that follow each other are remembered as one, up to so many bytes.
+	markBytes = 32 << 10
 )
 
 // shipper delivers a log to one destination. It is a cursor over the store, with
@@ -155,9 +159,26 @@ func (sh *shipper) start() {
 func (sh *shipper) close() error {
 	sh.stop()
 	<-sh.done
+	sh.part()
 	sh.release()
 	return errors.Join(sh.sender.Close(), sh.file.Close())
 }
+
+// part sees to it that what was sent last to a destination that does not acknowledge
+// was read, or is sent again by whoever ships next.
+func (sh *shipper) part() {
+	e, ok := sh.sender.(driver.Ender)
+	if !ok || !sh.d.Unacknowledged || len(sh.marks) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), partTimeout)
+	defer cancel()
+	if !e.End(ctx) && sh.rewind() {
+		sh.failed(errUnread, 0)
+	}
+}
+
+var errUnread = errors.New("the other side has not read what was sent last")
 
 // notify says that there are lines.
 func (sh *shipper) notify() {
@@ -511,18 +532,24 @@ func (sh *shipper) told() (written, read int64) {
 func (sh *shipper) note(m mark) {
 	var read int64
 	m.end, read = sh.told()
-	sh.marks = append(slices.DeleteFunc(sh.marks, func(old mark) bool { return old.end <= read }), m)
+	sh.marks = slices.DeleteFunc(sh.marks, func(old mark) bool { return old.end <= read })
+	if n := len(sh.marks); n > 0 && sh.marks[n-1].Bytes+m.Bytes < markBytes {
+		last := &sh.marks[n-1]
+		last.Lines, last.Bytes, last.at, last.end = last.Lines+m.Lines, last.Bytes+m.Bytes, m.at, m.end
+		return
+	}
+	sh.marks = append(sh.marks, m)
 }
 
 // rewind goes back before the batches that may never have been read when the
 // connection broke: those that the other side's window says so of, and the last
-// one if the connection did not outlive it for long.
-func (sh *shipper) rewind() {
+// one if the connection did not outlive it for long. It says whether there are any.
+func (sh *shipper) rewind() bool {
 	_, read := sh.told()
 	now := sh.store.now()
 	sh.marks = slices.DeleteFunc(sh.marks, func(m mark) bool { return m.end <= read && now.Sub(m.at) > unsure })
 	if len(sh.marks) == 0 {
-		return
+		return false
 	}
 	sh.mu.Lock()
 	sh.p.moveTo(sh.marks[0].before)
@@ -534,6 +561,7 @@ func (sh *shipper) rewind() {
 	sh.keep()
 	sh.mu.Unlock()
 	sh.release()
+	return true
 }
 
 // failed keeps what went wrong, for those who ask.

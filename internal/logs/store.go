@@ -257,10 +257,7 @@ func (s *Store) Close() error {
 	ships, w, pack := s.ships, s.w, s.pack
 	s.ships, s.w, s.pack = nil, nil, nil
 	s.mu.Unlock()
-	var problems []error
-	for _, sh := range ships {
-		problems = append(problems, sh.close())
-	}
+	problems := []error{closeAll(ships)}
 	if pack != nil {
 		pack.stop()
 	}

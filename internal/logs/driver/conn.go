@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"syscall"
 	"time"
 
@@ -121,8 +122,11 @@ func (c *Conn) gone() bool {
 	return err != nil || gone
 }
 
-// tcpEstablished is TCP_ESTABLISHED of the kernel's include/net/tcp_states.h.
-const tcpEstablished = 1
+// States of the kernel's include/net/tcp_states.h.
+const (
+	tcpEstablished = 1
+	tcpCloseWait   = 8 // the other side has sent all it wants to
+)
 
 // guard makes what is done with the connection end with ctx.
 func (c *Conn) guard(ctx context.Context) (release func() bool) {
@@ -213,17 +217,69 @@ func (c *Conn) queued() (waiting int, open uint32) {
 	return waiting, open
 }
 
+// grown is by how much the other side's kernel may have made the window larger since it
+// told of it: that of Linux grows with what arrives and what is read (tcp_rmem,
+// tcp_grow_window).
+const grown = 512 << 10
+
 // Told returns how many bytes were ever written, and how many of the last ones the
 // program at the other end may not have read: what is on its way, what the window
-// of the other side has shrunk by, and what its kernel may have made the window
-// larger by meanwhile.
+// of the other side has shrunk by, and what that may have grown by meanwhile. A
+// connection that the other side has ended without a reset was read: kernels reset one
+// that is closed with bytes in it (RFC 2525, section 2.17).
 func (c *Conn) Told() (written, unread int64) {
 	if c.c == nil {
 		return c.written, c.unread
 	}
 	waiting, open := c.queued()
-	const grown = 64 << 10 // Linux begins with as much (tcp_rmem, tcp_grow_window)
+	if c.datagrams() || waiting == 0 && c.ended() {
+		return c.written, 0
+	}
 	return c.written, min(int64(waiting)+int64(c.window-open)+grown, c.written-c.base)
+}
+
+func (c *Conn) datagrams() bool { return c.Network == "udp" || c.Network == "unixgram" }
+
+// ended says whether the other side has ended a TCP connection, and not reset it.
+func (c *Conn) ended() bool {
+	rc, ok := c.raw()
+	if !ok || c.Network != "tcp" {
+		return false
+	}
+	ended := false
+	_ = rc.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		ended = err == nil && info.State == tcpCloseWait
+	})
+	return ended
+}
+
+// End tells the other side that nothing follows, and waits until it ends the connection,
+// too, which it does when it has read everything. It says whether that is so, or, when
+// ctx ends first, whether the window is so far open that it may be. Close has to follow.
+func (c *Conn) End(ctx context.Context) bool {
+	if c.datagrams() {
+		return true
+	}
+	if c.c == nil {
+		return false
+	}
+	defer c.guard(ctx)()
+	conn := c.c
+	if secure, ok := conn.(*tls.Conn); ok {
+		_ = secure.CloseWrite() // the stream below tells
+		conn = secure.NetConn()
+	}
+	half, ok := conn.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil {
+		return false
+	}
+	_, err := io.Copy(io.Discard, conn)
+	if err == nil {
+		return true
+	}
+	waiting, open := c.queued()
+	return errors.Is(err, os.ErrDeadlineExceeded) && waiting == 0 && open >= c.window-c.window/8
 }
 
 // Close ends the connection, if there is one.

@@ -136,6 +136,12 @@ type Teller interface {
 	Told() (written, unread int64)
 }
 
+// Ender is a Teller that can ask, when nothing follows, whether everything was read
+// (Conn.End). When it was not, what was sent last is sent again by whoever ships next.
+type Ender interface {
+	End(ctx context.Context) bool
+}
+
 // fault is an error of a destination, with what to do about it.
 type fault struct {
 	error

@@ -321,6 +321,9 @@ func (s *sender) await(ctx context.Context, chunk string) error {
 	return fmt.Errorf("the answer has no acknowledgement")
 }
 
+// End is driver.Conn's.
+func (s *sender) End(ctx context.Context) bool { return s.conn.End(ctx) }
+
 // Told is driver.Conn's.
 func (s *sender) Told() (written, unread int64) { return s.conn.Told() }
 

@@ -262,6 +262,9 @@ func (s *sender) datagram(ctx context.Context, r driver.Record) error {
 	return nil
 }
 
+// End is driver.Conn's.
+func (s *sender) End(ctx context.Context) bool { return s.conn.End(ctx) }
+
 // Told is driver.Conn's.
 func (s *sender) Told() (written, unread int64) { return s.conn.Told() }
 

@@ -279,6 +279,9 @@ func printable(s string, longest int) string {
 	return string(field)
 }
 
+// End is driver.Conn's.
+func (s *sender) End(ctx context.Context) bool { return s.conn.End(ctx) }
+
 // Told is driver.Conn's.
 func (s *sender) Told() (written, unread int64) { return s.conn.Told() }
 
