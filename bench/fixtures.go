@@ -6,6 +6,7 @@ import (
 	"io"
 	"log"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -38,7 +40,8 @@ type fixtures struct {
 	layerFiles string // the compressed layers of the big image, for gunzip
 	registry   string // HOST:PORT
 	app        string // the big image's context, with a layer of one small file on top
-	server     *httptest.Server
+	slow       string // HOST:PORT of the same registry over slow connections
+	servers    []*httptest.Server
 	sent       atomic.Int64 // bytes of the bodies that the registry was sent
 	given      atomic.Int64 // and of those that it answered with
 }
@@ -50,11 +53,15 @@ func newFixtures(work string) (*fixtures, error) {
 		return nil, err
 	}
 	handler := registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithBlobHandler(registry.NewDiskBlobHandler(blobs)))
-	f.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	counted := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Body = &countedBody{r.Body, &f.sent}
 		handler.ServeHTTP(&countedAnswer{w, &f.given}, r)
-	}))
-	f.registry = strings.TrimPrefix(f.server.URL, "http://")
+	})
+	fast, slow := httptest.NewServer(counted), httptest.NewUnstartedServer(counted)
+	slow.Listener = slowListener{slow.Listener}
+	slow.Start()
+	f.servers = []*httptest.Server{fast, slow}
+	f.registry, f.slow = strings.TrimPrefix(fast.URL, "http://"), strings.TrimPrefix(slow.URL, "http://")
 	for _, step := range []func() error{f.makeArchives, f.makeSteps, f.makeProject, f.makeCached, f.makeToolchain, f.makeBig, f.makeSmall} {
 		if err := step(); err != nil {
 			f.close()
@@ -76,7 +83,42 @@ func (c *countedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (f *fixtures) close() { f.server.Close() }
+// slowRate is how many bytes a second a connection of slowListener takes.
+const slowRate = 8 << 20
+
+type slowListener struct{ net.Listener }
+
+func (l slowListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	return &slowConn{Conn: c}, err
+}
+
+// slowConn is written to by one goroutine at a time, as net/http does.
+type slowConn struct {
+	net.Conn
+	free time.Time // when what was written has gone out
+}
+
+func (c *slowConn) Write(p []byte) (n int, err error) {
+	const chunk = 64 << 10
+	for len(p) > 0 && err == nil {
+		time.Sleep(time.Until(c.free))
+		if now := time.Now(); c.free.Before(now) {
+			c.free = now
+		}
+		k := 0
+		k, err = c.Conn.Write(p[:min(chunk, len(p))])
+		c.free = c.free.Add(time.Duration(k) * time.Second / slowRate)
+		p, n = p[k:], n+k
+	}
+	return n, err
+}
+
+func (f *fixtures) close() {
+	for _, s := range f.servers {
+		s.Close()
+	}
+}
 
 func (f *fixtures) makeArchives() error {
 	_, err := command{args: []string{"go", "run", "./scripts/baseimages", "-o", f.archives, "-only", "busybox", "-push", f.registry}}.run()

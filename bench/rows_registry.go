@@ -12,6 +12,32 @@ func pullMemoryRow(fix *fixtures) row {
 	return r
 }
 
+// copyRow copies the image into a directory and unpacks nothing.
+func copyRow(fix *fixtures) row {
+	return row{
+		name: "copy of that image to a directory, without unpacking", goal: "≥ 1.5× skopeo", rounds: 3, cold: true,
+		job: func(t *tool, _ int) (job, bool) {
+			if t.copy == nil {
+				return job{}, false
+			}
+			return job{before: t.fresh, late: func() command { return t.copy(fix.registry + "/bench/big:1") }}, true
+		},
+	}
+}
+
+// slowRow pulls it from a registry that gives each connection slowRate.
+func slowRow(fix *fixtures) row {
+	return row{
+		name: fmt.Sprintf("pull of that image, %d MB/s for each connection", slowRate>>20), goal: "≥ 2× docker", rounds: 1, cold: true,
+		job: func(t *tool, _ int) (job, bool) {
+			if t.pull == nil {
+				return job{}, false
+			}
+			return job{before: t.fresh, late: func() command { return t.pull(fix.slow + "/bench/big:1") }}, true
+		},
+	}
+}
+
 // nextRow pulls a later version of an image that is there, which differs in one
 // of its two layers.
 func nextRow(fix *fixtures) row {

@@ -33,6 +33,7 @@ type tool struct {
 	run        func(image string, args ...string) command
 	ping       command // asks a server for next to nothing, through buildctl; none: it is no server of that
 	pull       func(ref string) command
+	copy       func(ref string) command // into a directory, without unpacking
 	push       func(tag string) command
 	cli        func(args ...string) command // any command; nil: no containers in the background
 	runFlags   []string                     // what every run and create needs on this machine
@@ -85,6 +86,7 @@ func newDhow(program string, fix *fixtures) *tool {
 	cmd := func(args ...string) command {
 		return command{args: append([]string{program}, args...), env: []string{"DHOW_ROOT=" + root.dir()}}
 	}
+	copies := 0
 	return &tool{
 		name: "dhow", version: versionOf(program, "version"), versionCmd: cmd("version"),
 		base: func() error {
@@ -104,6 +106,10 @@ func newDhow(program string, fix *fixtures) *tool {
 			return cmd(append([]string{"run", "--rm", "--network", "none", image}, args...)...)
 		},
 		pull:    func(ref string) command { return cmd("pull", "-q", ref) },
+		copy: func(ref string) command {
+			copies++
+			return cmd("image", "copy", ref, fmt.Sprintf("oci:%s/copy-%d", root.dir(), copies))
+		},
 		push:    func(tag string) command { return cmd("push", "-q", tag) },
 		cli:     cmd,
 		keepers: func() []int { return processes("dhow supervise", fix.work) },
@@ -251,13 +257,14 @@ func newSkopeo(fix *fixtures) (*tool, error) {
 	}
 	root := &store{base: filepath.Join(fix.work, "skopeo")}
 	copies := 0
+	into := func(ref string) command {
+		copies++
+		return command{args: []string{"skopeo", "copy", "-q", "--src-tls-verify=false", "docker://" + ref, fmt.Sprintf("dir:%s/%d", root.dir(), copies)}}
+	}
 	return &tool{
 		name: "skopeo", version: versionOf("skopeo", "--version"), versionCmd: command{args: []string{"skopeo", "--version"}},
 		base: func() error { return nil }, fresh: root.next,
-		pull: func(ref string) command {
-			copies++
-			return command{args: []string{"skopeo", "copy", "-q", "--src-tls-verify=false", "docker://" + ref, fmt.Sprintf("dir:%s/%d", root.dir(), copies)}}
-		},
+		pull: into, copy: into,
 		stop: func() {},
 	}, nil
 }
