@@ -14,8 +14,8 @@ func always(args ...string) func(int) command {
 // rows is the table.
 func rows(fix *fixtures) []row {
 	first := []row{
-		startRow(), stepRow(fix), cachedRow(fix), uncachedRow(fix), toolchainRow(fix), pullRow(fix), pullMemoryRow(fix), copyRow(fix), slowRow(fix),
-		nextRow(fix), nextBytesRow(fix), manyRow(fix), pushRow(fix), changeRow(fix), changeBytesRow(fix),
+		startRow(), stepRow(fix), cachedRow(fix), uncachedRow(fix), toolchainRow(fix), pullRow(fix), memoryOf(pullRow(fix), "pull"), copyRow(fix), memoryOf(copyRow(fix), "copy"), slowRow(fix),
+		nextRow(fix), nextBytesRow(fix), manyRow(fix), pushRow(fix), memoryOf(pushRow(fix), "build and push"), changeRow(fix), changeBytesRow(fix),
 		cacheRow(fix, "registry cache, sent again after one of 10,000 files changed", &fix.project),
 		cacheRow(fix, "registry cache, sent again after 6 kB of a cache mount of 60 MB changed", &fix.cached),
 		memoryRow(fix), versionRow(),

@@ -5,10 +5,9 @@ import (
 	"strings"
 )
 
-// pullMemoryRow is pullRow's memory.
-func pullMemoryRow(fix *fixtures) row {
-	r := pullRow(fix)
-	r.name, r.goal, r.rounds, r.memory, r.floor = "peak memory of that pull", "≤ 150 MB", 1, true, nil
+// memoryOf is the memory of what a row does.
+func memoryOf(r row, what string) row {
+	r.name, r.goal, r.rounds, r.memory, r.floor = "peak memory of that "+what, "≤ 150 MB", 1, true, nil
 	return r
 }
 

@@ -105,7 +105,7 @@ func newDhow(program string, fix *fixtures) *tool {
 		run: func(image string, args ...string) command {
 			return cmd(append([]string{"run", "--rm", "--network", "none", image}, args...)...)
 		},
-		pull:    func(ref string) command { return cmd("pull", "-q", ref) },
+		pull: func(ref string) command { return cmd("pull", "-q", ref) },
 		copy: func(ref string) command {
 			copies++
 			return cmd("image", "copy", ref, fmt.Sprintf("oci:%s/copy-%d", root.dir(), copies))
