@@ -149,10 +149,22 @@ func (r *remote) receive(ctx context.Context, c bksession.Caller, q session.DirR
 		return stream.CloseSend()
 	}
 	// What was received of it is in no known state.
-	if rerr := sys.RemoveAll(dir); rerr != nil {
+	if rerr := r.discard(dir); rerr != nil {
 		return fmt.Errorf("%w; remove what was received: %w", err, rerr)
 	}
 	return fmt.Errorf("build context %q: %w", q.Name, err)
+}
+
+// discard takes a slot away, in which something may still be written.
+func (r *remote) discard(dir string) error {
+	temp, err := r.store.TempPath("context")
+	if err == nil {
+		err = os.Rename(dir, temp)
+	}
+	if err == nil {
+		_ = sys.RemoveAll(temp) // what is left goes with the process's temporary directory
+	}
+	return err
 }
 
 // finish ends a transfer that needs no file.
@@ -192,11 +204,13 @@ func (r *remote) receiveInto(s *packets, q session.DirRequest, dir string) error
 			return err == nil && ok
 		}
 	}
-	err = fsutil.ReceiveRoot(s.Context(), s, to, o)
-	if cerr := to.Close(); err == nil {
-		err = cerr
+	if err = fsutil.ReceiveRoot(s.Context(), s, to, o); err != nil {
+		// What fsutil has begun it does not wait for then: a closed directory is an
+		// error to that, a closed fsutil.Root a panic.
+		_ = root.Close()
+		return err
 	}
-	return err
+	return to.Close()
 }
 
 // syncOptions says in the headers of the call what is wanted. A header that is

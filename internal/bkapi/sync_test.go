@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -244,6 +245,68 @@ func (s *told) RecvMsg(m any) (err error) {
 		*to = append((*to)[:0], s.buf...)
 	}
 	return err
+}
+
+// breaking is a transfer that ends after the first file that was asked for.
+type breaking struct {
+	told
+	asked chan uint32
+	after [][]byte
+}
+
+func (s *breaking) SendMsg(m any) error {
+	if p, ok := m.(*fstypes.Packet); ok && p.Type == fstypes.PACKET_REQ {
+		select {
+		case s.asked <- p.ID:
+		default:
+		}
+	}
+	return nil
+}
+
+func (s *breaking) RecvMsg(m any) error {
+	if err := s.told.RecvMsg(m); err == nil {
+		return nil
+	}
+	if s.after == nil {
+		id := <-s.asked
+		for _, body := range []string{"x", ""} {
+			raw, err := (&fstypes.Packet{Type: fstypes.PACKET_DATA, ID: id, Data: []byte(body)}).MarshalVT()
+			if err != nil {
+				return err
+			}
+			s.after = append(s.after, raw)
+		}
+	}
+	if len(s.after) == 0 {
+		return io.EOF
+	}
+	to, ok := m.(*rawPacket)
+	if !ok {
+		return io.ErrUnexpectedEOF
+	}
+	*to, s.after = s.after[0], s.after[1:]
+	return nil
+}
+
+// TestTransferBreaksOff: a transfer that ends early brings nothing down, also not
+// what fsutil still works on when it has returned.
+func TestTransferBreaksOff(t *testing.T) {
+	var sent []byte
+	for i := range 50 {
+		raw, err := (&fstypes.Packet{Type: fstypes.PACKET_STAT, Stat: &fstypes.Stat{Path: fmt.Sprintf("f%03d", i), Mode: 0o644, Size: 1}}).MarshalVT()
+		must(t, err)
+		sent = append(binary.AppendUvarint(sent, uint64(len(raw))), raw...)
+	}
+	for range 100 {
+		s := &packets{
+			FileSync_DiffCopyClient: &breaking{told: told{ctx: t.Context(), rest: bufio.NewReader(bytes.NewReader(sent))}, asked: make(chan uint32, 1)},
+			list:                    bufio.NewWriter(io.Discard), short: map[uint32]int64{},
+		}
+		if err := (&remote{}).receiveInto(s, bksession.DirRequest{Name: "x"}, t.TempDir()); !errors.Is(err, io.EOF) {
+			t.Fatalf("got %v, want the end of the stream", err)
+		}
+	}
 }
 
 // FuzzReceive: whatever a client sends in place of a directory, nothing outside of
