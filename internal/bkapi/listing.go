@@ -43,7 +43,8 @@ type packets struct {
 
 	again   *bufio.Reader // packets of the old listing that were told anew; nil: no more
 	left    int           // how many of them are left
-	pending []byte        // the first packet that differs; nil: none
+	pending []byte        // the first packet that differs, which may be empty
+	held    bool          // there is one
 
 	list  *bufio.Writer
 	sizes []int64          // of the entries told so far
@@ -110,8 +111,8 @@ func (s *packets) next() (err error) {
 		s.left--
 		s.buf, err = readPacket(s.again, s.buf)
 		return err
-	case s.pending != nil:
-		s.buf, s.pending = s.pending, nil
+	case s.held:
+		s.buf, s.pending, s.held = s.pending, nil, false
 		return nil
 	}
 	return s.FileSync_DiffCopyClient.RecvMsg(&s.buf)
@@ -232,7 +233,7 @@ func (l *listing) same(s *packets) (bool, error) {
 			return true, nil
 		}
 	}
-	s.pending, s.buf, s.told = s.buf, nil, 0
+	s.pending, s.held, s.buf, s.told = s.buf, true, nil, 0
 	_, err = l.old.Seek(start, io.SeekStart)
 	s.left, s.again = equal, r
 	r.Reset(l.old)
