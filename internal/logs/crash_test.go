@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -154,66 +155,101 @@ func checkRounds(t *testing.T, stored []byte, acked []uint64) {
 	t.Logf("%d bytes acknowledged", total)
 }
 
-// TestCutAnywhere loses the end of the last segment, as a machine does that stops:
-// what is before is there, and the log goes on.
+// TestCutAnywhere stops the machine in the middle of writes and rotations: what is on
+// the disk is any state of the last segment, of its index, and of what is beside it.
+// What the last segment has from its beginning is there, in order, once, all that was
+// before it, too, and the log goes on.
 func TestCutAnywhere(t *testing.T) {
+	rounds := 100
+	if testing.Short() {
+		rounds = 10
+	}
 	for _, name := range []string{"json-file", "local"} {
-		for range 20 {
-			dir := t.TempDir()
-			c := testConfig(name, map[string]string{"max-size": "100k"})
-			s := mustOpen(t, dir, c)
-			lines := fill(t, s.Stream(Stdout), 0, 150_000)
+		for i := range rounds {
+			writing, dir := t.TempDir(), filepath.Join(t.TempDir(), "log")
+			c := testConfig(name, map[string]string{"max-size": "100k", "max-file": "50", "compress": "false"})
+			s := mustOpen(t, writing, c)
+			lines := fill(t, s.Stream(Stdout), 0, 1+rand.IntN(250_000))
+			write(t, s.Stream(Stdout), "a line that is begu")
+			if err := os.CopyFS(dir, os.DirFS(writing)); err != nil { // nobody has closed it
+				t.Fatal(err)
+			}
 			s.Close()
-			all, err := segments(dir)
-			if err != nil {
-				t.Fatal(err)
-			}
-			last := all[len(all)-1].path(dir)
-			st, err := os.Stat(last)
-			if err != nil {
-				t.Fatal(err)
-			}
-			size, cut := st.Size(), rand.Int64N(st.Size())
-			if err := os.Truncate(last, cut); err != nil {
-				t.Fatal(err)
-			}
-			if rand.IntN(2) == 0 { // zeros where data was not written yet
-				os.Truncate(last, size)
-			}
-			if err := writeDescriptor(dir, descriptor{}, descriptor{Version: 1, Boot: "another"}); err != nil {
-				t.Fatal(err)
-			}
+			kept := linesBeforeLast(t, dir)
+			damage := stopMachine(t, dir)
 			s = mustOpen(t, dir, c)
-			write(t, s.Stream(Stdout), "after\n")
+			write(t, s.Stream(Stdout), "n\nafter\n")
+			s.Close()
 			got := readAll(t, dir, ReadOptions{})
-			n := len(got) - 1
+			n := len(got) - 2 // what was begun may have lost its beginning
+			if n < kept || n > len(lines) {
+				t.Fatalf("%s, round %d, %s: got %d lines, want %d at least and %d at most", name, i, damage, n, kept, len(lines))
+			}
 			equal(t, got[:n], lines[:n])
-			if got[n] != "stdout after$" {
-				t.Errorf("got %q at the end", got[n])
+			if got[n+1] != "stdout after$" || !strings.HasSuffix(got[n], "n$") {
+				t.Errorf("%s, round %d, %s: got %q at the end", name, i, damage, got[n:])
 			}
 		}
 	}
 }
 
-// A container that writes whole lines has no file for beginnings.
-func TestBegunWhenNeeded(t *testing.T) {
-	dir := t.TempDir()
-	s := mustOpen(t, dir, testConfig("local", nil))
-	defer s.Close()
-	beginnings := func() []string {
-		names, err := filepath.Glob(filepath.Join(dir, "*.begun"))
-		if err != nil {
+// linesBeforeLast counts the lines that are not in the last segment.
+func linesBeforeLast(t *testing.T, dir string) int {
+	t.Helper()
+	all, err := segments(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := all[len(all)-1]
+	return int(readIndex(last.indexPath(dir), maxOffset(dir, last)).lines)
+}
+
+// stopMachine does to a log what a machine does that stops before its last writes are
+// on the disk, and says what.
+func stopMachine(t *testing.T, dir string) string {
+	t.Helper()
+	all, err := segments(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := all[len(all)-1]
+	damage := tear(t, last.path(dir))
+	switch rand.IntN(4) {
+	case 0:
+		damage += ", index: " + tear(t, last.indexPath(dir))
+	case 1:
+		damage += ", no index"
+		if err := os.Remove(last.indexPath(dir)); err != nil {
 			t.Fatal(err)
 		}
-		return names
 	}
-	io.WriteString(s.Stream(Stdout), "one\ntwo\n")
-	io.WriteString(s.Stream(Stderr), "three\n")
-	if got := beginnings(); len(got) > 0 {
-		t.Errorf("got %q, want none", got)
+	for _, name := range []string{"stdout.begun", lossesFile} {
+		if rand.IntN(3) == 0 {
+			damage += ", " + name + ": " + tear(t, filepath.Join(dir, name))
+		}
 	}
-	io.WriteString(s.Stream(Stderr), "four")
-	if got := beginnings(); len(got) != 1 || filepath.Base(got[0]) != "stderr.begun" {
-		t.Errorf("got %q, want that of stderr", got)
+	if err := writeDescriptor(dir, descriptor{}, descriptor{Version: 1, Boot: "another"}); err != nil {
+		t.Fatal(err)
 	}
+	return damage
+}
+
+// tear loses the end of a file, or has zeros there.
+func tear(t *testing.T, path string) string {
+	t.Helper()
+	st, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cut := rand.Int64N(st.Size() + 1)
+	err = os.Truncate(path, cut)
+	text := fmt.Sprintf("%d bytes of %d", cut, st.Size())
+	if err == nil && rand.IntN(2) == 0 {
+		text += " and zeros"
+		err = os.Truncate(path, st.Size())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
 }

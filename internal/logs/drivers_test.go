@@ -188,6 +188,45 @@ func TestHung(t *testing.T) {
 	})
 }
 
+// TestUnixSockets: nobody listens at a socket's path, or somebody who never reads.
+func TestUnixSockets(t *testing.T) {
+	for _, c := range []struct{ driver, option, scheme string }{
+		{"syslog", "syslog-address", "unix"}, {"syslog", "syslog-address", "unixgram"}, {"fluentd", "fluentd-address", "unix"},
+	} {
+		t.Run(c.driver+" "+c.scheme, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "s")
+			r := remote{c.driver, false, func(*testing.T, string, string) driver.Options {
+				return driver.Options{c.option: c.scheme + "://" + path}
+			}}
+			check := func(what string, n, most int, err error) {
+				t.Helper()
+				if n > most || err == nil || driver.IsRefused(err) || driver.IsRejected(err) {
+					t.Errorf("%s: got %d, %v, want an error that is worth another try", what, n, err)
+				}
+			}
+			n, err := sendFor(t, r.opened(t, "", ""), 3*time.Second, 1)
+			check("absent", n, 0, err)
+			most := 0
+			if c.scheme == "unix" {
+				l, err := net.Listen("unix", path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer l.Close()
+			} else {
+				l, err := net.ListenPacket("unixgram", path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer l.Close()
+				most = 1999 // what the socket holds is the kernel's
+			}
+			n, err = sendFor(t, r.opened(t, "", ""), 500*time.Millisecond, 2000)
+			check("hung", n, most, err)
+		})
+	}
+}
+
 // TestWrongCertificate: the server's certificate is not trusted.
 func TestWrongCertificate(t *testing.T) {
 	eachRemote(t, func(t *testing.T, r remote) {
