@@ -231,3 +231,19 @@ func TestRemovePartials(t *testing.T) {
 	}
 	wantEmpty(t, s, partialDir)
 }
+
+// What is remembered of contexts goes by its age, indexes and whole copies alike.
+func TestRemoveContexts(t *testing.T) {
+	s := newStore(t)
+	index, copied := filepath.Join(s.ContextsDir(), "index"), filepath.Join(s.ContextsDir(), "copy")
+	must(t, os.WriteFile(index, []byte("x"), 0o600))
+	must(t, os.MkdirAll(filepath.Join(copied, "files", "d"), 0o700))
+	must(t, s.RemoveContexts(time.Now().Add(-time.Hour)))
+	for _, name := range []string{index, filepath.Join(copied, "files", "d")} {
+		if _, err := os.Stat(name); err != nil {
+			t.Errorf("young: %v", err)
+		}
+	}
+	must(t, s.RemoveContexts(time.Now().Add(time.Hour)))
+	wantEmpty(t, s, contextsDir)
+}
