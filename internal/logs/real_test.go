@@ -190,7 +190,7 @@ func awaitLines(t *testing.T, path string, prefix func(r Record) string) {
 	await(t, "the lines", func() bool {
 		data, err := os.ReadFile(path)
 		got = strings.Split(strings.TrimSuffix(string(data), "\n"), "\n")
-		return err == nil && len(got) >= len(want)
+		return err == nil && strings.HasSuffix(string(data), "\n") && len(got) >= len(want) // the last one whole
 	})
 	equal(t, got, want)
 }
