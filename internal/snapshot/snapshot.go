@@ -69,7 +69,7 @@ func (s *Snapshots) View(ctx context.Context, c Chain) (*os.File, error) {
 }
 
 // ViewAs is View with a tree that shows ids in place of its own; nil is none.
-func (s *Snapshots) ViewAs(ctx context.Context, c Chain, ids *sys.IDMap) (*os.File, error) {
+func (s *Snapshots) ViewAs(ctx context.Context, c Chain, ids *sys.IDNamespace) (*os.File, error) {
 	f, err := s.view(ctx, c, ids)
 	if err != nil {
 		return nil, fmt.Errorf("view %s: %w", c.brief(), err)
@@ -77,7 +77,7 @@ func (s *Snapshots) ViewAs(ctx context.Context, c Chain, ids *sys.IDMap) (*os.Fi
 	return f, nil
 }
 
-func (s *Snapshots) view(ctx context.Context, c Chain, ids *sys.IDMap) (*os.File, error) {
+func (s *Snapshots) view(ctx context.Context, c Chain, ids *sys.IDNamespace) (*os.File, error) {
 	if err := s.store.Lease(ctx); err != nil {
 		return nil, err
 	}

@@ -25,9 +25,9 @@ const (
 // for containers that are removed when they end. Closing any other waits until
 // the kernel has written dir's file system to the disk.
 //
-// With ids the tree shows them in place of its own (sys.IDMap); what is kept has
+// With ids the tree shows them in place of its own (sys.IDNamespace); what is kept has
 // its own.
-func (s *Snapshots) Writable(ctx context.Context, dir string, c Chain, volatile bool, ids *sys.IDMap) (*os.File, error) {
+func (s *Snapshots) Writable(ctx context.Context, dir string, c Chain, volatile bool, ids *sys.IDNamespace) (*os.File, error) {
 	f, err := s.writable(ctx, dir, c, volatile, ids)
 	if err != nil {
 		return nil, fmt.Errorf("mount on %s: %w", c.brief(), s.store.FileError(err))
@@ -35,7 +35,7 @@ func (s *Snapshots) Writable(ctx context.Context, dir string, c Chain, volatile 
 	return f, nil
 }
 
-func (s *Snapshots) writable(ctx context.Context, dir string, c Chain, volatile bool, ids *sys.IDMap) (*os.File, error) {
+func (s *Snapshots) writable(ctx context.Context, dir string, c Chain, volatile bool, ids *sys.IDNamespace) (*os.File, error) {
 	if err := s.store.Lease(ctx); err != nil {
 		return nil, err
 	}

@@ -41,7 +41,8 @@ type supervisor struct {
 	yield   chan struct{}
 	yielded chan struct{}
 
-	root *os.File // the mounted tree, once there is one; set before the first run is
+	root *os.File         // the mounted tree, once there is one; set before the first run is
+	ids  *sys.IDNamespace // that it and other mounts show, set with it; nil is their own
 
 	mu      sync.Mutex
 	rec     *container.Record // guarded by mu; replaced, never changed

@@ -24,14 +24,8 @@ import (
 // runs, or the run is given up. What dhow itself keeps is the root's of a container
 // with ids of its own; what the machine has stays whose it is.
 func (s *supervisor) openMounts(ctx context.Context, r *run, rec *container.Record, cfg *sandbox.Config) error {
-	var ids *os.File // nil or a user namespace
-	if rec.IDs != nil {
-		var err error
-		if ids, err = rec.IDs.Namespace(); err != nil {
-			return err
-		}
-		defer ids.Close()
-		if err := mapFiles(r, cfg, ids); err != nil { // mounts of the user's may replace them
+	if s.ids != nil {
+		if err := s.mapFiles(r, cfg); err != nil { // mounts of the user's may replace them
 			return err
 		}
 	}
@@ -40,7 +34,7 @@ func (s *supervisor) openMounts(ctx context.Context, r *run, rec *container.Reco
 		var err error
 		switch m.Type {
 		case mount.TypeVolume:
-			f, err = s.openVolume(ctx, r, m, ids)
+			f, err = s.openVolume(ctx, r, m)
 		case mount.TypeImage:
 			if f, err = s.openImage(ctx, r, m); err != nil {
 				err = fmt.Errorf("mount image %s: %w", m.Source, err)
@@ -64,9 +58,9 @@ func (s *supervisor) openMounts(ctx context.Context, r *run, rec *container.Reco
 }
 
 // mapFiles lets the files that every container gets be its root's.
-func mapFiles(r *run, cfg *sandbox.Config, ns *os.File) error {
+func (s *supervisor) mapFiles(r *run, cfg *sandbox.Config) error {
 	for _, m := range r.facts.Files {
-		f, err := sys.CloneTree(nil, m.Source, sys.CloneOptions{NoDev: true, IDs: ns})
+		f, err := sys.CloneTree(nil, m.Source, sys.CloneOptions{NoDev: true, IDs: s.ids})
 		if err != nil {
 			return fmt.Errorf("mount %s: %w", m.Destination, err)
 		}
@@ -112,16 +106,16 @@ func (s *supervisor) openShm(ctx context.Context, r *run, ref string) (*os.File,
 	return f, nil
 }
 
-func (s *supervisor) openVolume(ctx context.Context, r *run, m container.Mount, ids *os.File) (*os.File, error) {
+func (s *supervisor) openVolume(ctx context.Context, r *run, m container.Mount) (*os.File, error) {
 	o, err := volume.New(s.store).Open(ctx, m.Name, m.Subpath)
 	if err != nil {
 		return nil, err
 	}
 	r.opened = append(r.opened, o)
-	if ids == nil {
+	if s.ids == nil {
 		return o.File, nil
 	}
-	f, err := sys.CloneTree(o.File, "", sys.CloneOptions{Recursive: true, NoDev: true, IDs: ids})
+	f, err := sys.CloneTree(o.File, "", sys.CloneOptions{Recursive: true, NoDev: true, IDs: s.ids})
 	if err != nil {
 		return nil, fmt.Errorf("mount volume %s: %w", m.Name, err)
 	}
@@ -135,7 +129,7 @@ func (s *supervisor) openImage(ctx context.Context, r *run, m container.Mount) (
 	if err != nil {
 		return nil, err
 	}
-	tree, err := s.snaps.ViewAs(ctx, chain, s.record().IDs)
+	tree, err := s.snaps.ViewAs(ctx, chain, s.ids)
 	if err := errors.Join(err, s.store.Release()); err != nil { // the container's row keeps the layers
 		return nil, err
 	}

@@ -252,15 +252,12 @@ func (s *supervisor) connectNetwork(ctx context.Context, r *run, rec *container.
 // connectOwn connects the namespace of a container's first process, which does
 // not run yet, and tells it the names that go with that.
 func (s *supervisor) connectOwn(ctx context.Context, r *run, rec *container.Record, p *sandbox.Process) error {
-	if rec.Host.NetworkMode.IsContainer() {
-		return nil
-	}
 	ns, err := p.Namespace(specs.NetworkNamespace)
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
-	if err := s.connectNetwork(ctx, r, rec, ns); err != nil {
+	if err := s.connectNetwork(ctx, r, rec, ns); err != nil || r.net == nil {
 		return err
 	}
 	_, err = s.files(ctx, r, rec, r.facts.Hostname)

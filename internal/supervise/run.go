@@ -144,7 +144,12 @@ func (s *supervisor) mountRoot(ctx context.Context, rec *container.Record) error
 	if err != nil {
 		return err
 	}
-	if s.root, err = s.snaps.Writable(ctx, s.dir, chain, rec.Host.AutoRemove, rec.IDs); err != nil {
+	if rec.IDs != nil {
+		if s.ids, err = rec.IDs.Open(); err != nil {
+			return err
+		}
+	}
+	if s.root, err = s.snaps.Writable(ctx, s.dir, chain, rec.Host.AutoRemove, s.ids); err != nil {
 		return err
 	}
 	return s.store.Release()

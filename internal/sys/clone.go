@@ -12,9 +12,8 @@ import (
 type CloneOptions struct {
 	Recursive                       bool // with the mounts below it
 	ReadOnly, NoDev, NoSuid, NoExec bool
-	// IDs is a user namespace whose ids the tree shows in place of its own, nil for
-	// none: see IDMap.
-	IDs *os.File
+	// IDs are those that the tree shows in place of its own; nil is its own.
+	IDs *IDNamespace
 }
 
 // attrs are the mount attributes to set.
@@ -63,7 +62,7 @@ func CloneTree(dir *os.File, path string, o CloneOptions) (*os.File, error) {
 	attr := &unix.MountAttr{Attr_set: o.attrs(), Propagation: unix.MS_PRIVATE}
 	if o.IDs != nil {
 		attr.Attr_set |= unix.MOUNT_ATTR_IDMAP
-		attr.Userns_fd = uint64(o.IDs.Fd())
+		attr.Userns_fd = uint64(o.IDs.file.Fd())
 	}
 	if err := unix.MountSetattr(fd, "", setFlags, attr); err != nil {
 		f.Close()

@@ -42,9 +42,19 @@ func (m IDMap) Outside(uid, gid int) (int, int, error) {
 	return int(m.UID) + uid, int(m.GID) + gid, nil
 }
 
-// Namespace makes a user namespace with the map, for CloneOptions.IDs. It lives
-// as long as the descriptor does.
-func (m IDMap) Namespace() (ns *os.File, err error) {
+// IDNamespace is a user namespace with a map, for mounts that show its ids. It
+// lives until it is closed.
+type IDNamespace struct {
+	IDMap
+	file *os.File
+}
+
+// Close lets go of it. Mounts stay as they are.
+func (n *IDNamespace) Close() error { return n.file.Close() }
+
+// Open makes a user namespace with the map.
+func (m IDMap) Open() (*IDNamespace, error) {
+	var ns *os.File
 	size := int(m.Size)
 	attr := &os.ProcAttr{Sys: &syscall.SysProcAttr{
 		Cloneflags:  unix.CLONE_NEWUSER,
@@ -52,7 +62,7 @@ func (m IDMap) Namespace() (ns *os.File, err error) {
 		GidMappings: []syscall.SysProcIDMap{{HostID: int(m.GID), Size: size}},
 		Ptrace:      true, // it stops before its first instruction: only its namespace is wanted
 	}}
-	err = OnSpareThread(func() error { // a tracer is a thread
+	err := OnSpareThread(func() error { // a tracer is a thread
 		p, err := os.StartProcess("/proc/self/exe", []string{"dhow"}, attr)
 		if err != nil {
 			return err
@@ -65,7 +75,7 @@ func (m IDMap) Namespace() (ns *os.File, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a user namespace for ids %d and up: %w", m.UID, err)
 	}
-	return ns, nil
+	return &IDNamespace{m, ns}, nil
 }
 
 // AsRoot runs f on a thread that makes files as the namespace's root, and may
@@ -100,16 +110,11 @@ func mapError(err error) error {
 // o.IDs. overlayfs takes layers from the mounts of a mount namespace only, so
 // there is one, a thread's, for as long as the stack is being made.
 func mountOverlayMapped(o Overlay) (f *os.File, err error) {
-	ns, err := o.IDs.Namespace()
-	if err != nil {
-		return nil, err
-	}
-	defer ns.Close()
 	switch {
 	case len(o.Lowers) == 0:
-		return CloneTree(nil, o.Upper, CloneOptions{NoDev: true, IDs: ns})
+		return CloneTree(nil, o.Upper, CloneOptions{NoDev: true, IDs: o.IDs})
 	case len(o.Lowers) == 1 && o.Upper == "":
-		return CloneTree(nil, o.Lowers[0], CloneOptions{ReadOnly: true, NoDev: true, IDs: ns})
+		return CloneTree(nil, o.Lowers[0], CloneOptions{ReadOnly: true, NoDev: true, IDs: o.IDs})
 	}
 	// overlayfs makes files of its own with the rights and the ids of who mounts it.
 	err = o.IDs.AsRoot(func() error {
@@ -119,14 +124,14 @@ func mountOverlayMapped(o Overlay) (f *os.File, err error) {
 		mapped := Overlay{Volatile: o.Volatile}
 		for i, dir := range o.Lowers {
 			name := strconv.Itoa(i)
-			if err := attachClone(dir, name, CloneOptions{ReadOnly: true, IDs: ns}); err != nil {
+			if err := attachClone(dir, name, CloneOptions{ReadOnly: true, IDs: o.IDs}); err != nil {
 				return err
 			}
 			mapped.Lowers = append(mapped.Lowers, name)
 		}
 		if o.Upper != "" { // on one mount with Work, as overlayfs wants it
 			parent, work := filepath.Split(o.Work)
-			if err := attachClone(parent, "changes", CloneOptions{IDs: ns}); err != nil {
+			if err := attachClone(parent, "changes", CloneOptions{IDs: o.IDs}); err != nil {
 				return err
 			}
 			mapped.Upper, mapped.Work = "changes/"+filepath.Base(o.Upper), "changes/"+work

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"dhow/internal/errdef"
@@ -50,6 +51,11 @@ func TestMappedOverlay(t *testing.T) {
 	if InUserNS() {
 		t.Skip("needs the machine's own user namespace")
 	}
+	ids, err := testIDs.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ids.Close()
 	dir := t.TempDir()
 	lowers := layers(t, dir, 3)
 	if err := os.Chown(filepath.Join(lowers[0], "f0"), 7, 8); err != nil {
@@ -58,7 +64,7 @@ func TestMappedOverlay(t *testing.T) {
 	for _, n := range []int{0, 1, 3} {
 		t.Run(fmt.Sprint(n, " lowers"), func(t *testing.T) {
 			changes := filepath.Join(dir, fmt.Sprint("c", n))
-			o := Overlay{Lowers: lowers[:n], Upper: filepath.Join(changes, "fs"), Work: filepath.Join(changes, "work"), Volatile: true, IDs: &testIDs}
+			o := Overlay{Lowers: lowers[:n], Upper: filepath.Join(changes, "fs"), Work: filepath.Join(changes, "work"), Volatile: true, IDs: ids}
 			if err := errors.Join(os.MkdirAll(o.Upper, 0o755), os.Mkdir(o.Work, 0o700)); err != nil {
 				t.Fatal(err)
 			}
@@ -103,7 +109,7 @@ func TestMappedOverlay(t *testing.T) {
 			if n == 0 {
 				t.Skip("nothing to look at")
 			}
-			f, err := MountOverlay(Overlay{Lowers: lowers[:n], IDs: &testIDs})
+			f, err := MountOverlay(Overlay{Lowers: lowers[:n], IDs: ids})
 			if errors.Is(err, errdef.ErrUnsupported) {
 				t.Skip(err)
 			}
@@ -117,5 +123,23 @@ func TestMappedOverlay(t *testing.T) {
 				t.Errorf("got %v, want it read-only", err)
 			}
 		})
+	}
+}
+
+// A file system that cannot show other ids is told, with what to do.
+func TestMappedCloneRefused(t *testing.T) {
+	needMounts(t)
+	ids, err := testIDs.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ids.Close()
+	f, err := CloneTree(nil, "/proc", CloneOptions{Recursive: true, IDs: ids})
+	if err == nil {
+		f.Close()
+		t.Fatal("/proc was cloned with other ids")
+	}
+	if !errors.Is(err, errdef.ErrUnsupported) || !strings.Contains(errdef.Hint(err), "--userns host") {
+		t.Errorf("got %v, want it unsupported, with advice", err)
 	}
 }

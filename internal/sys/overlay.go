@@ -27,7 +27,7 @@ type Overlay struct {
 	Volatile bool
 	// IDs, when not nil, are the machine's ids that stand for the directories' own:
 	// what 0 owns there is seen as IDs.UID's. Upper and Work are in one directory.
-	IDs *IDMap
+	IDs *IDNamespace
 }
 
 // MaxLowers is how many layers overlayfs stacks (OVL_MAX_STACK).
