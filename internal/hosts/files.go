@@ -1,7 +1,6 @@
 package hosts
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -58,20 +57,12 @@ func (h *Hosts) readFiles() (*settings, error) {
 		}
 	}
 	for _, dir := range h.dockerDirs() {
-		path := filepath.Join(dir, "daemon.json")
-		data, err := sys.ReadSettings(path)
-		if err != nil {
-			return nil, err
-		}
-		if data == nil {
-			continue
-		}
 		var doc struct {
 			Mirrors  []string `json:"registry-mirrors"`
 			Insecure []string `json:"insecure-registries"`
 		}
-		if err := json.Unmarshal(data, &doc); err != nil {
-			return nil, errdef.New(errdef.ErrInvalid, "read %s: %w", path, err)
+		if _, err := sys.ReadJSONSettings(filepath.Join(dir, "daemon.json"), &doc); err != nil {
+			return nil, err
 		}
 		s.mirrors, s.insecure = append(s.mirrors, doc.Mirrors...), append(s.insecure, doc.Insecure...)
 	}

@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
@@ -65,4 +66,17 @@ func ReadSettings(path string) ([]byte, error) {
 		return nil, nil
 	}
 	return data, err
+}
+
+// ReadJSONSettings reads a file of settings that is one JSON value into v, and says
+// whether there is one, as ReadSettings does. ErrInvalid names the file.
+func ReadJSONSettings(path string, v any) (bool, error) {
+	data, err := ReadSettings(path)
+	if err != nil || data == nil {
+		return false, err
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return false, errdef.New(errdef.ErrInvalid, "read %s: %w", path, err)
+	}
+	return true, nil
 }

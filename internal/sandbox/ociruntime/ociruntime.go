@@ -13,7 +13,6 @@ package ociruntime
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os/exec"
@@ -137,19 +136,11 @@ func (c *setting) runtime(name string, getenv func(string) string) (Runtime, err
 func configured(getenv func(string) string) (map[string]*setting, error) {
 	out := map[string]*setting{}
 	for _, dir := range sys.DockerDirs(getenv, "/etc") {
-		path := filepath.Join(dir, "daemon.json")
-		data, err := sys.ReadSettings(path)
-		if err == nil && data == nil {
-			continue
-		}
 		var doc struct {
 			Runtimes map[string]*setting `json:"runtimes"`
 		}
-		if err == nil {
-			err = json.Unmarshal(data, &doc)
-		}
-		if err != nil {
-			return nil, errdef.New(errdef.ErrInvalid, "read %s: %w", path, err)
+		if _, err := sys.ReadJSONSettings(filepath.Join(dir, "daemon.json"), &doc); err != nil {
+			return nil, err
 		}
 		for name, c := range doc.Runtimes {
 			if out[name] == nil && c != nil {
