@@ -12,6 +12,7 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/logs/driver"
+	"dhow/internal/testkit"
 )
 
 // leftOver makes a log of which a destination that was down has nothing, and
@@ -21,7 +22,7 @@ func leftOver(t *testing.T, dir string, f *fake, lines []string) Config {
 	f.set(func(f *fake) { f.down = errors.New("connection refused") })
 	s := openFake(t, dir, f, nil, driver.Delivery{})
 	writeLines(t, s, lines)
-	await(t, "a try", func() bool { return Stuck(dir) })
+	testkit.Until(t, "a try", func() bool { return Stuck(dir) })
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -89,14 +90,14 @@ func TestShipLetsGo(t *testing.T) {
 	c := leftOver(t, dir, f, lines)
 	shipped := make(chan error)
 	go func() { shipped <- Ship(t.Context(), dir, c) }()
-	await(t, "Ship to hold the log", func() bool { return written(dir) })
+	testkit.Until(t, "Ship to hold the log", func() bool { return written(dir) })
 	s := openFake(t, dir, f, nil, driver.Delivery{})
 	writeLines(t, s, []string{"later"})
 	f.set(func(f *fake) { f.down = nil })
 	if err := <-shipped; err != nil {
 		t.Fatal(err)
 	}
-	await(t, "all lines", func() bool { return len(f.lines()) == len(lines)+1 })
+	testkit.Until(t, "all lines", func() bool { return len(f.lines()) == len(lines)+1 })
 	equal(t, f.lines(), append(lines, "later"))
 }
 
@@ -174,7 +175,7 @@ func TestClearUnshipped(t *testing.T) {
 	f.set(func(f *fake) { f.down = nil })
 	s := openFake(t, dir, f, nil, driver.Delivery{})
 	writeLines(t, s, []string{"after"})
-	await(t, "the next line", func() bool { return len(f.lines()) == 2 })
+	testkit.Until(t, "the next line", func() bool { return len(f.lines()) == 2 })
 	if got := f.lines(); !strings.HasPrefix(got[0], "dhow: 500 lines") || got[1] != "after" {
 		t.Errorf("got %q", got)
 	}

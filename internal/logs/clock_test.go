@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"dhow/internal/logs/driver"
+	"dhow/internal/testkit"
 )
 
 // wallClock is the machine's, which somebody puts forward and back.
@@ -156,11 +157,11 @@ func TestClockPutBackUnread(t *testing.T) {
 	}
 	t.Cleanup(func() { s.Close() })
 	writeLines(t, s, []string{"sent"})
-	await(t, "the first line", func() bool { return len(f.lines()) == 1 })
+	testkit.Until(t, "the first line", func() bool { return len(f.lines()) == 1 })
 	f.set(func(f *fake) { f.got, f.down = nil, errors.New("reset") })
 	clock.jump(-5 * time.Hour)
 	writeLines(t, s, []string{"next"})
-	await(t, "an error", func() bool { return onlyDestination(t, dir).State == stateRetrying })
+	testkit.Until(t, "an error", func() bool { return onlyDestination(t, dir).State == stateRetrying })
 	f.set(func(f *fake) { f.down = nil })
 	linger(t, s)
 	if got := strings.Join(f.lines(), " "); got != "sent next" {

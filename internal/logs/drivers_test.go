@@ -324,7 +324,7 @@ func TestUnread(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			await(t, "a batch that is not read", func() bool { return mustStat(t, dir).Destinations[0].Shipped.Lines > 0 })
+			testkit.Until(t, "a batch that is not read", func() bool { return mustStat(t, dir).Destinations[0].Shipped.Lines > 0 })
 			writeLines(t, s, lines[50:])
 			time.Sleep(200 * time.Millisecond)
 			later.Store(int64(time.Minute)) // what was sent is no news any more
@@ -332,7 +332,7 @@ func TestUnread(t *testing.T) {
 			first.(*net.TCPConn).SetLinger(0)
 			first.Close()
 			got := listen(t, address)
-			await(t, "every line", func() bool { return strings.Contains(got(), "line 19999 ") })
+			testkit.Until(t, "every line", func() bool { return strings.Contains(got(), "line 19999 ") })
 			there := map[string]bool{}
 			for _, l := range regexp.MustCompile(`line \d+ `).FindAllString(got(), -1) {
 				there[l] = true

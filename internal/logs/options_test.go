@@ -11,6 +11,7 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/logs/driver"
+	"dhow/internal/testkit"
 )
 
 // dockerOptions are all options of the drivers in docker's engine 29
@@ -166,7 +167,7 @@ func TestMaxLineShipped(t *testing.T) {
 	}
 	defer s.Close()
 	write(t, s.Stream(Stdout), strings.Repeat("x", 3<<19)+"\n")
-	await(t, "the line", func() bool { return len(f.lines()) == 1 })
+	testkit.Until(t, "the line", func() bool { return len(f.lines()) == 1 })
 	if got := len(f.lines()[0]); got != 3<<19 {
 		t.Errorf("got %d bytes", got)
 	}
@@ -175,7 +176,7 @@ func TestMaxLineShipped(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, s.Stream(Stdout), strings.Repeat("y", 40<<10)+"\n")
-	await(t, "both parts", func() bool { return len(f.lines()) == 3 })
+	testkit.Until(t, "both parts", func() bool { return len(f.lines()) == 3 })
 	if got := len(f.lines()[1]); got != 32<<10 {
 		t.Errorf("got %d bytes", got)
 	}

@@ -95,7 +95,7 @@ func awaitUDP(t *testing.T, port string) {
 		t.Fatal(err)
 	}
 	socket := fmt.Sprintf(": 0100007F:%04X ", n)
-	await(t, "a server on UDP port "+port, func() bool {
+	testkit.Until(t, "a server on UDP port "+port, func() bool {
 		data, err := os.ReadFile("/proc/net/udp")
 		return err == nil && strings.Contains(string(data), socket)
 	})
@@ -187,7 +187,7 @@ func awaitLines(t *testing.T, path string, prefix func(r Record) string) {
 		want = append(want, prefix(r)+string(r.Line))
 	}
 	var got []string
-	await(t, "the lines", func() bool {
+	testkit.Until(t, "the lines", func() bool {
 		data, err := os.ReadFile(path)
 		got = strings.Split(strings.TrimSuffix(string(data), "\n"), "\n")
 		return err == nil && strings.HasSuffix(string(data), "\n") && len(got) >= len(want) // the last one whole

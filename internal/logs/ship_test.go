@@ -113,15 +113,6 @@ func writeLines(t *testing.T, s *Store, lines []string) {
 }
 
 // await waits until the condition holds.
-func await(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(testkit.Patience); !condition(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited too long for %s", what)
-		}
-	}
-}
-
 func linger(t *testing.T, s *Store) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
@@ -145,7 +136,7 @@ func TestDelivery(t *testing.T) {
 	s := openFake(t, dir, f, nil, driver.Delivery{})
 	all := numbered(0, 5000)
 	writeLines(t, s, all[:100])
-	await(t, "the first lines", func() bool { return len(f.lines()) == 100 })
+	testkit.Until(t, "the first lines", func() bool { return len(f.lines()) == 100 })
 	writeLines(t, s, all[100:])
 	linger(t, s)
 	equal(t, f.lines(), all)
@@ -166,7 +157,7 @@ func TestDestinationDown(t *testing.T) {
 	s := openFake(t, dir, f, map[string]string{"cache-max-size": "100k"}, driver.Delivery{})
 	all := numbered(0, 6000)
 	writeLines(t, s, all[:3000])
-	await(t, "an error", func() bool { return onlyDestination(t, dir).State == "retrying" })
+	testkit.Until(t, "an error", func() bool { return onlyDestination(t, dir).State == "retrying" })
 	if d := onlyDestination(t, dir); d.Error != "connection refused" || d.Waiting.Lines != 3000 || d.Lag <= 0 || !d.Next.After(d.ErrorAt) {
 		t.Errorf("got %+v", d)
 	}
@@ -185,7 +176,7 @@ func TestHungDestination(t *testing.T) {
 	s := openFake(t, dir, f, nil, driver.Delivery{Timeout: 50 * time.Millisecond})
 	all := numbered(0, 100)
 	writeLines(t, s, all)
-	await(t, "an error", func() bool { return strings.Contains(onlyDestination(t, dir).Error, "deadline") })
+	testkit.Until(t, "an error", func() bool { return strings.Contains(onlyDestination(t, dir).Error, "deadline") })
 	f.set(func(f *fake) { f.hang = false })
 	linger(t, s)
 	equal(t, f.lines(), all)
@@ -226,7 +217,7 @@ func TestRefused(t *testing.T) {
 	dir, f := t.TempDir(), &fake{down: driver.Refuse(errors.New("401 who are you"))}
 	s := openFake(t, dir, f, nil, driver.Delivery{})
 	writeLines(t, s, numbered(0, 10))
-	await(t, "parking", func() bool { return onlyDestination(t, dir).State == "parked" })
+	testkit.Until(t, "parking", func() bool { return onlyDestination(t, dir).State == "parked" })
 	if d := onlyDestination(t, dir); d.Next.Sub(d.ErrorAt) < 20*time.Second {
 		t.Errorf("tried again after %v", d.Next.Sub(d.ErrorAt))
 	}
@@ -251,7 +242,7 @@ func TestBound(t *testing.T) {
 		for i := 0; i < len(all); i += 100 {
 			writeLines(t, s, all[i:i+100])
 		}
-		await(t, "failures", func() bool { return onlyDestination(t, dir).Error != "" })
+		testkit.Until(t, "failures", func() bool { return onlyDestination(t, dir).Error != "" })
 		f.set(func(f *fake) { f.down = nil })
 		linger(t, s)
 		got := f.lines()
@@ -311,7 +302,7 @@ func TestUpdate(t *testing.T) {
 		t.Fatal(err)
 	}
 	writeLines(t, s, all[100:200])
-	await(t, "lines", func() bool { return len(f.lines()) == 100 })
+	testkit.Until(t, "lines", func() bool { return len(f.lines()) == 100 })
 	if err := s.Update([]Driver{{"json-file", nil}}); err != nil {
 		t.Fatal(err)
 	}
@@ -375,7 +366,7 @@ func TestDroppedOnce(t *testing.T) {
 	}
 	tried := func(more int) { // so often again
 		enough := tries() + more
-		await(t, "tries", func() bool { return tries() >= enough })
+		testkit.Until(t, "tries", func() bool { return tries() >= enough })
 	}
 	for i := 0; i < len(lines); i += 100 {
 		writeLines(t, s, lines[i:i+100])
@@ -385,13 +376,13 @@ func TestDroppedOnce(t *testing.T) {
 	}
 	tried(2)
 	var down Destination
-	await(t, "all lines to be dropped or waiting", func() bool {
+	testkit.Until(t, "all lines to be dropped or waiting", func() bool {
 		down = mustStat(t, dir).Destinations[0]
 		return down.Dropped.Lines != 0 && down.Dropped.Lines+down.Waiting.Lines == uint64(len(lines))
 	})
 	f.set(func(f *fake) { f.down = nil })
-	await(t, "the last line", func() bool { return slices.Contains(f.lines(), lines[len(lines)-1]) })
-	await(t, "the progress", func() bool { return mustStat(t, dir).Destinations[0].Waiting.Lines == 0 })
+	testkit.Until(t, "the last line", func() bool { return slices.Contains(f.lines(), lines[len(lines)-1]) })
+	testkit.Until(t, "the progress", func() bool { return mustStat(t, dir).Destinations[0].Waiting.Lines == 0 })
 	kept := 0
 	for _, l := range f.lines() {
 		if strings.HasPrefix(l, "line ") {

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"dhow/internal/logs/driver"
+	"dhow/internal/testkit"
 )
 
 // unanswered has the drivers whose protocol has no answers, pointed at an address.
@@ -33,7 +34,7 @@ func TestUnreadAtTheEnd(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			await(t, "all lines to be taken", func() bool { return mustStat(t, dir).Destinations[0].Shipped.Lines == 100 })
+			testkit.Until(t, "all lines to be taken", func() bool { return mustStat(t, dir).Destinations[0].Shipped.Lines == 100 })
 			hung.Close()
 			if err := first.Close(); err != nil { // with all of it unread: a reset
 				t.Fatal(err)
@@ -47,7 +48,7 @@ func TestUnreadAtTheEnd(t *testing.T) {
 			got := listen(t, address)
 			s = mustOpen(t, dir, c)
 			linger(t, s)
-			await(t, "every line", func() bool { return strings.Count(got(), "line ") == 100 })
+			testkit.Until(t, "every line", func() bool { return strings.Count(got(), "line ") == 100 })
 		})
 	}
 }
