@@ -25,11 +25,11 @@ func needCgroups(t *testing.T, controllers ...string) {
 	needNamespaces(t)
 	l := &limits{Resources: &cgroups.Resources{SkipDevices: true}, need: controllers}
 	cg, err := newCgroup("/dhow/probe-"+t.Name(), l, false)
+	if err := cg.remove(); err != nil { // also one that lacks something
+		t.Fatal(err)
+	}
 	if err != nil || len(l.warnings) > 0 {
 		t.Skipf("no cgroups to be had: %v, %q", err, l.warnings)
-	}
-	if err := cg.remove(); err != nil {
-		t.Fatal(err)
 	}
 }
 
