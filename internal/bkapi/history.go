@@ -42,7 +42,9 @@ func (s *Server) ListenBuildHistory(req *controlapi.BuildHistoryRequest, stream 
 	if n := int(req.Limit); n > 0 && len(events) > n {
 		events = events[len(events)-n:]
 	}
+	told := toldBuilds{}
 	for _, e := range events {
+		told[e.Record.Ref] = e.Type
 		if err := stream.Send(e); err != nil {
 			return err
 		}
@@ -53,7 +55,7 @@ func (s *Server) ListenBuildHistory(req *controlapi.BuildHistoryRequest, stream 
 			if !ok {
 				return errdef.New(errdef.ErrUnavailable, "the client listens too slowly")
 			}
-			if req.Ref == "" || e.Record.Ref == req.Ref {
+			if told.news(e) && (req.Ref == "" || e.Record.Ref == req.Ref) {
 				if err := stream.Send(e); err != nil {
 					return err
 				}
@@ -63,6 +65,23 @@ func (s *Server) ListenBuildHistory(req *controlapi.BuildHistoryRequest, stream 
 		}
 	}
 	return nil
+}
+
+// toldBuilds is how far builds had come in the history that a client was sent. What
+// happened while that was read is heard, too.
+type toldBuilds map[string]controlapi.BuildHistoryEventType
+
+// news tells events that say more than the history did.
+func (t toldBuilds) news(e *controlapi.BuildHistoryEvent) bool {
+	last, ok := t[e.Record.Ref]
+	switch {
+	case !ok:
+		return true
+	case e.Type == controlapi.BuildHistoryEventType_DELETED:
+		delete(t, e.Record.Ref) // a build of that name is another one
+		return true
+	}
+	return last == controlapi.BuildHistoryEventType_STARTED && e.Type == controlapi.BuildHistoryEventType_COMPLETE
 }
 
 // history is what the store and this server know of builds, the oldest first.

@@ -87,6 +87,26 @@ func TestHistory(t *testing.T) {
 	must(t, store.Walk(t.Context(), func(i content.Info) error { return errors.New(i.Digest.String() + " is left") }))
 }
 
+// A build that starts or ends while the history is read is told of once.
+func TestToldOnce(t *testing.T) {
+	const started, complete, deleted = controlapi.BuildHistoryEventType_STARTED, controlapi.BuildHistoryEventType_COMPLETE, controlapi.BuildHistoryEventType_DELETED
+	history := toldBuilds{"running": started, "over": complete}
+	for _, e := range []struct {
+		kind controlapi.BuildHistoryEventType
+		ref  string
+		want bool
+	}{
+		{started, "running", false}, {complete, "running", true},
+		{started, "over", false}, {complete, "over", false},
+		{started, "new", true}, {complete, "new", true},
+		{deleted, "over", true}, {started, "over", true}, {complete, "over", true},
+	} {
+		if got := history.news(&controlapi.BuildHistoryEvent{Type: e.kind, Record: &controlapi.BuildHistoryRecord{Ref: e.ref}}); got != e.want {
+			t.Errorf("%s %s: got %t, want %t", e.kind, e.ref, got, e.want)
+		}
+	}
+}
+
 func TestReplay(t *testing.T) {
 	j := newJournal()
 	j.add(&client.SolveStatus{Logs: []*client.VertexLog{{Data: []byte("hello")}}, Warnings: []*client.VertexWarning{{Short: []byte("careful")}}})
