@@ -205,10 +205,17 @@ func (cs *Containers) create(ctx context.Context, r *CreateRequest) (*Container,
 	if err != nil {
 		return nil, err
 	}
-	err = cs.store.AddContainer(ctx, store.Container{
-		ID: rec.ID, Name: rec.Name, Image: rec.Image.String(), Chains: chains(rec), Created: rec.Created,
-		Status: string(c.State.Status), Record: record, State: state,
-	}, supervise.Event(rec, "create", nil))
+	add := func() error {
+		return cs.store.AddContainer(ctx, store.Container{
+			ID: rec.ID, Name: rec.Name, Image: rec.Image.String(), Chains: chains(rec), Created: rec.Created,
+			Status: string(c.State.Status), Record: record, State: state,
+		}, supervise.Event(rec, "create", nil))
+	}
+	if err = add(); errors.Is(err, errdef.ErrConflict) {
+		if holder, findErr := cs.Find(ctx, rec.Name); findErr == nil && holder.left() && cs.removeLeft(ctx, holder) {
+			err = add()
+		}
+	}
 	if err != nil {
 		return nil, errors.Join(err, sys.RemoveAll(dir))
 	}

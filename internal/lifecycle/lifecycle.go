@@ -70,7 +70,7 @@ func (cs *Containers) Find(ctx context.Context, ref string) (*Container, error) 
 func (cs *Containers) List(ctx context.Context) ([]*Container, error) { return cs.list(ctx, nil) }
 
 // list returns the containers whose rows have one of the statuses, or all,
-// newest first. Most of the time goes into reading JSON, which begins while
+// newest first, without those that are left by mistake, which it removes. Most of the time goes into reading JSON, which begins while
 // further rows are read.
 func (cs *Containers) list(ctx context.Context, statuses []string) ([]*Container, error) {
 	var mu sync.Mutex
@@ -107,6 +107,7 @@ func (cs *Containers) list(ctx context.Context, statuses []string) ([]*Container
 	if err := errors.Join(err, looks.Wait()); err != nil {
 		return nil, err
 	}
+	list = slices.DeleteFunc(list, func(c *Container) bool { return c.left() && cs.removeLeft(ctx, c) })
 	slices.SortFunc(list, func(a, b *Container) int {
 		return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(a.ID, b.ID))
 	})

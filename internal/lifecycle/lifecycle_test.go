@@ -20,6 +20,7 @@ import (
 	"dhow/internal/image"
 	"dhow/internal/logs"
 	"dhow/internal/supervise"
+	"dhow/internal/sys"
 	"dhow/internal/testkit"
 
 	dockertypes "github.com/moby/moby/api/types/container"
@@ -432,6 +433,47 @@ func TestAutoRemove(t *testing.T) {
 		t.Errorf("the name is not free: %v", err)
 	} else {
 		h.must(s.Started(h.ctx))
+	}
+}
+
+// A container that is to go at its end and is found ended, with nobody to remove
+// it, goes when containers are listed or its name is wanted; not before.
+func TestAutoRemoveLeft(t *testing.T) {
+	h := newHouse(t)
+	leave := func(name string) *Container {
+		c, err := h.Create(h.ctx, CreateRequest{Record: record(name, "true", func(r *container.Record) {
+			r.Host.AutoRemove, r.Config.Volumes = true, map[string]struct{}{"/a": {}}
+		})})
+		h.must(err)
+		state, err := container.State{Status: dockertypes.StateExited}.Kept()
+		h.must(err)
+		h.must(h.store.SetContainerState(h.ctx, c.ID, string(dockertypes.StateExited), state))
+		return c
+	}
+	list := func(want ...string) {
+		t.Helper()
+		all, err := h.List(h.ctx)
+		h.must(err)
+		var names []string
+		for _, c := range all {
+			names = append(names, c.Name)
+		}
+		testkit.Equal(t, names, want)
+	}
+	first := leave("first")
+	lock, ok, err := sys.TryLockFile(supervise.LockPath(first.Dir), true)
+	if err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	list("first") // a supervisor is about to remove it
+	h.must(lock.Unlock())
+	list()
+	leave("again")
+	_, err = h.Create(h.ctx, CreateRequest{Record: record("again", "true", func(r *container.Record) { r.Host.AutoRemove = true })})
+	h.must(err)
+	list("again") // created, and not started yet
+	if all, err := h.Volumes().List(h.ctx, nil); err != nil || len(all) != 0 {
+		t.Errorf("got the volumes %+v, %v, want none", all, err)
 	}
 }
 

@@ -246,6 +246,19 @@ func (cs *Containers) removeResting(ctx context.Context, c *Container, o supervi
 	return true, sys.RemoveAll(trash)
 }
 
+// left says whether the container was to go at its end (--rm) and is still there:
+// its supervisor was killed, or the machine went down, before it was removed.
+func (c *Container) left() bool {
+	return c.Host.AutoRemove && c.State.Status == dockertypes.StateExited && c.adopting == nil
+}
+
+// removeLeft removes what is left of such a container, unless its supervisor is
+// just about to. What cannot be removed stays to be seen, and removed by name.
+func (cs *Containers) removeLeft(ctx context.Context, c *Container) bool {
+	done, err := cs.removeResting(ctx, c, supervise.RemoveOptions{Volumes: true})
+	return done && err == nil
+}
+
 // gone removes the row of a container whose directory is missing.
 func (cs *Containers) gone(ctx context.Context, c *Container) error {
 	return cs.store.RemoveContainer(ctx, c.ID, supervise.Event(c.Record, "destroy", nil))

@@ -17,9 +17,11 @@ import (
 	"dhow/internal/errdef"
 
 	"github.com/opencontainers/cgroups"
+	devices "github.com/opencontainers/cgroups/devices/config"
 	cgroup1fs "github.com/opencontainers/cgroups/fs"
 	cgroup2fs "github.com/opencontainers/cgroups/fs2"
 	"github.com/opencontainers/cgroups/systemd"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -104,13 +106,35 @@ func (b *builder) passCgroup(cg *cgroup) error {
 	return nil
 }
 
+// countedControllers are what Stats reads of version 1.
+var countedControllers = []string{"memory", "cpuacct", "blkio"}
+
+// managesCgroups tells whether the process may write to its cgroup, as one that
+// starts containers in a container does. Of version 1 it wants every controller.
+func (b *builder) managesCgroups() bool {
+	return slices.ContainsFunc(b.spec.Mounts, func(m specs.Mount) bool {
+		return m.Type == "cgroup" && !slices.Contains(m.Options, "ro")
+	})
+}
+
 // makeCgroup makes it with device rules where that can be done.
 func (b *builder) makeCgroup(name string, l *limits) error {
 	if b.cfg.Survive {
-		for _, c := range []string{"memory", "cpuacct", "blkio"} { // for Stats
+		for _, c := range countedControllers {
 			if cgroup2() || exists(path.Join(cgroupRoot, c)) {
 				l.need = append(l.need, c)
 			}
+		}
+	}
+	if b.managesCgroups() && !cgroup2() {
+		for _, c := range append([]string{"cpu", "cpuset", "freezer"}, countedControllers...) {
+			if exists(path.Join(cgroupRoot, c)) {
+				l.need = append(l.need, c)
+			}
+		}
+		if b.allDevices && exists(path.Join(cgroupRoot, "devices")) { // the library makes none without a rule
+			all := &devices.Rule{Type: devices.WildcardDevice, Major: devices.Wildcard, Minor: devices.Wildcard, Permissions: "rwm", Allow: true}
+			l.SkipDevices, l.Devices, l.need = false, []*devices.Rule{all}, append(l.need, "devices")
 		}
 	}
 	if b.canGuardDevices() {

@@ -77,9 +77,11 @@ func (l limits) apply(r *specs.LinuxResources) *specs.LinuxResources {
 }
 
 // cgroup is the name of the step's cgroup; "" when it needs none, or when its
-// parent is given and the sandbox makes the name.
+// parent is given and the sandbox makes the name. A step with all rights needs
+// one, as it may make others below.
 func (s *step) cgroup() string {
-	if !s.limits.any() || s.op.Meta.CgroupParent != "" {
+	insecure := s.op.Security == pb.SecurityMode_INSECURE
+	if !s.limits.any() && !insecure || s.op.Meta.CgroupParent != "" {
 		return ""
 	}
 	return fmt.Sprintf("dhow/%s-%s", s.deps.Store.ProcID(), rand.Text()[:8])

@@ -442,6 +442,12 @@ func TestStepNetworkFiles(t *testing.T) {
 	if all := caps(b.op(show, func(op *pb.ExecOp) { op.Security = pb.SecurityMode_INSECURE })); all <= confined {
 		t.Errorf("insecure: got %q, want more than %q", all, confined)
 	}
+	// One that starts containers makes cgroups, below its own.
+	const nest = "cd /sys/fs/cgroup; [ ! -d freezer ] || cd freezer; mkdir below 2> /dev/null && echo made || echo refused"
+	b.prints("refused\n", b.op(nest))
+	if os.Geteuid() == 0 {
+		b.prints("made\n", b.op(nest, func(op *pb.ExecOp) { op.Security = pb.SecurityMode_INSECURE }))
+	}
 }
 
 // A dangling link at a mount point, as /etc/resolv.conf often is, is followed,
