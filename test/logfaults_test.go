@@ -539,6 +539,7 @@ func (f *logFaults) end() {
 		}
 		// More than is excused is lost, less was counted and came all the same.
 		if gap := s.missing(n[s.of]) - f.excused(s); gap != 0 {
+			f.t.Logf("%s: %d lines are missing, %d are accounted for", s.name, s.missing(n[s.of]), f.excused(s))
 			lost += max(gap, -gap)
 		}
 	}

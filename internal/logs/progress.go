@@ -41,6 +41,13 @@ func (c *count) add(lines, bytes int) {
 	c.Bytes += uint64(bytes)
 }
 
+func (c *count) plus(o count) { c.Lines, c.Bytes = c.Lines+o.Lines, c.Bytes+o.Bytes }
+
+// minus takes off what was added by mistake.
+func (c *count) minus(o count) {
+	c.Lines, c.Bytes = c.Lines-min(o.Lines, c.Lines), c.Bytes-min(o.Bytes, c.Bytes)
+}
+
 func (p *progress) place() place {
 	return place{segment: p.Segment, offset: p.Offset, totals: totals{p.Lines, p.Bytes}}
 }

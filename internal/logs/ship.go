@@ -65,20 +65,21 @@ type shipper struct {
 	dropped bool     // guarded by mu: lines since the progress was kept
 }
 
-// behindOne is where the log goes on behind a record, and what was dropped on the
-// way there. It counts once the record is done with: until then it is read again
-// after each failure.
+// behindOne is where the log goes on behind a record, and what of the log is
+// shipped with it and was dropped on the way there. Both count once the record is
+// done with: until then it is read again after each failure.
 type behindOne struct {
 	place
+	shipped count // nothing for a notice; a line in parts counts with the last
 	dropped count
 }
 
 // mark is a batch that was sent to a destination that does not acknowledge.
 type mark struct {
-	before place // the batch
-	at     time.Time
-	count
-	end int64 // bytes written then, as a Teller counts them
+	before           place // the batch
+	at               time.Time
+	shipped, dropped count // with it, which counts for nothing if it is sent again
+	end              int64 // bytes written then, as a Teller counts them
 }
 
 // newShipper opens a destination. A new one begins at the log's end, which is
@@ -355,8 +356,7 @@ func (sh *shipper) fill(rest bool) error {
 // lost counts lines that were rotated away, and tells the destination.
 func (sh *shipper) lost(gone totals, at time.Time) {
 	text := fmt.Sprintf("dhow: %d lines (%d bytes) lost here: %s was behind by more than the log holds", gone.lines, gone.bytes, sh.name)
-	sh.push(Record{Time: at, Stream: Stderr, Line: []byte(text)}, sh.r.began)
-	sh.places[len(sh.places)-1].dropped = count{gone.lines, gone.bytes}
+	sh.push(Record{Time: at, Stream: Stderr, Line: []byte(text)}, behindOne{place: sh.r.began, dropped: count{gone.lines, gone.bytes}})
 }
 
 // last returns the place behind what is in the batch.
@@ -375,14 +375,14 @@ func (sh *shipper) add(rec Record) {
 		sh.drop(rec, after)
 		return
 	}
-	line, last := rec.Line, rec.Partial
+	line, last, whole := rec.Line, rec.Partial, count{1, uint64(len(rec.Line))}
 	for len(line) > sh.d.Line {
 		rec.Line, rec.Partial = line[:sh.d.Line], true
-		sh.push(rec, sh.last())
+		sh.push(rec, behindOne{place: sh.last()})
 		line = line[sh.d.Line:]
 	}
 	rec.Line, rec.Partial = line, last
-	sh.push(rec, after)
+	sh.push(rec, behindOne{place: after, shipped: whole})
 }
 
 // drop leaves a record out: more is waiting than the destination is allowed.
@@ -391,6 +391,9 @@ func (sh *shipper) drop(rec Record, after place) {
 		sh.places[n-1].place = after
 		sh.places[n-1].dropped.add(1, len(rec.Line))
 		return
+	}
+	if n := len(sh.marks); n > 0 { // it is read again if that batch is
+		sh.marks[n-1].dropped.add(1, len(rec.Line))
 	}
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -408,7 +411,7 @@ func (sh *shipper) keepDropped() {
 	}
 }
 
-func (sh *shipper) push(rec Record, after place) {
+func (sh *shipper) push(rec Record, after behindOne) {
 	start := len(sh.arena)
 	sh.arena = append(sh.arena, rec.Line...)
 	rec.Line = sh.arena[start:len(sh.arena):len(sh.arena)]
@@ -416,7 +419,7 @@ func (sh *shipper) push(rec Record, after place) {
 		rec.Attrs = append([]byte(nil), rec.Attrs...)
 	}
 	sh.batch = append(sh.batch, rec)
-	sh.places = append(sh.places, behindOne{place: after})
+	sh.places = append(sh.places, after)
 }
 
 // send tries to deliver the batch once, and takes what was delivered from it.
@@ -463,14 +466,14 @@ func (sh *shipper) send(ctx context.Context) error {
 func (sh *shipper) delivered(n int) {
 	sh.mu.Lock()
 	m := mark{before: sh.p.place(), at: sh.store.now()}
-	for _, r := range sh.batch[:n] {
-		m.add(1, len(r.Line))
+	for _, b := range sh.places[:n] {
+		m.shipped.plus(b.shipped)
+		m.dropped.plus(b.dropped)
 	}
 	if sh.d.Unacknowledged {
 		sh.note(m)
 	}
-	sh.p.Shipped.Lines += m.Lines
-	sh.p.Shipped.Bytes += m.Bytes
+	sh.p.Shipped.plus(m.shipped)
 	sh.p.Through, sh.p.Waiting = sh.batch[n-1].Time, time.Time{}
 	sh.p.Error, sh.p.ErrorAt, sh.p.Next, sh.p.Parked = "", time.Time{}, time.Time{}, false
 	sh.forward(n)
@@ -494,8 +497,7 @@ func (sh *shipper) rejectedSome(err error, some int) {
 func (sh *shipper) forward(n int) {
 	sh.p.moveTo(sh.places[n-1].place)
 	for _, b := range sh.places[:n] {
-		sh.p.Dropped.Lines += b.dropped.Lines
-		sh.p.Dropped.Bytes += b.dropped.Bytes
+		sh.p.Dropped.plus(b.dropped)
 	}
 	sh.batch = sh.batch[:copy(sh.batch, sh.batch[n:])]
 	sh.places = sh.places[:copy(sh.places, sh.places[n:])]
@@ -533,9 +535,11 @@ func (sh *shipper) note(m mark) {
 	var read int64
 	m.end, read = sh.told()
 	sh.marks = slices.DeleteFunc(sh.marks, func(old mark) bool { return old.end <= read })
-	if n := len(sh.marks); n > 0 && sh.marks[n-1].Bytes+m.Bytes < markBytes {
+	if n := len(sh.marks); n > 0 && sh.marks[n-1].shipped.Bytes+m.shipped.Bytes < markBytes {
 		last := &sh.marks[n-1]
-		last.Lines, last.Bytes, last.at, last.end = last.Lines+m.Lines, last.Bytes+m.Bytes, m.at, m.end
+		last.shipped.plus(m.shipped)
+		last.dropped.plus(m.dropped)
+		last.at, last.end = m.at, m.end
 		return
 	}
 	sh.marks = append(sh.marks, m)
@@ -554,8 +558,8 @@ func (sh *shipper) rewind() bool {
 	sh.mu.Lock()
 	sh.p.moveTo(sh.marks[0].before)
 	for _, m := range sh.marks {
-		sh.p.Shipped.Lines -= m.Lines
-		sh.p.Shipped.Bytes -= m.Bytes
+		sh.p.Shipped.minus(m.shipped)
+		sh.p.Dropped.minus(m.dropped)
 	}
 	sh.marks = nil
 	sh.keep()

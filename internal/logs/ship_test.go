@@ -22,6 +22,7 @@ type fake struct {
 	down     error  // what every Send returns
 	failed   func() // called then, unless nil
 	tries    int    // that failed
+	swallows int    // how many records are taken, and lost, before that shows
 	hang     bool   // Send hangs until its context ends
 	poison   string // a record with this text is rejected
 	break_   int    // after so many batches, fail once after half a batch
@@ -56,7 +57,7 @@ func (f *fake) Send(ctx context.Context, batch []Record) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if down != nil {
-		return 0, down
+		return min(f.swallows, len(batch)), down
 	}
 	f.batches++
 	for i, r := range batch {
@@ -355,10 +356,21 @@ func TestPauses(t *testing.T) {
 }
 
 // What is rotated away while a destination is down counts once, however often it
-// was tried, and at once.
+// was tried, and at once; also where the first lines of each try seem to go out, as
+// they do over UDP.
 func TestDroppedOnce(t *testing.T) {
-	dir, f := t.TempDir(), &fake{down: errors.New("connection refused")}
-	s := openFake(t, dir, f, map[string]string{"cache-max-size": "20k", "cache-max-file": "2"}, driver.Delivery{Retry: time.Second})
+	t.Run("acknowledged", func(t *testing.T) {
+		droppedOnce(t, &fake{}, driver.Delivery{Retry: time.Second})
+	})
+	t.Run("unacknowledged", func(t *testing.T) {
+		droppedOnce(t, &fake{swallows: 2}, driver.Delivery{Retry: time.Millisecond, Unacknowledged: true})
+	})
+}
+
+func droppedOnce(t *testing.T, f *fake, d driver.Delivery) {
+	dir := t.TempDir()
+	f.down = errors.New("connection refused")
+	s := openFake(t, dir, f, map[string]string{"cache-max-size": "20k", "cache-max-file": "2"}, d)
 	lines := numbered(0, 4000)
 	tries := func() (n int) {
 		f.set(func(f *fake) { n = f.tries })
@@ -389,7 +401,7 @@ func TestDroppedOnce(t *testing.T) {
 			kept++
 		}
 	}
-	if up := mustStat(t, dir).Destinations[0]; up.Dropped != down.Dropped || kept+int(up.Dropped.Lines) != len(lines) {
-		t.Errorf("got %d lines and %+v, want %d and %+v together", kept, up.Dropped, len(lines), down.Dropped)
+	if up := mustStat(t, dir).Destinations[0]; up.Dropped != down.Dropped || kept+int(up.Dropped.Lines) != len(lines) || int(up.Shipped.Lines) != kept {
+		t.Errorf("got %d lines, %+v shipped and %+v dropped, want %d and %+v together", kept, up.Shipped, up.Dropped, len(lines), down.Dropped)
 	}
 }
