@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"io"
 	"strconv"
 	"strings"
 	"time"
@@ -29,8 +30,9 @@ func (a *app) historyCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				c := formatter.Context{Output: a.Out, Format: historyFormat(format, quiet, human), Trunc: !noTrunc}
-				return writeHistory(c, items, human)
+				return a.Buffered(func(out io.Writer) error {
+					return writeHistory(formatter.Context{Output: out, Format: historyFormat(format, quiet, human), Trunc: !noTrunc}, items, human)
+				})
 			})
 		},
 	}

@@ -62,10 +62,12 @@ func (a *app) imagesCommand() *cobra.Command {
 				if format == "" {
 					format = formatter.TableFormatKey
 				}
-				return formatter.ImageWrite(formatter.ImageContext{
-					Context: formatter.Context{Output: a.Out, Format: formatter.NewImageFormat(format, quiet, digests), Trunc: !noTrunc},
-					Digest:  digests,
-				}, list)
+				return a.Buffered(func(out io.Writer) error {
+					return formatter.ImageWrite(formatter.ImageContext{
+						Context: formatter.Context{Output: out, Format: formatter.NewImageFormat(format, quiet, digests), Trunc: !noTrunc},
+						Digest:  digests,
+					}, list)
+				})
 			})
 		},
 	}

@@ -5,9 +5,13 @@ import (
 	"slices"
 )
 
-// Kept is the record as it is kept: JSON without the fields that are zero, which
-// come back as zero when it is read. Of docker's objects these are two thirds, and
-// a listing reads hundreds of them.
+// usual stands for the paths that docker hides or protects in every container, in
+// a record as it is kept. One from before the list grew has the new ones, too.
+const usual = "usual"
+
+// Kept is the record as it is kept, for ReadRecord: JSON without the fields that
+// are zero, and without lists of paths that are the same in all. Of docker's
+// objects these are five sixths, and a listing reads hundreds of them.
 func (r *Record) Kept() ([]byte, error) {
 	object, err := objectOf(r)
 	if err != nil {
@@ -22,6 +26,11 @@ func (r *Record) Kept() ([]byte, error) {
 			continue
 		}
 		dropZeros(part)
+		if name == "Host" {
+			if err := shorten(part); err != nil {
+				return nil, err
+			}
+		}
 		if object[name], err = json.Marshal(part); err != nil {
 			return nil, err
 		}
@@ -30,7 +39,38 @@ func (r *Record) Kept() ([]byte, error) {
 	return json.Marshal(object)
 }
 
-// Kept is the state as it is kept, likewise.
+// shorten puts usual where the lists are that it stands for.
+func shorten(host map[string]json.RawMessage) error {
+	for name, paths := range map[string][]string{"MaskedPaths": MaskedPaths(), "ReadonlyPaths": ReadonlyPaths()} {
+		text, err := json.Marshal(paths)
+		if err != nil {
+			return err
+		}
+		if string(host[name]) == string(text) {
+			host[name] = json.RawMessage(`["` + usual + `"]`)
+		}
+	}
+	return nil
+}
+
+// ReadRecord reads what Kept returned.
+func ReadRecord(text []byte) (*Record, error) {
+	r := &Record{}
+	if err := json.Unmarshal(text, r); err != nil {
+		return nil, err
+	}
+	if h := r.Host; h != nil {
+		if slices.Equal(h.MaskedPaths, []string{usual}) {
+			h.MaskedPaths = MaskedPaths()
+		}
+		if slices.Equal(h.ReadonlyPaths, []string{usual}) {
+			h.ReadonlyPaths = ReadonlyPaths()
+		}
+	}
+	return r, nil
+}
+
+// Kept is the state as it is kept, likewise, for json.Unmarshal.
 func (s State) Kept() ([]byte, error) {
 	object, err := objectOf(s)
 	if err != nil {

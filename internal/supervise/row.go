@@ -11,8 +11,8 @@ import (
 
 // Parse reads the row of a container.
 func Parse(row store.Container) (*container.Record, container.State, error) {
-	rec, st := &container.Record{}, container.State{}
-	err := json.Unmarshal(row.Record, rec)
+	var st container.State
+	rec, err := container.ReadRecord(row.Record)
 	if err == nil {
 		err = json.Unmarshal(row.State, &st)
 	}

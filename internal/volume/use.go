@@ -335,9 +335,9 @@ func (v *Volumes) shared(ctx context.Context, name string) (*os.File, error) {
 // (any more). ErrUnsupported for an ordinary user's container in another user
 // namespace, whose mounts nobody here can take.
 func mountedIn(row store.Container, name string) (*os.File, error) {
-	var rec container.Record
+	rec, err := container.ReadRecord(row.Record)
 	var state container.State
-	if err := errors.Join(json.Unmarshal(row.Record, &rec), json.Unmarshal(row.State, &state)); err != nil {
+	if err := errors.Join(err, json.Unmarshal(row.State, &state)); err != nil {
 		return nil, err
 	}
 	process := living(state)

@@ -1,8 +1,11 @@
 package console
 
 import (
+	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/docker/cli/cli/command/formatter"
@@ -35,16 +38,26 @@ func Table[T any](c *Console, format string, headers map[string]string, rows []T
 		_, err := body.WriteTo(c.Out)
 		return err
 	}
-	const width, padding = 10, 3 // docker's
-	tw := tabwriter.NewWriter(c.Out, width, 1, padding, ' ', 0)
-	if err := t.Funcs(templates.HeaderFunctions).Execute(tw, headers); err != nil {
-		return InvalidTemplate(format, err)
-	}
-	fmt.Fprintln(tw)
-	if _, err := body.WriteTo(tw); err != nil {
-		return err
-	}
-	return tw.Flush()
+	return c.Buffered(func(out io.Writer) error {
+		const width, padding = 10, 3 // docker's
+		tw := tabwriter.NewWriter(out, width, 1, padding, ' ', 0)
+		if err := t.Funcs(templates.HeaderFunctions).Execute(tw, headers); err != nil {
+			return InvalidTemplate(format, err)
+		}
+		fmt.Fprintln(tw)
+		if _, err := body.WriteTo(tw); err != nil {
+			return err
+		}
+		return tw.Flush()
+	})
+}
+
+// Buffered writes a listing at once: what aligns its columns writes each cell, and
+// each blank, by itself.
+func (c *Console) Buffered(write func(io.Writer) error) error {
+	out := bufio.NewWriterSize(c.Out, 64<<10)
+	err := write(out)
+	return errors.Join(err, out.Flush())
 }
 
 // FormatOr is the format that a listing is printed by: ids alone, what was asked

@@ -62,9 +62,11 @@ func (a *app) ps(cmd *cobra.Command, f *psFlags) error {
 		if err != nil {
 			return err
 		}
-		return formatter.ContainerWrite(formatter.Context{
-			Output: a.Out, Format: formatter.NewContainerFormat(format, f.quiet, o.Sizes), Trunc: !f.noTrunc,
-		}, list)
+		return a.Buffered(func(out io.Writer) error {
+			return formatter.ContainerWrite(formatter.Context{
+				Output: out, Format: formatter.NewContainerFormat(format, f.quiet, o.Sizes), Trunc: !f.noTrunc,
+			}, list)
+		})
 	})
 }
 

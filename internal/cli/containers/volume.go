@@ -3,6 +3,7 @@ package containers
 import (
 	"context"
 	"errors"
+	"io"
 
 	"dhow/internal/cli/console"
 	"dhow/internal/cli/flags"
@@ -98,7 +99,9 @@ func (a *app) volumeLs() *cobra.Command {
 				for i, v := range list {
 					volumes[i] = v.API()
 				}
-				return formatter.VolumeWrite(formatter.Context{Output: a.Out, Format: formatter.NewVolumeFormat(format, quiet)}, volumes)
+				return a.Buffered(func(out io.Writer) error {
+					return formatter.VolumeWrite(formatter.Context{Output: out, Format: formatter.NewVolumeFormat(format, quiet)}, volumes)
+				})
 			})
 		},
 	}
