@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"dhow/internal/store"
 
@@ -19,6 +20,16 @@ type Usage struct {
 	Cache       UsageRow // build steps; the size is that of layers only they hold
 	CacheMounts UsageRow
 	Blobs       UsageRow // compressed layers and what else came from registries
+
+	Shared map[digest.Digest]int64 // bytes of an image's layers that other images have, too
+	Steps  []StepUsage             // what Cache adds up, least recently used first
+	Mounts []store.CacheMount      // what CacheMounts adds up, measured now
+}
+
+// StepUsage is one step of the build cache.
+type StepUsage struct {
+	store.CacheRecord
+	Shared bool // images or containers hold all its layers: removing it frees nothing
 }
 
 // UsageRow is one line of it.
@@ -56,24 +67,28 @@ func (s *Snapshots) diskUsage(ctx context.Context) (u Usage, err error) {
 			u.Images.Reclaimable += use.layers[id].Size
 		}
 	}
-	u.Cache.Size, u.Cache.Active = use.cacheOnly()
+	u.Shared = use.shared()
+	u.Cache.Size, u.Steps = use.cacheOnly()
 	u.Cache.Count, u.Cache.Reclaimable = len(use.cache), u.Cache.Size
+	for _, st := range u.Steps {
+		if st.Shared {
+			u.Cache.Active++
+		}
+	}
 
-	mounts, err := s.store.CacheMounts(ctx)
-	if err != nil {
+	if u.Mounts, err = s.store.CacheMounts(ctx); err != nil {
 		return u, err
 	}
-	u.CacheMounts.Count = len(mounts)
-	for _, m := range mounts {
+	u.CacheMounts.Count = len(u.Mounts)
+	for i, m := range u.Mounts {
 		dir, err := s.mountDir(m)
 		if err != nil {
 			return u, err
 		}
-		size, err := measure(ctx, dir)
-		if err != nil {
+		if u.Mounts[i].Size, err = measure(ctx, dir); err != nil {
 			return u, err
 		}
-		u.CacheMounts.Size += size
+		u.CacheMounts.Size += u.Mounts[i].Size
 	}
 	u.CacheMounts.Reclaimable = u.CacheMounts.Size
 
@@ -164,24 +179,42 @@ func (u usage) active(img store.Image) bool {
 	return len(img.Layers) > 0
 }
 
-// cacheOnly is the size of the layers that only cache records hold, and how many
-// records free nothing, as images hold all their layers.
-func (u usage) cacheOnly() (size int64, active int) {
+// shared is how much of each image other images have, too.
+func (u usage) shared() map[digest.Digest]int64 {
+	having := map[string]map[digest.Digest]bool{} // layer → images
+	for _, img := range u.images {
+		for _, l := range img.Layers {
+			if having[l.Snapshot] == nil {
+				having[l.Snapshot] = map[digest.Digest]bool{}
+			}
+			having[l.Snapshot][img.ID] = true
+		}
+	}
+	out := map[digest.Digest]int64{}
+	for id, images := range having {
+		for img := range images {
+			if len(images) > 1 {
+				out[img] += u.layers[id].Size
+			}
+		}
+	}
+	return out
+}
+
+// cacheOnly is the size of the layers that only cache records hold, and the
+// records.
+func (u usage) cacheOnly() (size int64, steps []StepUsage) {
 	for id, n := range u.byCache {
 		if n > 0 && !u.held[id] {
 			size += u.layers[id].Size
 		}
 	}
 	for _, r := range u.cache {
-		free := true
-		for _, id := range r.Layers() {
-			free = free && u.held[id]
-		}
-		if free && len(r.Layers()) > 0 {
-			active++
-		}
+		layers := r.Layers()
+		free := !slices.ContainsFunc(layers, func(id string) bool { return !u.held[id] })
+		steps = append(steps, StepUsage{CacheRecord: r, Shared: free && len(layers) > 0})
 	}
-	return size, active
+	return size, steps
 }
 
 // knownBlobs are the digests that images and layers have to do with: manifests

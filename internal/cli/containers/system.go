@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"dhow/internal/cli/console"
-	"dhow/internal/cli/flags"
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
 	"dhow/internal/image"
@@ -31,94 +30,6 @@ import (
 
 func (a *app) systemCommand() *cobra.Command {
 	return a.Group("system COMMAND", "Manage dhow", append(a.bootCommands(), a.dfCommand(), a.eventsCommand(), a.infoCommand(), a.systemPrune())...)
-}
-
-// usageRow is one line of `dhow system df`, named as docker's templates name it.
-type usageRow struct {
-	Type               string
-	TotalCount, Active int
-	Size, Reclaimable  string
-}
-
-func newUsageRow(name string, count, active int, size, reclaimable int64) usageRow {
-	reclaim := units.HumanSize(float64(reclaimable))
-	if size > 0 {
-		reclaim += fmt.Sprintf(" (%d%%)", reclaimable*100/size)
-	}
-	return usageRow{name, count, active, units.HumanSize(float64(size)), reclaim}
-}
-
-func (a *app) dfCommand() *cobra.Command {
-	var format string
-	cmd := &cobra.Command{
-		Use: "df [OPTIONS]", Short: "Show disk usage", Args: console.ExactArgs(0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
-				rows, err := usageRows(cmd.Context(), e)
-				if err != nil {
-					return err
-				}
-				table := `{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}`
-				return console.Table(a.Console, console.FormatOr(format, false, "", table), map[string]string{
-					"Type": "TYPE", "TotalCount": "TOTAL", "Active": "ACTIVE", "Size": "SIZE", "Reclaimable": "RECLAIMABLE",
-				}, rows)
-			})
-		},
-	}
-	cmd.Flags().StringVar(&format, "format", "", "Format output using a custom template: 'table', 'json', or a Go template")
-	flags.Refuse(cmd.Flags(), map[string]string{"verbose,v": "see dhow images, dhow ps -as, dhow volume ls and dhow builds"})
-	return cmd
-}
-
-func usageRows(ctx context.Context, e *engine.Engine) ([]usageRow, error) {
-	u, err := e.Snapshots.DiskUsage(ctx)
-	if err != nil {
-		return nil, err
-	}
-	row := func(name string, r snapshot.UsageRow) usageRow {
-		return newUsageRow(name, r.Count, r.Active, r.Size, r.Reclaimable)
-	}
-	rows := []usageRow{row("Images", u.Images)}
-	cs := lifecycle.New(e)
-	list, err := cs.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var active int
-	var size, idle int64
-	for _, c := range list {
-		own, _, err := cs.Size(ctx, c)
-		if err != nil {
-			return nil, err
-		}
-		size += own
-		if c.State.Running() {
-			active++
-		} else {
-			idle += own
-		}
-	}
-	rows = append(rows, newUsageRow("Containers", len(list), active, size, idle))
-	vs := volume.New(e.Store)
-	volumes, err := vs.List(ctx, nil)
-	if err != nil {
-		return nil, err
-	}
-	active, size, idle = 0, 0, 0
-	for _, v := range volumes {
-		n, err := vs.Size(v)
-		if err != nil {
-			return nil, err
-		}
-		size += n
-		if len(v.Users) > 0 {
-			active++
-		} else {
-			idle += n
-		}
-	}
-	rows = append(rows, newUsageRow("Local Volumes", len(volumes), active, size, idle))
-	return append(rows, row("Build Cache", u.Cache), row("Cache Mounts", u.CacheMounts), row("Blobs", u.Blobs)), nil
 }
 
 func (a *app) systemPrune() *cobra.Command {
