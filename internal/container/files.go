@@ -13,6 +13,9 @@ import (
 // pairs as --add-host takes them, already checked.
 func Hosts(hostname, domainname string, self []string, extra []string) []byte {
 	names := hostname
+	if first, _, dotted := strings.Cut(hostname, "."); dotted && domainname == "" {
+		names += " " + first
+	}
 	if domainname != "" && hostname != "" {
 		names = hostname + "." + domainname + " " + hostname
 	}

@@ -24,7 +24,9 @@ func (r *Record) Merge(img *dockerspec.DockerOCIImageConfig) error {
 	c.StopSignal = first(c.StopSignal, img.StopSignal)
 	c.Env = mergeEnv(c.Env, img.Env)
 	c.Labels = mergeMap(c.Labels, img.Labels)
-	c.Volumes = mergeMap(c.Volumes, img.Volumes)
+	if c.Volumes = mergeMap(c.Volumes, img.Volumes); len(c.Volumes) == 0 {
+		c.Volumes = nil // as docker has it
+	}
 	if len(c.Shell) == 0 {
 		c.Shell = img.Shell
 	}
@@ -117,9 +119,8 @@ func (r *Record) setDefaults() {
 	if h.CgroupnsMode.IsEmpty() {
 		h.CgroupnsMode = container.CgroupnsModePrivate
 	}
-	if h.NetworkMode == "" {
-		h.NetworkMode = network.NetworkDefault
-	}
+	r.nameDefaultNetwork()
+	h.CapAdd, h.CapDrop = shownCaps(h.CapAdd), shownCaps(h.CapDrop)
 	if h.RestartPolicy.Name == "" {
 		h.RestartPolicy.Name = container.RestartPolicyDisabled
 	}
@@ -138,6 +139,33 @@ func (r *Record) setDefaults() {
 	if r.Config.WorkingDir != "" {
 		r.Config.WorkingDir = path.Clean(r.Config.WorkingDir)
 	}
+}
+
+// nameDefaultNetwork calls the network that nobody named by its name.
+func (r *Record) nameDefaultNetwork() {
+	h := r.Host
+	if h.NetworkMode != "" && !h.NetworkMode.IsDefault() {
+		return
+	}
+	h.NetworkMode = network.NetworkBridge
+	if r.Networking == nil {
+		return
+	}
+	if ep, ok := r.Networking.EndpointsConfig[network.NetworkDefault]; ok {
+		delete(r.Networking.EndpointsConfig, network.NetworkDefault)
+		r.Networking.EndpointsConfig[network.NetworkBridge] = ep
+	}
+}
+
+// shownCaps are capabilities as CAP_NAME, in order. Unknown ones, which Validate
+// refuses, stay as they are.
+func shownCaps(names []string) []string {
+	full, err := capNames(names)
+	if err != nil || len(full) == 0 {
+		return names
+	}
+	slices.Sort(full)
+	return slices.Compact(full)
 }
 
 const defaultShmSize = 64 << 20 // bytes

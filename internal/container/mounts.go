@@ -25,7 +25,10 @@ func (r *Record) DecideMounts(from func(name string) ([]Mount, error)) error {
 		}
 	}
 	inherited := len(d.mounts)
-	for _, bind := range r.Host.Binds {
+	for i, bind := range r.Host.Binds {
+		if slices.Contains(r.Host.Binds[:i], bind) {
+			continue // the same -v twice
+		}
 		m, err := ParseBind(bind)
 		if err != nil {
 			return err

@@ -85,7 +85,7 @@ func TestMergeDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := r.Host
-	if h.MemorySwap != 200<<20 || h.ShmSize != 64<<20 || h.IpcMode != "private" || h.CgroupnsMode != "private" || h.NetworkMode != "default" ||
+	if h.MemorySwap != 200<<20 || h.ShmSize != 64<<20 || h.IpcMode != "private" || h.CgroupnsMode != "private" || h.NetworkMode != "bridge" ||
 		h.RestartPolicy.Name != "no" || h.MemorySwappiness != nil || h.PidsLimit != nil || !slices.Contains(h.MaskedPaths, "/proc/kcore") {
 		t.Errorf("got %+v", h)
 	}

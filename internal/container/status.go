@@ -11,6 +11,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/storage"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Running says whether the container has a process: it runs, is paused, or is
@@ -70,7 +71,7 @@ func (s *State) because() string {
 func (r *Record) Summary(s *State, image string, now time.Time) container.Summary {
 	sum := container.Summary{
 		ID: r.ID, Names: []string{"/" + r.Name}, Image: image, ImageID: r.Image.String(),
-		Command: strings.Join(r.Command(), " "), Created: r.Created.Unix(),
+		Command: r.commandLine(), Created: r.Created.Unix(),
 		Labels: r.Config.Labels, State: s.Status, Status: s.Text(now), Ports: s.ports(),
 		NetworkSettings: &container.NetworkSettingsSummary{Networks: r.networks(s)},
 		Mounts:          r.MountPoints(),
@@ -78,6 +79,18 @@ func (r *Record) Summary(s *State, image string, now time.Time) container.Summar
 	}
 	sum.HostConfig.NetworkMode, sum.HostConfig.Annotations = string(r.Host.NetworkMode), r.Host.Annotations
 	return sum
+}
+
+// commandLine is the command as docker lists it: arguments with a space in them
+// are quoted, whatever else they hold.
+func (r *Record) commandLine() string {
+	words := slices.Clone(r.Command())
+	for i, w := range words {
+		if i > 0 && strings.Contains(w, " ") {
+			words[i] = "'" + w + "'"
+		}
+	}
+	return strings.Join(words, " ")
 }
 
 // ports are the container's open ports, in order.
@@ -158,6 +171,9 @@ type InspectFacts struct {
 	LogPath string
 	Health  *container.Health // with the last results; nil without a check
 	ExecIDs []string
+
+	Hostname string               // the machine's
+	Manifest *ocispecs.Descriptor // of the image; nil when it is not known
 }
 
 // Inspect is what `dhow inspect` shows.
@@ -168,9 +184,9 @@ func (r *Record) Inspect(s *State, f InspectFacts) Inspection {
 		Image: r.Image.String(), Platform: "linux", Driver: "overlayfs",
 		State: s.inspect(f.Health), RestartCount: s.Restarts,
 		ResolvConfPath: f.Dir + "/resolv.conf", HostnamePath: f.Dir + "/hostname", HostsPath: f.Dir + "/hosts", LogPath: f.LogPath,
-		Config: r.Config, HostConfig: r.Host, Mounts: r.MountPoints(), ExecIDs: f.ExecIDs,
-		NetworkSettings: &container.NetworkSettings{Ports: s.Ports, Networks: r.networks(s)},
-		Storage:         &storage.Storage{RootFS: &storage.RootFSStorage{Snapshot: &storage.RootFSStorageSnapshot{Name: "overlayfs"}}},
+		Config: r.shownConfig(f.Hostname), HostConfig: r.shownHost(), Mounts: r.MountPoints(), ExecIDs: f.ExecIDs,
+		NetworkSettings: &container.NetworkSettings{Ports: s.Ports, Networks: r.networks(s)}, ImageManifestDescriptor: f.Manifest,
+		Storage: &storage.Storage{RootFS: &storage.RootFSStorage{Snapshot: &storage.RootFSStorageSnapshot{Name: "overlayfs"}}},
 	}
 	if len(command) > 0 {
 		in.Path, in.Args = command[0], command[1:]
@@ -182,6 +198,49 @@ func (r *Record) Inspect(s *State, f InspectFacts) Inspection {
 		Reason: s.Reason, Signal: s.Signal, Health: r.Health, Restart: r.Restart, LogDrivers: r.Logs,
 		SupervisorPid: s.Supervisor, StoppedByHand: s.Stopped, ImagePlatform: r.Platform,
 	}}
+}
+
+// shownConfig has the host name that the container has without having been given
+// one.
+func (r *Record) shownConfig(machine string) *container.Config {
+	c := *r.Config
+	switch mode := r.Host.NetworkMode; {
+	case c.Hostname != "" || mode.IsContainer():
+	case mode.IsHost() || r.Host.UTSMode.IsHost():
+		c.Hostname = machine
+	default:
+		c.Hostname = r.ShortID()
+	}
+	return &c
+}
+
+// shownHost has empty lists where docker has them, and links in docker's form.
+func (r *Record) shownHost() *container.HostConfig {
+	h := *r.Host
+	h.DNSOptions, h.DNSSearch, h.Devices = orEmpty(h.DNSOptions), orEmpty(h.DNSSearch), orEmpty(h.Devices)
+	h.Links = nil
+	for _, l := range r.Host.Links {
+		target, alias, ok := strings.Cut(strings.TrimPrefix(l, "/"), ":")
+		if !ok {
+			alias = target
+		}
+		h.Links = append(h.Links, "/"+target+":/"+r.Name+"/"+alias)
+	}
+	return &h
+}
+
+func orEmpty[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
+}
+
+// ShortID is the beginning of the id that docker shows, and names the container's
+// host by.
+func (r *Record) ShortID() string {
+	const digits = 12
+	return r.ID[:min(digits, len(r.ID))]
 }
 
 // inspect is docker's state object. Docker's Running is true of a paused and of

@@ -125,6 +125,13 @@ func (r *Record) validateNetwork() error {
 	if mode.IsContainer() && mode.ConnectedContainer() == "" {
 		return invalid("invalid network mode: invalid container format container:<name|id>")
 	}
+	if r.Networking != nil && (mode.IsContainer() || mode.IsHost() || mode.IsNone()) {
+		for name := range r.Networking.EndpointsConfig {
+			if name != string(mode) {
+				return invalid("container sharing network namespace with another container or host cannot be connected to any other network")
+			}
+		}
+	}
 	conflict := func(what, with string) error {
 		return invalid("conflicting options: %s and the %s", what, with)
 	}

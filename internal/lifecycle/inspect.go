@@ -38,6 +38,12 @@ func (cs *Containers) Inspect(ctx context.Context, ref string, size bool) (conta
 		}
 		f.Health.Status = c.State.Health
 	}
+	f.Hostname, _ = os.Hostname()
+	if img, err := cs.store.Image(ctx, c.Image.String()); err == nil && img.ManifestDesc != nil {
+		f.Manifest = img.ManifestDesc
+	} else if err != nil && !errors.Is(err, errdef.ErrNotFound) {
+		return container.Inspection{}, err
+	}
 	in := c.Record.Inspect(&c.State, f)
 	if stat, err := logs.Stat(supervise.LogsDir(c.Dir), time.Now()); err == nil && stat.Store != "" {
 		in.Dhow.Log = stat

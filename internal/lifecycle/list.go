@@ -16,6 +16,7 @@ import (
 	"dhow/internal/oci"
 
 	dockertypes "github.com/moby/moby/api/types/container"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // ListOptions choose containers for a listing; the zero value is those that run.
@@ -81,6 +82,9 @@ func (cs *Containers) Summaries(ctx context.Context, o ListOptions) ([]dockertyp
 			return nil, err
 		}
 		sum := c.Summary(&c.State, name, now)
+		if p, err := oci.ParsePlatform(c.Platform); err == nil {
+			sum.ImageManifestDescriptor = &ocispecs.Descriptor{Platform: &p}
+		}
 		if o.Sizes {
 			if sum.SizeRw, sum.SizeRootFs, err = cs.Size(ctx, c); err != nil {
 				return nil, err

@@ -85,9 +85,6 @@ func readInRoot(root *os.File, path string) (string, error) {
 // lookupUser decides on the contents of the two files.
 func lookupUser(passwd, group, spec string) (User, error) {
 	name, groupName, hasGroup := strings.Cut(spec, ":")
-	if name == "" && hasGroup {
-		return User{}, errdef.New(errdef.ErrInvalid, "look up user %q: no user before the colon", spec)
-	}
 	if name == "" {
 		name = "0"
 	}

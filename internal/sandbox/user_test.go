@@ -35,7 +35,7 @@ func TestLookupUser(t *testing.T) {
 		{spec: "big", err: errdef.ErrNotFound},
 		{spec: "4294967296", err: errdef.ErrNotFound},
 		{spec: "-1", err: errdef.ErrNotFound},
-		{spec: ":web", err: errdef.ErrInvalid},
+		{spec: ":101", want: User{UID: 0, GID: 101, Name: "root", Home: "/root"}},
 	}
 	for _, tt := range tests {
 		got, err := lookupUser(passwd, group, tt.spec)

@@ -96,7 +96,7 @@ func (s *supervisor) facts(ctx context.Context, r *run, rec *container.Record) (
 	if err := s.addGroups(&f.User, rec); err != nil {
 		return f, err
 	}
-	if f.Hostname, err = hostname(rec); err != nil {
+	if f.Hostname, err = s.hostname(ctx, rec); err != nil {
 		return f, err
 	}
 	if err := s.joinOthers(ctx, &f, rec); err != nil {
@@ -137,8 +137,22 @@ func hostname(rec *container.Record) (string, error) {
 	if rec.Host.UTSMode.IsHost() || rec.Host.NetworkMode.IsHost() {
 		return os.Hostname()
 	}
-	const short = 12 // digits of the id, docker's
-	return rec.ID[:short], nil
+	return rec.ShortID(), nil
+}
+
+// hostname is likewise, for a container in another one's network: it goes by that
+// one's name, as the /etc/hosts that they share has it.
+func (s *supervisor) hostname(ctx context.Context, rec *container.Record) (string, error) {
+	if ref := rec.Host.NetworkMode.ConnectedContainer(); ref != "" && rec.Config.Hostname == "" {
+		row, err := s.store.Container(ctx, ref)
+		if err != nil {
+			return "", fmt.Errorf("join the net namespace of container %s: %w", ref, err)
+		}
+		if rec, _, err = Parse(row); err != nil {
+			return "", err
+		}
+	}
+	return hostname(rec)
 }
 
 // joinOthers finds the namespaces of other containers that this one shares.
@@ -156,7 +170,10 @@ func (s *supervisor) joinOthers(ctx context.Context, f *container.Facts, rec *co
 		if join.ref == "" {
 			continue
 		}
-		st, err := s.runningState(ctx, join.ref)
+		other, st, err := s.runningState(ctx, join.ref)
+		if err == nil && join.t == specs.IPCNamespace && (other.Host.IpcMode.IsPrivate() || other.Host.IpcMode.IsNone()) {
+			err = errdef.WithHint(errdef.New(errdef.ErrConflict, "non-shareable IPC"), "run that one with --ipc shareable")
+		}
 		if err != nil {
 			return fmt.Errorf("join the %s namespace of container %s: %w", join.kind, join.ref, err)
 		}
@@ -169,16 +186,16 @@ func (s *supervisor) joinOthers(ctx context.Context, f *container.Facts, rec *co
 }
 
 // runningState is that of another container, which has to run.
-func (s *supervisor) runningState(ctx context.Context, ref string) (container.State, error) {
+func (s *supervisor) runningState(ctx context.Context, ref string) (*container.Record, container.State, error) {
 	row, err := s.store.Container(ctx, ref)
 	if err != nil {
-		return container.State{}, err
+		return nil, container.State{}, err
 	}
-	_, st, err := Parse(row)
+	rec, st, err := Parse(row)
 	if err == nil && !Alive(st) {
 		err = notRunning(ref)
 	}
-	return st, err
+	return rec, st, err
 }
 
 func notRunning(ref string) error {

@@ -85,7 +85,7 @@ func setSource(cfg *sandbox.Config, destination string, f *os.File) {
 // openShm clones the /dev/shm of another container, which is in no mount
 // namespace but its own.
 func (s *supervisor) openShm(ctx context.Context, r *run, ref string) (*os.File, error) {
-	st, err := s.runningState(ctx, ref)
+	_, st, err := s.runningState(ctx, ref)
 	if err != nil {
 		return nil, err
 	}

@@ -260,7 +260,7 @@ func (s *supervisor) adoptRun(ctx context.Context, st container.State) (*run, er
 	if r.foreign, err = s.adoptForeign(rec, proc); err != nil {
 		return nil, err
 	}
-	if r.facts.Hostname, err = hostname(rec); err != nil {
+	if r.facts.Hostname, err = s.hostname(ctx, rec); err != nil {
 		return nil, err
 	}
 	r.facts.AppArmor, _ = sandbox.LoadDefaultProfile() // for further processes, as the first has it

@@ -65,15 +65,21 @@ func KeyValues(flag string, list []string, lookup func(string) (string, bool)) (
 	return m, nil
 }
 
-// Filters turns docker's --filter values into the map that listings take.
+// Filters turns docker's --filter values into the map that listings take. As with
+// docker the case of names does not matter, and an empty filter is none.
 func Filters(list []string) (map[string][]string, error) {
 	m := map[string][]string{}
 	for _, f := range list {
+		if f == "" {
+			continue
+		}
 		k, v, ok := strings.Cut(f, "=")
 		if !ok {
-			return nil, errdef.WithHint(errdef.New(errdef.ErrInvalid, "--filter %q has no value", f), "write --filter NAME=VALUE")
+			err := errdef.New(errdef.ErrInvalid, "--filter %q: bad format of filter (expected name=value)", f)
+			return nil, usageError{errdef.WithHint(err, "write --filter NAME=VALUE")}
 		}
-		m[k] = append(m[k], v)
+		k = strings.ToLower(strings.TrimSpace(k))
+		m[k] = append(m[k], strings.TrimSpace(v))
 	}
 	return m, nil
 }

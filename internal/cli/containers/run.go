@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 	"syscall"
@@ -44,7 +45,7 @@ func (a *app) createCommand() *cobra.Command {
 		Use: "create [OPTIONS] IMAGE [COMMAND] [ARG...]", Short: "Create a new container", Args: console.MinArgs(1),
 		ValidArgsFunction: a.completeImages,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return statusOf(a.create(cmd, f, args))
+			return a.create(cmd, f, args)
 		},
 	}
 	f.Register(cmd.Flags())
@@ -53,9 +54,14 @@ func (a *app) createCommand() *cobra.Command {
 }
 
 func (a *app) create(cmd *cobra.Command, f *flags.Create, args []string) error {
-	r, done, err := a.createRequest(cmd, f, args)
+	cid, err := openCIDFile(f.CIDFile)
 	if err != nil {
 		return err
+	}
+	defer cid.close()
+	r, done, err := a.createRequest(cmd, f, args)
+	if err != nil {
+		return statusOf(err)
 	}
 	defer done()
 	return a.withContainers(cmd.Context(), func(cs *lifecycle.Containers) error {
@@ -64,7 +70,7 @@ func (a *app) create(cmd *cobra.Command, f *flags.Create, args []string) error {
 			return err
 		}
 		a.print(c.ID)
-		return writeCIDFile(f.CIDFile, c.ID)
+		return cid.write(c.ID)
 	})
 }
 
@@ -73,11 +79,6 @@ func (a *app) createRequest(cmd *cobra.Command, f *flags.Create, args []string) 
 	f.Proxies = a.dockerConfig().ParseProxyConfig("default", opts.ConvertKVStringsToMapWithNil(f.Env.GetSlice()))
 	if r.Record, err = f.Record(cmd.Flags(), args); err != nil {
 		return r, nil, err
-	}
-	if f.CIDFile != "" {
-		if _, err := os.Stat(f.CIDFile); err == nil {
-			return r, nil, errdef.New(errdef.ErrConflict, "container ID file found, make sure the other container isn't running or delete %s", f.CIDFile)
-		}
 	}
 	if f.Platform != "" {
 		if r.Platform, err = oci.ParsePlatform(f.Platform); err != nil {
@@ -95,19 +96,51 @@ func (a *app) createRequest(cmd *cobra.Command, f *flags.Create, args []string) 
 	return r, d.Close, nil
 }
 
-// writeCIDFile keeps the container's id for scripts.
-func writeCIDFile(name, id string) error {
+// cidFile takes the container's id for scripts. It is made before the container:
+// where it cannot be, there is to be no container. The nil one takes nothing.
+type cidFile struct {
+	f       *os.File
+	written bool
+}
+
+func openCIDFile(name string) (*cidFile, error) {
 	if name == "" {
+		return nil, nil
+	}
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if errors.Is(err, fs.ErrExist) {
+		return nil, errdef.New(errdef.ErrConflict, "container ID file found, make sure the other container isn't running or delete %s", name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create the container ID file: %w", err)
+	}
+	return &cidFile{f: f}, nil
+}
+
+func (c *cidFile) write(id string) error {
+	if c == nil {
 		return nil
 	}
-	if err := os.WriteFile(name, []byte(id), 0o644); err != nil {
+	c.written = true
+	if _, err := c.f.WriteString(id); err != nil {
 		return fmt.Errorf("write the container ID file: %w", err)
 	}
 	return nil
 }
 
-// statusOf gives a failure docker's exit status of run and create, unless it has
-// one.
+// close removes a file that nothing was written to.
+func (c *cidFile) close() {
+	if c == nil {
+		return
+	}
+	_ = c.f.Close()
+	if !c.written {
+		_ = os.Remove(c.f.Name())
+	}
+}
+
+// statusOf gives a failure docker's exit status of run and of flags that cannot
+// be read, unless it has one.
 func statusOf(err error) error {
 	var exit console.ExitError
 	var status interface{ ExitStatus() int }
@@ -149,6 +182,11 @@ func (a *app) run(cmd *cobra.Command, f *runFlags, args []string) error {
 	if err != nil {
 		return err
 	}
+	cid, err := openCIDFile(f.CIDFile)
+	if err != nil {
+		return err
+	}
+	defer cid.close()
 	r, done, err := a.createRequest(cmd, f.Create, args)
 	if err != nil {
 		return err
@@ -182,7 +220,7 @@ func (a *app) run(cmd *cobra.Command, f *runFlags, args []string) error {
 	var session *supervise.Session
 	// The store is closed while the container starts.
 	err = a.withContainers(cmd.Context(), func(cs *lifecycle.Containers) (err error) {
-		ct, session, err = a.launch(cmd.Context(), cs, l, f, r, attach)
+		ct, session, err = a.launch(cmd.Context(), cs, l, cid, r, attach)
 		return err
 	})
 	if session != nil {
@@ -207,12 +245,12 @@ func (a *app) run(cmd *cobra.Command, f *runFlags, args []string) error {
 }
 
 // launch makes the container and has it started.
-func (a *app) launch(ctx context.Context, cs *lifecycle.Containers, l *supervise.Launched, f *runFlags, r lifecycle.CreateRequest, attach *supervise.AttachOptions) (*lifecycle.Container, *supervise.Session, error) {
+func (a *app) launch(ctx context.Context, cs *lifecycle.Containers, l *supervise.Launched, cid *cidFile, r lifecycle.CreateRequest, attach *supervise.AttachOptions) (*lifecycle.Container, *supervise.Session, error) {
 	c, s, err := cs.Run(ctx, l, r, attach)
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := writeCIDFile(f.CIDFile, c.ID); err != nil {
+	if err := cid.write(c.ID); err != nil {
 		s.Close()
 		return nil, nil, errors.Join(err, cs.Remove(ctx, c.ID, supervise.RemoveOptions{Force: true, Volumes: true}))
 	}

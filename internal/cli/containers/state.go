@@ -25,9 +25,9 @@ func (a *app) startCommand() *cobra.Command {
 		ValidArgsFunction: a.completeContainers(stopped),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !attach && !interactive {
-				return a.forEach(cmd, args, func(cs *lifecycle.Containers, name string) error {
+				return failed(a.forEach(cmd, args, func(cs *lifecycle.Containers, name string) error {
 					return a.start(cmd.Context(), cs, name, &wait)
-				})
+				}))
 			}
 			if len(args) > 1 {
 				return errdef.New(errdef.ErrInvalid, "you cannot start and attach multiple containers at once")
@@ -36,7 +36,7 @@ func (a *app) startCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.startAttached(cmd.Context(), args[0], interactive, detachKeys)
+			return failed(a.startAttached(cmd.Context(), args[0], interactive, detachKeys))
 		},
 	}
 	fl := cmd.Flags()
@@ -46,6 +46,15 @@ func (a *app) startCommand() *cobra.Command {
 	wait.register(fl)
 	flags.Refuse(fl, map[string]string{"checkpoint": "processes are not checkpointed", "checkpoint-dir": "processes are not checkpointed"})
 	return cmd
+}
+
+// failed gives a failure docker's status of start, whatever run would make of it.
+func failed(err error) error {
+	var exit console.ExitError
+	if err == nil || errors.As(err, &exit) {
+		return err
+	}
+	return &supervise.StatusError{Status: 1, Err: err}
 }
 
 func (a *app) start(ctx context.Context, cs *lifecycle.Containers, name string, wait *waitFlag) error {
@@ -238,8 +247,7 @@ func (a *app) rmCommand() *cobra.Command {
 				return a.Each(args, func(name string) error {
 					err := cs.Remove(cmd.Context(), name, o)
 					if o.Force && errors.Is(err, errdef.ErrNotFound) {
-						a.warn(console.OneLine(err)) // as it was to be
-						return nil
+						return nil // as it was to be
 					}
 					if err == nil {
 						a.print(name)
