@@ -36,10 +36,10 @@ type layoutFetch struct {
 // fetchLayout brings an image of a client's OCI layout here. What an index
 // refers to and the client does not have is left out: it was never copied.
 func (r *remote) fetchLayout(ctx context.Context, c bksession.Caller, name string, image digest.Digest) (string, error) {
-	key := "layout " + name + " " + image.String()
+	key := name + " " + image.String()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if dir, ok := r.dirs[key]; ok {
+	if dir, ok := r.layouts[key]; ok {
 		return dir, nil
 	}
 	dir, err := r.store.TempDir("layout")
@@ -58,7 +58,7 @@ func (r *remote) fetchLayout(ctx context.Context, c bksession.Caller, name strin
 	if err := f.index(desc); err != nil {
 		return "", err
 	}
-	r.dirs[key] = dir
+	r.layouts[key] = dir
 	return dir, nil
 }
 

@@ -2,31 +2,37 @@ package bkapi
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"path/filepath"
 
 	"dhow/internal/errdef"
 	"dhow/internal/sys"
 
-	"github.com/moby/buildkit/session/filesync"
 	fstypes "github.com/tonistiigi/fsutil/types"
 	"google.golang.org/grpc/mem"
 )
 
 // A listing is what a client last told of a directory, word for word, while we
-// hold a copy of just that. A client that tells the same again has changed
-// nothing, which is found out without a look at the copy:
+// hold a copy of just that, and what the files hold. A client that tells the same
+// again has changed nothing, which is found out without a look at the copy:
 //
-//	boot id of the machine, newline       after a power cut the copy may be less than was told
+//	magic, newline, boot id of the machine, newline
 //	(length as uvarint, STAT packet)...   the last one without a stat, which ends the list
+//	SHA-256 of each file that we have, in this order; hard links have none of their own
+//	how many these are, 8 bytes little-endian
 //
-// It is removed before the copy is changed and written when the copy is whole.
-const listingName = "listing"
+// It is removed before the copy is changed and written when the copy is whole. In
+// another life of the machine the copy may be less than it says: after a power
+// cut files are read again before they are believed.
+const (
+	listingName  = "listing"
+	listingMagic = "dhow listing 2"
+)
 
 // Bounds of what a client may tell of one directory.
 const (
@@ -34,25 +40,6 @@ const (
 	maxTold     = 512 << 20 // bytes of their names and attributes
 	maxToldEach = 1 << 20   // bytes of one
 )
-
-// packets is the transfer of a directory (package fsutil has the protocol), seen
-// by who receives: it hands out again what was compared with a listing, writes
-// a new listing along, and sees to it that files are as long as was told.
-type packets struct {
-	filesync.FileSync_DiffCopyClient
-
-	again   *bufio.Reader // packets of the old listing that were told anew; nil: no more
-	left    int           // how many of them are left
-	pending []byte        // the first packet that differs, which may be empty
-	held    bool          // there is one
-
-	list  *bufio.Writer
-	sizes []int64          // of the entries told so far
-	told  int              // bytes
-	ended bool             // the list
-	short map[uint32]int64 // bytes that files still lack, by their number
-	buf   rawPacket
-}
 
 // rawPacket is a message as it came.
 type rawPacket []byte
@@ -83,76 +70,9 @@ func (packetCodec) Unmarshal(data mem.BufferSlice, v any) error {
 	return nil
 }
 
-// RecvMsg hands out the next packet.
-func (s *packets) RecvMsg(m any) error {
-	p, ok := m.(*fstypes.Packet)
-	if !ok {
-		return fmt.Errorf("receive %T, want a packet", m)
-	}
-	if err := s.next(); err != nil {
-		return err
-	}
-	if err := p.UnmarshalVT(s.buf); err != nil {
+func decodePacket(p *fstypes.Packet, raw []byte) error {
+	if err := p.UnmarshalVT(raw); err != nil {
 		return errdef.New(errdef.ErrInvalid, "decode what the client sent: %w", err)
-	}
-	switch p.Type {
-	case fstypes.PACKET_STAT:
-		return s.stat(p.Stat)
-	case fstypes.PACKET_DATA:
-		return s.data(p)
-	}
-	return nil
-}
-
-// next fills the buffer with a packet of before, or a new one.
-func (s *packets) next() (err error) {
-	switch {
-	case s.left > 0:
-		s.left--
-		s.buf, err = readPacket(s.again, s.buf)
-		return err
-	case s.held:
-		s.buf, s.pending, s.held = s.pending, nil, false
-		return nil
-	}
-	return s.FileSync_DiffCopyClient.RecvMsg(&s.buf)
-}
-
-// stat takes note of what was told of a file; nil is the end of the list.
-func (s *packets) stat(st *fstypes.Stat) error {
-	if s.told += len(s.buf); s.told > maxTold || len(s.sizes) > maxEntries {
-		return errdef.New(errdef.ErrInvalid, "the client's directory has more than %d files, or names of more than %d MiB", maxEntries, maxTold>>20)
-	}
-	if s.ended {
-		return errdef.New(errdef.ErrInvalid, "the client told of more files after it had said that there were no more") // on which fsutil panics
-	}
-	if s.ended = st == nil; !s.ended {
-		s.sizes = append(s.sizes, st.Size)
-	}
-	if _, err := s.list.Write(binary.AppendUvarint(nil, uint64(len(s.buf)))); err != nil {
-		return err
-	}
-	_, err := s.list.Write(s.buf)
-	return err
-}
-
-// data checks a part of a file against what was told of the file.
-func (s *packets) data(p *fstypes.Packet) error {
-	if int(p.ID) >= len(s.sizes) {
-		return errdef.New(errdef.ErrInvalid, "the client sent a file that it had not told of")
-	}
-	left, begun := s.short[p.ID]
-	if !begun {
-		left = s.sizes[p.ID]
-	}
-	left -= int64(len(p.Data))
-	s.short[p.ID] = left
-	if left < 0 || left > 0 && len(p.Data) == 0 {
-		err := errdef.New(errdef.ErrConflict, "a file of the client had another size when it was sent, want %d bytes", s.sizes[p.ID])
-		return errdef.WithHint(err, "a file changed meanwhile, or the client may not read it")
-	}
-	if len(p.Data) == 0 {
-		delete(s.short, p.ID)
 	}
 	return nil
 }
@@ -171,105 +91,182 @@ func readPacket(r *bufio.Reader, buf []byte) ([]byte, error) {
 	return buf, err
 }
 
-// listing is the old listing of a slot and the new one.
+func uvarintLen(n int) int64 { return int64(len(binary.AppendUvarint(nil, uint64(n)))) }
+
+// listing is the old listing of a slot, which is read entry by entry.
 type listing struct {
-	path string
-	old  *os.File // nil: none that holds
-	next *os.File // nil: not begun
+	file  *os.File // nil: there is none that holds
+	doubt bool     // the machine was started since
+
+	in   *bufio.Reader
+	sums []byte
+	own  func(*fstypes.Stat) bool // of which files the copy has the bytes
+
+	at    int64 // where the entry begins that is next
+	raw   []byte
+	entry fstypes.Packet // the one that is next, when there is one
+	ahead bool           // raw and entry are read
+	end   bool           // the list has ended
 }
 
-// openListing opens the listing of a slot, which may be missing.
-func openListing(dir string) *listing {
-	l := &listing{path: filepath.Join(dir, listingName)}
-	f, err := os.Open(l.path)
+// openListing opens the listing of a slot, which may be missing. The caller closes it.
+func openListing(dir string, own func(*fstypes.Stat) bool) *listing {
+	l := &listing{own: own, end: true}
+	f, err := os.Open(filepath.Join(dir, listingName))
 	if err != nil {
 		return l
 	}
-	head := []byte(sys.BootID() + "\n")
-	got := make([]byte, len(head))
-	if _, err := io.ReadFull(f, got); err != nil || !bytes.Equal(got, head) {
+	if err := l.begin(f); err != nil {
 		f.Close()
-		return l
+		return &listing{own: own, end: true} // a damaged one is worth nothing
 	}
-	l.old = f
 	return l
 }
 
+func (l *listing) begin(f *os.File) error {
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	var foot [8]byte
+	if _, err := f.ReadAt(foot[:], st.Size()-8); err != nil {
+		return err
+	}
+	n := binary.LittleEndian.Uint64(foot[:])
+	if n > maxEntries || int64(n)*32+8 > st.Size() {
+		return errdef.New(errdef.ErrIntegrity, "read a listing: %d files do not fit into it", n)
+	}
+	l.sums = make([]byte, n*32)
+	stats := st.Size() - 8 - int64(len(l.sums))
+	if _, err := f.ReadAt(l.sums, stats); err != nil {
+		return err
+	}
+	l.in = bufio.NewReaderSize(io.NewSectionReader(f, 0, stats), 64<<10)
+	magic, err := l.in.ReadString('\n')
+	if err != nil || magic != listingMagic+"\n" {
+		return errdef.New(errdef.ErrIntegrity, "read a listing: got %q, want %q", magic, listingMagic)
+	}
+	boot, err := l.in.ReadString('\n')
+	if err != nil {
+		return err
+	}
+	l.file, l.end, l.at = f, false, int64(len(magic)+len(boot))
+	l.doubt = boot != sys.BootID()+"\n"
+	return nil
+}
+
 func (l *listing) close() {
-	for _, f := range []*os.File{l.old, l.next} {
-		if f != nil {
-			f.Close()
-		}
-	}
-	if l.next != nil {
-		os.Remove(l.next.Name()) // gone when it was kept
+	if l.file != nil {
+		l.file.Close()
 	}
 }
 
-// same reads what the client tells for as long as it is what the listing says.
-// It reports whether that was all; if not, the stream hands it out again.
-func (l *listing) same(s *packets) (bool, error) {
-	if l.old == nil {
-		return false, nil
+// next returns what was told of the next file; nil at the end.
+func (l *listing) next() (*fstypes.Stat, error) {
+	if l.end || l.ahead {
+		return l.entry.Stat, nil
 	}
-	start, err := l.old.Seek(0, io.SeekCurrent)
+	var err error
+	if l.raw, err = readPacket(l.in, l.raw); err != nil {
+		return nil, fmt.Errorf("read the listing of a build context: %w", err)
+	}
+	l.entry.ResetVT()
+	if err := decodePacket(&l.entry, l.raw); err != nil {
+		return nil, err
+	}
+	l.ahead, l.end = true, l.entry.Stat == nil
+	return l.entry.Stat, nil
+}
+
+// take goes past the next file and returns the digest of its bytes, if we have it.
+func (l *listing) take() (sum [32]byte, err error) {
+	own := l.own(l.entry.Stat)
+	l.at += uvarintLen(len(l.raw)) + int64(len(l.raw))
+	l.ahead = false
+	l.entry.Stat = nil
+	if !own {
+		return sum, nil
+	}
+	if len(l.sums) < len(sum) {
+		return sum, errdef.New(errdef.ErrIntegrity, "read the listing of a build context: it has too few digests")
+	}
+	l.sums = l.sums[copy(sum[:], l.sums):]
+	return sum, nil
+}
+
+// listingWriter writes the listing that takes the place of an old one.
+type listingWriter struct {
+	path string
+	file *os.File
+	*bufio.Writer
+}
+
+// replaceListing removes the listing, as the copy changes, and begins another one
+// with what is equal: all that stands before the next entry of the old one.
+func replaceListing(dir string, old *listing) (*listingWriter, error) {
+	path := filepath.Join(dir, listingName)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	r := bufio.NewReaderSize(l.old, 64<<10)
-	var known []byte
-	equal := 0
-	for {
-		if err := s.FileSync_DiffCopyClient.RecvMsg(&s.buf); err != nil {
-			return false, err
-		}
-		known, err = readPacket(r, known)
-		if err != nil || !bytes.Equal(known, s.buf) {
-			break
-		}
-		s.told += len(s.buf)
-		equal++
-		if isLast(s.buf) {
-			return true, nil
-		}
+	w := &listingWriter{path: path, file: f, Writer: bufio.NewWriterSize(f, 64<<10)}
+	if _, err = fmt.Fprintf(w, "%s\n%s\n", listingMagic, sys.BootID()); err == nil && old.file != nil {
+		err = w.copyEqual(old)
 	}
-	s.pending, s.held, s.buf, s.told = s.buf, true, nil, 0
-	_, err = l.old.Seek(start, io.SeekStart)
-	s.left, s.again = equal, r
-	r.Reset(l.old)
-	return false, err
+	if err != nil {
+		w.discard()
+		return nil, err
+	}
+	return w, nil
 }
 
-// isLast reports whether a packet that a listing has is the one that ends it: all
-// others have a stat, and an empty one still has its field.
-func isLast(raw []byte) bool {
-	var p fstypes.Packet
-	return len(raw) < 16 && p.UnmarshalVT(raw) == nil && p.Type == fstypes.PACKET_STAT && p.Stat == nil
+func (w *listingWriter) copyEqual(old *listing) error {
+	in := bufio.NewReader(io.NewSectionReader(old.file, 0, old.at))
+	for range 2 { // the head, which is written anew
+		if _, err := in.ReadBytes('\n'); err != nil {
+			return err
+		}
+	}
+	_, err := in.WriteTo(w)
+	return err
 }
 
-// begin removes the listing, as the copy changes, and begins another one.
-func (l *listing) begin(s *packets) error {
-	if err := os.Remove(l.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+// add adds a packet.
+func (w *listingWriter) add(raw []byte) error {
+	if _, err := w.Write(binary.AppendUvarint(nil, uint64(len(raw)))); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(l.path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	l.next = f
-	s.list = bufio.NewWriterSize(f, 64<<10)
-	_, err = s.list.WriteString(sys.BootID() + "\n")
+	_, err := w.Write(raw)
 	return err
 }
 
 // keep says that the copy is what was told.
-func (l *listing) keep(s *packets) error {
-	err := s.list.Flush()
-	if cerr := l.next.Close(); err == nil {
+func (w *listingWriter) keep(sums iter.Seq[[32]byte]) error {
+	n := uint64(0)
+	for sum := range sums {
+		n++
+		if _, err := w.Write(sum[:]); err != nil {
+			return err
+		}
+	}
+	_, err := w.Write(binary.LittleEndian.AppendUint64(nil, n))
+	if ferr := w.Flush(); err == nil {
+		err = ferr
+	}
+	if cerr := w.file.Close(); err == nil {
 		err = cerr
 	}
 	if err == nil {
-		err = os.Rename(l.next.Name(), l.path)
+		err = os.Rename(w.file.Name(), w.path)
 	}
 	return err
+}
+
+// discard gives up a listing that is not kept.
+func (w *listingWriter) discard() {
+	w.file.Close()
+	os.Remove(w.file.Name())
 }

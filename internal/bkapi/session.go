@@ -56,15 +56,16 @@ type remote struct {
 	progress func(*client.SolveStatus)
 
 	mu        sync.Mutex
-	dirs      map[string]string // guarded by mu; by what was asked for
-	slots     []*slot           // guarded by mu; held until the build ends
-	temporary []string          // guarded by mu; directories that go with the build
+	dirs      map[string]session.Dir // guarded by mu; by what was asked for
+	layouts   map[string]string      // guarded by mu; by name and image
+	slots     []*slot                // guarded by mu; held until the build ends
+	temporary []string               // guarded by mu; directories that go with the build
 }
 
 var _ session.Session = (*remote)(nil)
 
 func newRemote(m *bksession.Manager, st *store.Store, id string, progress func(*client.SolveStatus)) *remote {
-	return &remote{progress: progress, sessions: m, store: st, id: id, dirs: map[string]string{}}
+	return &remote{progress: progress, sessions: m, store: st, id: id, dirs: map[string]session.Dir{}, layouts: map[string]string{}}
 }
 
 // caller finds the connection to a session; "" is the build's.

@@ -3,9 +3,7 @@ package bkapi
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -14,6 +12,7 @@ import (
 	"time"
 	"unicode"
 
+	"dhow/internal/buildcontext"
 	"dhow/internal/errdef"
 	"dhow/internal/session"
 	"dhow/internal/store"
@@ -22,10 +21,7 @@ import (
 	"github.com/moby/buildkit/client"
 	bksession "github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/filesync"
-	"github.com/moby/patternmatcher"
 	"github.com/opencontainers/go-digest"
-	"github.com/tonistiigi/fsutil"
-	fstypes "github.com/tonistiigi/fsutil/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 )
@@ -42,7 +38,8 @@ type slot struct {
 	lock *sys.Lock
 }
 
-func (s *slot) files() string { return filepath.Join(s.dir, "files") }
+// filesName is the copy in a slot.
+const filesName = "files"
 
 func (s *slot) release() {
 	now := time.Now()
@@ -65,7 +62,7 @@ func takeSlot(st *store.Store, key string) (*slot, error) {
 		}
 		dir := filepath.Join(st.ContextsDir(), fmt.Sprintf("copy-%s-%d", key, n))
 		s := &slot{dir: dir, lock: lock}
-		if err := os.MkdirAll(s.files(), 0o700); err != nil {
+		if err := os.MkdirAll(filepath.Join(s.dir, filesName), 0o700); err != nil {
 			_ = lock.Unlock()
 			return nil, fmt.Errorf("make a copy of the build context: %w", err)
 		}
@@ -76,12 +73,12 @@ func takeSlot(st *store.Store, key string) (*slot, error) {
 
 // Dir implements session.Session: it brings a copy of the client's directory up
 // to date.
-func (r *remote) Dir(ctx context.Context, q session.DirRequest) (string, error) {
+func (r *remote) Dir(ctx context.Context, q session.DirRequest) (session.Dir, error) {
 	same := q
 	same.Vertex = "" // who waits for the files does not matter
 	raw, err := json.Marshal(same)
 	if err != nil {
-		return "", err
+		return session.Dir{}, err
 	}
 	// One at a time: two steps that want the same files shall not fetch them twice.
 	r.mu.Lock()
@@ -94,7 +91,7 @@ func (r *remote) Dir(ctx context.Context, q session.DirRequest) (string, error) 
 		c, err = r.caller(ctx, "")
 	}
 	if err != nil {
-		return "", err
+		return session.Dir{}, err
 	}
 	what := q.Name + "\x00" + q.SharedKeyHint + "\x00" + c.SharedKey()
 	if q.MetadataOnly {
@@ -103,56 +100,41 @@ func (r *remote) Dir(ctx context.Context, q session.DirRequest) (string, error) 
 	key := digest.FromString(what).Encoded()[:32]
 	s, err := takeSlot(r.store, key)
 	if err != nil {
-		return "", err
+		return session.Dir{}, err
 	}
-	if err := r.receive(ctx, c, q, s.dir); err != nil {
+	tree, err := r.receive(ctx, c, q, s.dir)
+	if err != nil {
 		s.release()
-		return "", err
+		return session.Dir{}, err
 	}
 	r.slots = append(r.slots, s)
-	r.dirs[string(raw)] = s.files()
-	return s.files(), nil
+	dir := session.Dir{Path: tree.Dir(), Tree: tree}
+	r.dirs[string(raw)] = dir
+	return dir, nil
 }
 
 // receive makes a slot hold what the client has, and nothing else. Files whose
 // metadata are equal are not sent. Whatever paths and links a client tells of,
 // nothing outside the slot is touched.
-func (r *remote) receive(ctx context.Context, c bksession.Caller, q session.DirRequest, dir string) error {
+func (r *remote) receive(ctx context.Context, c bksession.Caller, q session.DirRequest, dir string) (*buildcontext.Tree, error) {
 	if !c.Supports(bksession.MethodURL(filesync.FileSync_ServiceDesc.ServiceName, "diffcopy")) {
-		return errdef.New(errdef.ErrNotFound, "build context %q: the client lends no directories", q.Name)
+		return nil, errdef.New(errdef.ErrNotFound, "build context %q: the client lends no directories", q.Name)
 	}
 	ctx, cancel := context.WithCancel(c.Context(ctx))
 	defer cancel()
 	stream, err := filesync.NewFileSyncClient(c.Conn()).DiffCopy(metadata.NewOutgoingContext(ctx, syncOptions(q)), grpc.ForceCodecV2(packetCodec{}))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	s := &packets{FileSync_DiffCopyClient: stream, short: map[uint32]int64{}}
-	l := openListing(dir)
-	defer l.close()
-	if !q.Resend {
-		same, err := l.same(s)
-		if err == nil && same {
-			err = s.finish(r.transferring(q))
-		}
-		if err != nil || same {
-			return err
-		}
-	}
-	if err = l.begin(s); err == nil {
-		err = r.receiveInto(s, q, filepath.Join(dir, "files"))
-	}
+	tree, err := receiveTree(ctx, cancel, stream, q, dir, r.transferring(q))
 	if err == nil {
-		err = l.keep(s)
-	}
-	if err == nil {
-		return stream.CloseSend()
+		return tree, stream.CloseSend()
 	}
 	// What was received of it is in no known state.
 	if rerr := r.discard(dir); rerr != nil {
-		return fmt.Errorf("%w; remove what was received: %w", err, rerr)
+		return nil, fmt.Errorf("%w; remove what was received: %w", err, rerr)
 	}
-	return fmt.Errorf("build context %q: %w", q.Name, err)
+	return nil, fmt.Errorf("build context %q: %w", q.Name, err)
 }
 
 // discard takes a slot away, in which something may still be written.
@@ -165,52 +147,6 @@ func (r *remote) discard(dir string) error {
 		_ = sys.RemoveAll(temp) // what is left goes with the process's temporary directory
 	}
 	return err
-}
-
-// finish ends a transfer that needs no file.
-func (s *packets) finish(report func(int, bool)) error {
-	if report != nil {
-		report(s.told, true)
-	}
-	if err := s.SendMsg(&fstypes.Packet{Type: fstypes.PACKET_FIN}); err != nil {
-		return err
-	}
-	for {
-		if err := s.FileSync_DiffCopyClient.RecvMsg(&s.buf); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-	}
-}
-
-func (r *remote) receiveInto(s *packets, q session.DirRequest, dir string) error {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return err
-	}
-	to := fsutil.NewRoot(root)
-	o := fsutil.ReceiveOpt{ProgressCb: r.transferring(q), Differ: fsutil.DiffMetadata}
-	if q.Resend {
-		o.Differ = fsutil.DiffNone
-	}
-	if q.MetadataOnly {
-		contents, err := patternmatcher.New(q.Contents)
-		if err != nil {
-			return errdef.New(errdef.ErrInvalid, "%w", err)
-		}
-		o.MetadataOnly = func(p string, _ *fstypes.Stat) bool {
-			ok, err := contents.MatchesOrParentMatches(p)
-			return err == nil && ok
-		}
-	}
-	if err = fsutil.ReceiveRoot(s.Context(), s, to, o); err != nil {
-		// What fsutil has begun it does not wait for then: a closed directory is an
-		// error to that, a closed fsutil.Root a panic.
-		_ = root.Close()
-		return err
-	}
-	return to.Close()
 }
 
 // syncOptions says in the headers of the call what is wanted. A header that is

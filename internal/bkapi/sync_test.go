@@ -1,6 +1,7 @@
 package bkapi
 
 import (
+	"archive/tar"
 	"bufio"
 	"bytes"
 	"context"
@@ -114,8 +115,22 @@ func TestUnchangedDirectory(t *testing.T) {
 	build(2, map[string]string{"a/one": "1", "a/two": "22", "b": "b"})
 	must(t, os.Remove(filepath.Join(copies[0], "b")))
 	name := filepath.Join(filepath.Dir(copies[0]), listingName)
-	listing := read(t, name)
-	must(t, os.WriteFile(name, []byte("0"+listing[1:]), 0o600))
+	otherLife := func() {
+		t.Helper()
+		listing := read(t, name)
+		if !strings.Contains(listing, sys.BootID()) {
+			t.Fatal("the listing does not name the boot")
+		}
+		must(t, os.WriteFile(name, []byte(strings.Replace(listing, sys.BootID(), "another", 1)), 0o600))
+	}
+	otherLife()
+	build(1, map[string]string{"b": "b"})
+	// Then files are read, too: a power cut leaves them with the right size and
+	// nothing in them.
+	otherLife()
+	st, err := os.Stat(filepath.Join(copies[0], "b"))
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(copies[0], "b"), []byte("\x00"), 0o644), os.Chtimes(filepath.Join(copies[0], "b"), st.ModTime(), st.ModTime()))
 	build(1, map[string]string{"b": "b"})
 	// Fewer files, and more.
 	must(t, os.Remove(filepath.Join(dir, "z")))
@@ -125,9 +140,130 @@ func TestUnchangedDirectory(t *testing.T) {
 	}
 	write("c", "c")
 	build(1, map[string]string{"b": "b", "c": "c"})
-	// A listing that is cut off is worth as much as it says.
+	// A directory takes the place of a file, and the other way round.
+	must(t, os.Remove(filepath.Join(dir, "b")), os.RemoveAll(filepath.Join(dir, "a")))
+	write("b/x/y", "y")
+	write("a", "a")
+	build(2, map[string]string{"a": "a", "b/x/y": "y", "c": "c"})
+	must(t, os.RemoveAll(filepath.Join(dir, "b")), os.Symlink("a", filepath.Join(dir, "b")))
+	build(0, map[string]string{"a": "a", "b": "a"})
+	// A listing that is cut off is worth nothing.
 	must(t, os.Truncate(name, 60))
-	build(0, map[string]string{"b": "b", "c": "c"})
+	build(2, map[string]string{"a": "a", "b": "a", "c": "c"})
+}
+
+// TestHardLinkedFiles: names of one file are one file in the copy and in what is
+// made of it, also when another file takes the place of the first.
+func TestHardLinkedFiles(t *testing.T) {
+	c := serve(t)
+	dir := t.TempDir()
+	build := func(want string) {
+		t.Helper()
+		fs, err := fsutil.NewFS(dir)
+		must(t, err)
+		out := filepath.Join(t.TempDir(), "out.tar")
+		st := llb.Scratch().File(llb.Copy(llb.Local("src"), "/", "/"))
+		must(t, solveLent(t, c, &lender{fs: fs}, st, client.ExportEntry{Type: client.ExporterTar, Output: func(map[string]string) (io.WriteCloser, error) { return os.Create(out) }}))
+		f, err := os.Open(out)
+		must(t, err)
+		defer f.Close()
+		got := ""
+		for r := tar.NewReader(f); ; {
+			h, err := r.Next()
+			if err == io.EOF {
+				break
+			}
+			must(t, err)
+			body, err := io.ReadAll(r)
+			must(t, err)
+			got += fmt.Sprintf("%s %s>%s\n", h.Name, body, h.Linkname)
+		}
+		if got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	must(t, os.WriteFile(a, []byte("1"), 0o644), os.Link(a, b))
+	build("a 1>\nb >a\n")
+	must(t, os.WriteFile(a, []byte("two"), 0o644)) // and b
+	build("a two>\nb >a\n")
+	must(t, os.Remove(b), os.WriteFile(b, []byte("3"), 0o644))
+	build("a two>\nb 3>\n")
+	must(t, os.Remove(b), os.Link(a, b))
+	build("a two>\nb >a\n")
+}
+
+// TestCopiedOnce: what a build copies of a directory onto other files are hard
+// links of the copy, which stay what they are when the client's files change.
+func TestCopiedOnce(t *testing.T) {
+	root, c := serveWith(t, Options{})
+	dir := t.TempDir()
+	build := func(body string) {
+		t.Helper()
+		must(t, os.WriteFile(filepath.Join(dir, "f"), []byte(body), 0o644))
+		fs, err := fsutil.NewFS(dir)
+		must(t, err)
+		out := t.TempDir()
+		st := llb.Scratch().File(llb.Mkdir("/dir", 0o755)).File(llb.Copy(llb.Local("src"), "/f", "/dir/f"))
+		must(t, solveLent(t, c, &lender{fs: fs}, st, client.ExportEntry{Type: client.ExporterLocal, OutputDir: out}))
+		if got := read(t, filepath.Join(out, "dir", "f")); got != body {
+			t.Errorf("got %q, want %q", got, body)
+		}
+	}
+	build("one")
+	copies, err := filepath.Glob(filepath.Join(root, "contexts", "copy-*", "files", "f"))
+	if err != nil || len(copies) != 1 {
+		t.Fatalf("got the copies %v, %v, want one", copies, err)
+	}
+	first, err := filepath.Glob(filepath.Join(root, "layers", "*", "fs", "dir", "f"))
+	if err != nil || len(first) != 1 {
+		t.Fatalf("got the layers %v, %v, want one", first, err)
+	}
+	kept, err := os.Stat(first[0])
+	must(t, err)
+	own, err := os.Stat(copies[0])
+	must(t, err)
+	if !os.SameFile(kept, own) {
+		t.Error("the layer has a file of its own")
+	}
+	build("two")
+	if got := read(t, first[0]); got != "one" {
+		t.Errorf("the older layer: got %q, want %q", got, "one")
+	}
+}
+
+// TestMetadataOnly: only chosen files are sent, and one file tells of all.
+func TestMetadataOnly(t *testing.T) {
+	c := serve(t)
+	dir := t.TempDir()
+	must(t, os.MkdirAll(filepath.Join(dir, "a", "b"), 0o755), os.Mkdir(filepath.Join(dir, "c"), 0o755))
+	must(t, os.WriteFile(filepath.Join(dir, "a", "b", "chosen"), []byte("x"), 0o644), os.WriteFile(filepath.Join(dir, "c", "other"), []byte("y"), 0o644))
+	fs, err := fsutil.NewFS(dir)
+	must(t, err)
+	for _, asked := range []int64{1, 0} {
+		l, out := &lender{fs: fs}, t.TempDir()
+		st := llb.Scratch().File(llb.Copy(llb.Local("src", llb.MetadataOnlyTransfer([]string{"a/b/chosen"})), "/", "/"))
+		must(t, solveLent(t, c, l, st, client.ExportEntry{Type: client.ExporterLocal, OutputDir: out}))
+		if got := l.asked.Load(); got != asked {
+			t.Errorf("got %d files asked for, want %d", got, asked)
+		}
+		if got := read(t, filepath.Join(out, "a", "b", "chosen")); got != "x" {
+			t.Errorf("the chosen file: got %q", got)
+		}
+		if _, err := os.Lstat(filepath.Join(out, "c")); err == nil {
+			t.Error("what is not chosen is there")
+		}
+		var names []string
+		for raw := []byte(read(t, filepath.Join(out, metadataName))); len(raw) > 4; {
+			n := binary.LittleEndian.Uint32(raw)
+			var st fstypes.Stat
+			must(t, st.UnmarshalVT(raw[4:4+n]))
+			names, raw = append(names, st.Path), raw[4+n:]
+		}
+		if got, want := strings.Join(names, " "), "a a/b a/b/chosen c c/other"; got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
 }
 
 // liar lends a directory whose entries are as stats say. Each file has the parts,
@@ -218,12 +354,8 @@ func TestClientLies(t *testing.T) {
 // TestEndlessListing: what a client tells of a directory has an end.
 func TestEndlessListing(t *testing.T) {
 	st := &fstypes.Stat{Path: "f", Mode: 0o644}
-	for name, s := range map[string]*packets{
-		"many":  {sizes: make([]int64, maxEntries+1)},
-		"large": {told: maxTold, buf: make(rawPacket, 1)},
-	} {
-		s.list = bufio.NewWriter(io.Discard)
-		if err := s.stat(st); !errors.Is(err, errdef.ErrInvalid) {
+	for name, tr := range map[string]*transfer{"many": {told: maxEntries + 1}, "large": {size: maxTold}} {
+		if err := tr.tell([]byte{1}, st); !errors.Is(err, errdef.ErrInvalid) {
 			t.Errorf("%s: got %v, want ErrInvalid", name, err)
 		}
 	}
@@ -231,14 +363,11 @@ func TestEndlessListing(t *testing.T) {
 
 // told is a transfer that was recorded: packets, each after its length.
 type told struct {
-	filesync.FileSync_DiffCopyClient
-	ctx  context.Context
 	rest *bufio.Reader
 	buf  []byte
 }
 
-func (s *told) Context() context.Context { return s.ctx }
-func (s *told) SendMsg(any) error        { return nil }
+func (s *told) SendMsg(any) error { return nil }
 func (s *told) RecvMsg(m any) (err error) {
 	s.buf, err = readPacket(s.rest, s.buf)
 	if to, ok := m.(*rawPacket); ok {
@@ -289,8 +418,7 @@ func (s *breaking) RecvMsg(m any) error {
 	return nil
 }
 
-// TestTransferBreaksOff: a transfer that ends early brings nothing down, also not
-// what fsutil still works on when it has returned.
+// TestTransferBreaksOff: a transfer that ends early brings nothing down.
 func TestTransferBreaksOff(t *testing.T) {
 	var sent []byte
 	for i := range 50 {
@@ -298,12 +426,11 @@ func TestTransferBreaksOff(t *testing.T) {
 		must(t, err)
 		sent = append(binary.AppendUvarint(sent, uint64(len(raw))), raw...)
 	}
+	sent = append(sent, 0) // the end of the list
 	for range 100 {
-		s := &packets{
-			FileSync_DiffCopyClient: &breaking{told: told{ctx: t.Context(), rest: bufio.NewReader(bytes.NewReader(sent))}, asked: make(chan uint32, 1)},
-			list:                    bufio.NewWriter(io.Discard), short: map[uint32]int64{},
-		}
-		if err := (&remote{}).receiveInto(s, bksession.DirRequest{Name: "x"}, t.TempDir()); !errors.Is(err, io.EOF) {
+		ctx, cancel := context.WithCancel(t.Context())
+		s := &breaking{told: told{rest: bufio.NewReader(bytes.NewReader(sent))}, asked: make(chan uint32, 1)}
+		if _, err := receiveTree(ctx, cancel, s, bksession.DirRequest{Name: "x"}, t.TempDir(), nil); !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Fatalf("got %v, want the end of the stream", err)
 		}
 	}
@@ -329,26 +456,30 @@ func FuzzReceive(f *testing.F) {
 	file := stat(&fstypes.Stat{Path: "f", Mode: 0o644, Size: 2})
 	link := stat(&fstypes.Stat{Path: "a", Mode: uint32(os.ModeSymlink | 0o777), Linkname: "../outside"})
 	end, fin := &fstypes.Packet{}, &fstypes.Packet{Type: fstypes.PACKET_FIN}
-	f.Add(record(file, end, data(0, "ab"), data(0, ""), fin), record(file, end))
+	// kept is what stands in a listing after its packets.
+	kept := func(packets []byte, files int) []byte {
+		return binary.LittleEndian.AppendUint64(append(packets, make([]byte, 32*files)...), uint64(files))
+	}
+	f.Add(record(file, end, data(0, "ab"), data(0, ""), fin), kept(record(file, end), 1))
 	f.Add(record(link, stat(&fstypes.Stat{Path: "a/b", Mode: 0o644, Size: 2}), end, data(1, "ab"), data(1, ""), fin), []byte{})
-	f.Add(record(stat(&fstypes.Stat{Path: "../outside/x", Mode: 0o644}), end, fin), record(link, file))
-	f.Add(record(stat(&fstypes.Stat{Path: "d", Mode: uint32(os.ModeDir | 0o755)}), stat(&fstypes.Stat{Path: "d/f", Mode: 0o644, Linkname: "../../outside/kept"}), end, fin), record(end))
+	f.Add(record(stat(&fstypes.Stat{Path: "../outside/x", Mode: 0o644}), end, fin), kept(record(link, file), 1))
+	f.Add(record(stat(&fstypes.Stat{Path: "d", Mode: uint32(os.ModeDir | 0o755)}), stat(&fstypes.Stat{Path: "d/f", Mode: 0o644, Linkname: "../../outside/kept"}), end, fin), kept(record(stat(&fstypes.Stat{Path: "d", Mode: 0o644}), end), 1))
 	f.Fuzz(func(t *testing.T, sent, before []byte) {
 		top := t.TempDir()
 		dir, outside := filepath.Join(top, "copy"), filepath.Join(top, "outside")
 		must(t, os.MkdirAll(filepath.Join(dir, "files"), 0o755), os.Mkdir(outside, 0o755), os.WriteFile(filepath.Join(outside, "kept"), []byte("kept"), 0o600))
-		must(t, os.WriteFile(filepath.Join(dir, listingName), append([]byte(sys.BootID()+"\n"), before...), 0o600))
+		must(t, os.WriteFile(filepath.Join(dir, listingName), append([]byte(listingMagic+"\n"+sys.BootID()+"\n"), before...), 0o600))
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		s := &packets{FileSync_DiffCopyClient: &told{ctx: ctx, rest: bufio.NewReader(bytes.NewReader(sent))}, short: map[uint32]int64{}}
-		l := openListing(dir)
-		defer l.close()
-		if same, err := l.same(s); err == nil && !same {
-			must(t, l.begin(s))
-			r := &remote{progress: func(*client.SolveStatus) {}}
-			if r.receiveInto(s, bksession.DirRequest{Name: "x"}, filepath.Join(dir, "files")) == nil {
-				must(t, l.keep(s))
+		s := &told{rest: bufio.NewReader(bytes.NewReader(sent))}
+		tree, err := receiveTree(ctx, cancel, s, bksession.DirRequest{Name: "x"}, dir, nil)
+		if err == nil {
+			for e := range tree.Children("") {
+				if f, err := tree.Open(e.Path); err == nil {
+					f.Close()
+				}
 			}
+			must(t, tree.Close())
 		}
 		for name, want := range map[string]int{top: 2, outside: 1} {
 			if list, err := os.ReadDir(name); err != nil || len(list) != want {

@@ -15,9 +15,15 @@ const capabilityXattr = "security.capability"
 // user namespace. Carried into a layer they would delete or redirect files.
 const overlayXattrs = "user.overlay."
 
+// CarriedXattr reports whether a build carries an extended attribute along: file
+// capabilities and the user's own. Labels of the machine's own security modules
+// are not part of a context.
+func CarriedXattr(name string) bool {
+	return name == capabilityXattr || strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, overlayXattrs)
+}
+
 // fileXattrs returns the extended attributes of the file open at fd that a
-// build carries along: file capabilities and the user's own. Labels of the
-// machine's own security modules are not part of a context.
+// build carries along.
 func fileXattrs(fd int) (map[string][]byte, error) {
 	names, err := xattrBytes(func(buf []byte) (int, error) { return unix.Flistxattr(fd, buf) })
 	if err != nil || len(names) == 0 {
@@ -26,8 +32,7 @@ func fileXattrs(fd int) (map[string][]byte, error) {
 	var out map[string][]byte
 	for _, raw := range bytes.Split(names, []byte{0}) {
 		name := string(raw)
-		carried := name == capabilityXattr || strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, overlayXattrs)
-		if !carried {
+		if !CarriedXattr(name) {
 			continue
 		}
 		value, err := xattrBytes(func(buf []byte) (int, error) { return unix.Fgetxattr(fd, name, buf) })

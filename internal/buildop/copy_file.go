@@ -78,21 +78,25 @@ func (c *copier) regular(ctx context.Context, src dir, n node, in *targetDir, na
 	return setTimes(in.upperFD(), name, c.timeOf(n))
 }
 
-// share hard links a file from its layer. That is safe: no layer ever changes,
+// share hard links a file from its layer, or from a copy of a client's directory.
+// That is safe: no layer and no file of such a copy ever changes,
 // a container that writes to the file writes to a copy that overlayfs makes of
 // that one name (sys.MountOverlay mounts with index=off), and nothing in this
 // package writes to a file it has not just created. Owner,
 // mode, time and attributes are the inode's, so all of them must be wanted as
 // they are; and a tree must not have a file twice, which sharing sees to.
 func (c *copier) share(src dir, n node, in *targetDir, name string) (bool, error) {
-	dir, layer, ok := src.linkFrom(n)
-	if !ok || !c.literal || c.timeOf(n) != n.mtime || n.size == 0 || c.data.noLinks.Load() {
+	if !c.literal || c.t.sharing == nil || c.timeOf(n) != n.mtime || n.size == 0 || c.data.noLinks.Load() {
 		return false, nil
 	}
-	if ok, err := c.t.sharing.claim(layer, n.ino); !ok || err != nil {
+	from, ok := src.linkFrom(n)
+	if !ok {
+		return false, nil
+	}
+	if ok, err := c.t.sharing.claim(from.layer, from.ino); !ok || err != nil {
 		return false, err
 	}
-	err := in.put(name, func(up int) error { return unix.Linkat(dir, n.name, up, name, 0) })
+	err := in.put(name, func(up int) error { return unix.Linkat(from.dir, n.name, up, name, 0) })
 	switch err {
 	case nil:
 		return true, nil

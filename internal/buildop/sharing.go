@@ -40,7 +40,8 @@ func newSharing(s *snapshot.Snapshots, below snapshot.Chain) (*sharing, error) {
 	return sh, nil
 }
 
-// claim says whether the file of that layer may be linked, once for each file.
+// claim says whether the file of that layer, or of a client's directory, may be
+// linked, once for each file.
 func (sh *sharing) claim(layer string, ino uint64) (bool, error) {
 	if sh == nil {
 		return false, nil
@@ -49,6 +50,10 @@ func (sh *sharing) claim(layer string, ino uint64) (bool, error) {
 	defer sh.mu.Unlock()
 	if sh.below[layer] || sh.held[ino] || sh.made.Inodes[ino] {
 		return false, nil
+	}
+	if layer == "" {
+		sh.made.Inodes[ino] = true
+		return true, nil
 	}
 	of, ok := sh.from[layer]
 	if !ok {

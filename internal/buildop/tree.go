@@ -81,13 +81,19 @@ type dir interface {
 	openFile(n node) (int, error)
 	// xattrs returns those that a copy keeps. fd is the open file, or -1.
 	xattrs(n node, fd int) ([]xattr, error)
-	// linkFrom returns a directory from which the file can be hard linked, and the
-	// id of the layer that it is in.
-	linkFrom(n node) (fd int, layer string, ok bool)
+	// linkFrom says from where a file can be hard linked; false when it cannot.
+	linkFrom(n node) (origin, bool)
 	// verify says whether fd still is the file that n tells of.
 	verify(n node, fd int) (same bool, err error)
 	// sum returns the SHA-256 of a file's bytes where that is known.
 	sum(n node) ([32]byte, bool)
+}
+
+// origin is the place of a file that can be hard linked.
+type origin struct {
+	dir   int    // open directory that the file is in
+	layer string // the layer that this is in; "" for a directory of the client
+	ino   uint64
 }
 
 // refs counts the users of an open directory.

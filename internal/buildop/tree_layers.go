@@ -200,11 +200,11 @@ func (d *layerDir) dirXattrs(n node) ([]xattr, error) {
 	return readXattrsAt(d.fds[n.layer], n.name)
 }
 
-func (d *layerDir) linkFrom(n node) (int, string, bool) {
+func (d *layerDir) linkFrom(n node) (origin, bool) {
 	if d.chain == nil {
-		return -1, "", false
+		return origin{}, false
 	}
-	return d.fds[n.layer], d.chain[d.layers[n.layer]], true
+	return origin{d.fds[n.layer], d.chain[d.layers[n.layer]], n.ino}, true
 }
 
 func (d *layerDir) verify(node, int) (bool, error)    { return true, nil }

@@ -148,13 +148,29 @@ func (d *localDir) xattrs(n node, _ int) ([]xattr, error) {
 }
 
 // linkFrom: the client's own files are never shared with a layer, which must
-// not change when they do.
-func (d *localDir) linkFrom(node) (int, string, bool) { return -1, "", false }
+// not change when they do. A copy of them is, if it is all that the file is to be.
+func (d *localDir) linkFrom(n node) (origin, bool) {
+	if !d.tree.Sealed() || len(n.entry.Xattrs) > 0 {
+		return origin{}, false
+	}
+	fd, err := d.open()
+	if err != nil {
+		return origin{}, false // who copies will say why
+	}
+	st, ok, err := lstatAt(fd, n.name)
+	if err != nil || !ok || st.Mode != n.mode || st.Size != n.size || st.Mtim != n.mtime || st.Uid != 0 || st.Gid != 0 {
+		return origin{}, false
+	}
+	return origin{dir: fd, ino: st.Ino}, true
+}
 
 func (d *localDir) sum(n node) ([32]byte, bool) { return n.entry.Digest, true }
 
 // verify compares what stat tells, which is what the scan believes, too.
 func (d *localDir) verify(n node, fd int) (bool, error) {
+	if d.tree.Sealed() {
+		return true, nil
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return false, fmt.Errorf("stat %s: %w", n.entry.Path, err)

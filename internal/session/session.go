@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"dhow/internal/buildcontext"
 	"dhow/internal/errdef"
 
 	"github.com/moby/buildkit/util/suggest"
@@ -26,10 +27,10 @@ import (
 
 // Session answers a build's requests. Safe for concurrent use.
 type Session interface {
-	// Dir returns the absolute path of a directory with the files that the
-	// request selects, and maybe more. Its content stays until the build ends.
+	// Dir returns a directory with the files that the request selects, and maybe
+	// more where it has no Tree. Its content stays until the build ends.
 	// ErrNotFound when the build was given no such directory.
-	Dir(ctx context.Context, r DirRequest) (string, error)
+	Dir(ctx context.Context, r DirRequest) (Dir, error)
 	// Secret returns the value of a secret, at most MaxSecret bytes. ErrNotFound
 	// when the build was given no secret of that name.
 	Secret(ctx context.Context, id string) ([]byte, error)
@@ -47,6 +48,14 @@ type Session interface {
 	Blob(ctx context.Context, layout string, blob digest.Digest) (io.ReadCloser, error)
 	// Upload opens what the client offers under a URL of its own. ErrNotFound.
 	Upload(ctx context.Context, u *url.URL) (io.ReadCloser, error)
+}
+
+// Dir is a directory of the client.
+type Dir struct {
+	Path string // absolute
+	// Tree is what the request selects, when that is known without a scan; nil: it
+	// is not. The caller closes it, once for all calls that returned it.
+	Tree *buildcontext.Tree
 }
 
 // DirRequest names a directory of the client and what is wanted of it, in the
@@ -125,12 +134,12 @@ func New(o Options) (*Local, error) {
 var _ Session = (*Local)(nil)
 
 // Dir implements Session: directories are read in place.
-func (s *Local) Dir(_ context.Context, r DirRequest) (string, error) {
+func (s *Local) Dir(_ context.Context, r DirRequest) (Dir, error) {
 	dir, ok := s.dirs[r.Name]
 	if !ok {
-		return "", errdef.New(errdef.ErrNotFound, "build context %q: no directory was given for it", r.Name)
+		return Dir{}, errdef.New(errdef.ErrNotFound, "build context %q: no directory was given for it", r.Name)
 	}
-	return dir, nil
+	return Dir{Path: dir}, nil
 }
 
 // Upload implements Session: what this process has it need not upload.

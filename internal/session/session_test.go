@@ -163,8 +163,8 @@ func TestDirs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := s.Dir(context.Background(), DirRequest{Name: "context"}); err != nil || got != filepath.Join(wd, "sub") {
-		t.Errorf("got %q, %v", got, err)
+	if got, err := s.Dir(context.Background(), DirRequest{Name: "context"}); err != nil || got.Path != filepath.Join(wd, "sub") {
+		t.Errorf("got %q, %v", got.Path, err)
 	}
 	if _, err := s.Dir(context.Background(), DirRequest{Name: "other"}); !errors.Is(err, errdef.ErrNotFound) {
 		t.Error("a directory that was not given is found")

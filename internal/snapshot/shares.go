@@ -14,7 +14,8 @@ import (
 	"dhow/internal/errdef"
 )
 
-// Shares says which files of a layer are hard links to files of other layers.
+// Shares says which files of a layer are hard links to files of other layers, or
+// of copies of clients' directories.
 // Nobody can write to such a file, but two names of one in a tree would be the
 // same file to whoever looks: cp refuses to copy one to the other, mv removes
 // it, tar keeps them linked. Who links into a layer therefore has to know what

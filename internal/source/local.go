@@ -85,21 +85,29 @@ func (l *localSource) CacheMap(ctx context.Context) (*solve.CacheMap, error) {
 		if err != nil {
 			return nil, err
 		}
-		index, err := l.indexFile(dir)
-		if err != nil {
-			return nil, err
+		if l.tree = dir.Tree; l.tree == nil {
+			if l.tree, err = l.scan(ctx, dir.Path); err != nil {
+				return nil, err
+			}
 		}
-		tree, err := buildcontext.Scan(ctx, dir, l.filter, buildcontext.ScanOptions{IndexFile: index})
-		if err != nil {
-			return nil, fmt.Errorf("build context %q: %w", l.name, err)
-		}
-		l.tree = tree
 	}
 	dgst, err := keyOf("local", l.tree.Digest().String())
 	if err != nil {
 		return nil, err
 	}
 	return &solve.CacheMap{Digest: dgst, Pin: l.tree.Digest().String(), Local: l.tree, Unstored: true}, nil
+}
+
+func (l *localSource) scan(ctx context.Context, dir string) (*buildcontext.Tree, error) {
+	index, err := l.indexFile(dir)
+	if err != nil {
+		return nil, err
+	}
+	tree, err := buildcontext.Scan(ctx, dir, l.filter, buildcontext.ScanOptions{IndexFile: index})
+	if err != nil {
+		return nil, fmt.Errorf("build context %q: %w", l.name, err)
+	}
+	return tree, nil
 }
 
 // indexFile is where the digests of this directory's files are remembered: one

@@ -64,3 +64,18 @@ func LstatInRoot(root *os.File, name string) (unix.Stat_t, error) {
 	}
 	return st, nil
 }
+
+// CreateInRoot makes a regular file with the mode less the umask, where nothing
+// is yet, and opens it for writing. No link is followed, not even on the way. The
+// descriptor is the caller's: a file that is only written needs no os.File.
+func CreateInRoot(root *os.File, name string, mode uint32) (int, error) {
+	how := &unix.OpenHow{
+		Flags: unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_CLOEXEC,
+		Mode:  uint64(mode), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+	}
+	fd, err := openat2(int(root.Fd()), name, how)
+	if err != nil {
+		return -1, &os.PathError{Op: "create in root", Path: name, Err: err}
+	}
+	return fd, nil
+}

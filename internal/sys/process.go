@@ -70,3 +70,19 @@ func EachProcess(f func(pid int)) error {
 	}
 	return nil
 }
+
+// Umask is the mask of this process, which can be read nowhere else without
+// changing it; all bits where procfs does not say.
+func Umask() uint32 {
+	text, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0o777
+	}
+	_, rest, _ := strings.Cut(string(text), "\nUmask:")
+	line, _, _ := strings.Cut(rest, "\n")
+	mask, err := strconv.ParseUint(strings.TrimSpace(line), 8, 32)
+	if err != nil {
+		return 0o777
+	}
+	return uint32(mask)
+}

@@ -1,0 +1,329 @@
+package bkapi
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"hash"
+	"io"
+	"os"
+	"path"
+	"sync"
+
+	"dhow/internal/buildcontext"
+	"dhow/internal/sys"
+
+	fstypes "github.com/tonistiigi/fsutil/types"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// asker sends the requests for files, since who receives must not wait for the
+// client to take them: it waits for its bytes to be taken.
+type asker struct {
+	stream packetStream
+	batch  []uint32 // requests are small, many go in one write
+
+	mu      sync.Mutex
+	queue   []uint32      // guarded by mu
+	more    chan struct{} // something is in the queue
+	stopped chan struct{}
+	done    sync.WaitGroup
+}
+
+// askAtOnce is how many files are asked for at a time.
+const askAtOnce = 64
+
+func startAsker(s packetStream) *asker {
+	a := &asker{stream: s, more: make(chan struct{}, 1), stopped: make(chan struct{})}
+	a.done.Go(a.run)
+	return a
+}
+
+func (a *asker) ask(number uint32) {
+	if a.batch = append(a.batch, number); len(a.batch) >= askAtOnce {
+		a.flush()
+	}
+}
+
+// flush has sent what was asked for so far.
+func (a *asker) flush() {
+	a.mu.Lock()
+	a.queue = append(a.queue, a.batch...)
+	a.mu.Unlock()
+	a.batch = a.batch[:0]
+	select {
+	case a.more <- struct{}{}:
+	default:
+	}
+}
+
+func (a *asker) run() {
+	for {
+		select {
+		case <-a.stopped:
+			return
+		case <-a.more:
+		}
+		a.mu.Lock()
+		list := a.queue
+		a.queue = nil
+		a.mu.Unlock()
+		for _, number := range list {
+			if a.stream.SendMsg(&fstypes.Packet{Type: fstypes.PACKET_REQ, ID: number}) != nil {
+				return // who receives will see it, too
+			}
+		}
+	}
+}
+
+// stop waits until nothing is sent any more: all that was asked for has come, or
+// the transfer has failed and its context ended.
+func (a *asker) stop() {
+	close(a.stopped)
+	a.done.Wait()
+}
+
+// incoming is a file that was asked for.
+type incoming struct {
+	entry int
+	name  string
+	mode  uint32
+	mtime int64
+	left  int64     // bytes that have not come yet
+	known *[32]byte // what it is expected to hold; nil: it is written as it comes
+	body  []byte    // of one that is expected
+	sum   [32]byte  // when it has come
+
+	fd   int // of its writer alone, as is what follows
+	hash hash.Hash
+}
+
+// writers write files. Each file has one of them, so that its parts stay in order.
+type writers struct {
+	root  *os.File
+	mask  uint32 // bits of a mode that a new file does not get
+	lanes []chan piece
+	group *errgroup.Group
+	ctx   context.Context
+	spare sync.Pool // of *[]byte
+}
+
+// piece is a part of a file, the end of it when it is empty.
+type piece struct {
+	file *incoming
+	data []byte
+}
+
+// Writers of one transfer, and parts that wait for each. System calls on small
+// files are most of the work.
+const (
+	maxWriters = 4
+	maxPieces  = 16
+)
+
+func startWriters(ctx context.Context, giveUp func(), root *os.File) *writers {
+	w := &writers{root: root, mask: sys.Umask()}
+	w.group, w.ctx = errgroup.WithContext(ctx)
+	for range maxWriters {
+		lane := make(chan piece, maxPieces)
+		w.lanes = append(w.lanes, lane)
+		w.group.Go(func() error {
+			err := w.work(lane)
+			if err != nil {
+				giveUp()
+			}
+			return err
+		})
+	}
+	return w
+}
+
+// buffer is room for a part of a file.
+func (w *writers) buffer() []byte {
+	if b, ok := w.spare.Get().(*[]byte); ok {
+		return (*b)[:0]
+	}
+	return nil
+}
+
+// write takes a part of a file over.
+func (w *writers) write(f *incoming, data []byte) {
+	select {
+	case w.lanes[f.entry%len(w.lanes)] <- piece{f, data}:
+	case <-w.ctx.Done():
+	}
+}
+
+// wait ends the writers.
+func (w *writers) wait() error {
+	for _, lane := range w.lanes {
+		close(lane)
+	}
+	return w.group.Wait()
+}
+
+func (w *writers) work(lane chan piece) error {
+	open := map[*incoming]bool{}
+	defer func() {
+		for f := range open {
+			unix.Close(f.fd)
+		}
+	}()
+	for p := range lane {
+		f := p.file
+		if !open[f] {
+			fd, err := create(w.root, f.name, f.mode)
+			if err != nil {
+				return err
+			}
+			f.fd, f.hash, open[f] = fd, sha256.New(), true
+		}
+		if len(p.data) > 0 {
+			if err := writeAll(f.fd, p.data); err != nil {
+				return &os.PathError{Op: "write", Path: f.name, Err: err}
+			}
+			f.hash.Write(p.data)
+			w.spare.Put(&p.data)
+			continue
+		}
+		f.hash.Sum(f.sum[:0])
+		f.hash = nil
+		delete(open, f)
+		if err := settle(f.fd, f.mode, w.mask, f.mtime); err != nil {
+			return &os.PathError{Op: "write", Path: f.name, Err: err}
+		}
+	}
+	return nil
+}
+
+// create makes a new file, where there may be an old one.
+func create(root *os.File, name string, mode uint32) (int, error) {
+	fd, err := sys.CreateInRoot(root, name, mode)
+	if errors.Is(err, os.ErrExist) {
+		if err := unlink(root, name, 0); err != nil {
+			return -1, err
+		}
+		fd, err = sys.CreateInRoot(root, name, mode)
+	}
+	return fd, err
+}
+
+func writeAll(fd int, data []byte) error {
+	for len(data) > 0 {
+		n, err := unix.Write(fd, data)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		data = data[n:]
+	}
+	return nil
+}
+
+// settle gives a file that is written its mode and time, and closes it.
+func settle(fd int, mode, mask uint32, mtime int64) (err error) {
+	if mode&(mask|unix.S_ISUID|unix.S_ISGID|unix.S_ISVTX) != 0 {
+		err = unix.Fchmod(fd, mode)
+	}
+	if err == nil {
+		ts := unix.NsecToTimespec(mtime)
+		err = unix.UtimesNanoAt(fd, "", []unix.Timespec{ts, ts}, unix.AT_EMPTY_PATH)
+	}
+	if cerr := unix.Close(fd); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// writeFile writes a whole file.
+func writeFile(root *os.File, e *buildcontext.Entry, data []byte) error {
+	fd, err := create(root, e.Path, e.Mode&0o7777)
+	if err != nil {
+		return err
+	}
+	if err := writeAll(fd, data); err != nil {
+		unix.Close(fd)
+		return err
+	}
+	return settle(fd, e.Mode&0o7777, ^uint32(0), e.MTime)
+}
+
+// parent opens the directory that a file is in.
+func parent(root *os.File, name string) (*os.File, string, error) {
+	dir, err := sys.OpenInRoot(root, path.Dir(name), unix.O_PATH|unix.O_DIRECTORY)
+	return dir, path.Base(name), err
+}
+
+// unlink removes a name, which may be gone.
+func unlink(root *os.File, name string, flags int) error {
+	dir, base, err := parent(root, name)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Unlinkat(int(dir.Fd()), base, flags); err != nil && err != unix.ENOENT {
+		return &os.PathError{Op: "remove", Path: name, Err: err}
+	}
+	return nil
+}
+
+// mkdir makes a directory, which may be there.
+func mkdir(root *os.File, name string) error {
+	dir, base, err := parent(root, name)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Mkdirat(int(dir.Fd()), base, 0o700); err != nil && err != unix.EEXIST {
+		return &os.PathError{Op: "mkdir", Path: name, Err: err}
+	}
+	return nil
+}
+
+// hardLink gives a file another name, at which there may be another file.
+func hardLink(root *os.File, file, name string) error {
+	if err := unlink(root, name, 0); err != nil {
+		return err
+	}
+	from, old, err := parent(root, file)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	to, base, err := parent(root, name)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	if err := unix.Linkat(int(from.Fd()), old, int(to.Fd()), base, 0); err != nil {
+		return &os.PathError{Op: "link", Path: name, Err: err}
+	}
+	return nil
+}
+
+// holds reports whether the copy has the file; read: also its bytes.
+func holds(root *os.File, e *buildcontext.Entry, read bool) bool {
+	st, err := sys.LstatInRoot(root, e.Path)
+	if err != nil || st.Mode != e.Mode || st.Size != e.Size || st.Mtim.Nano() != e.MTime {
+		return false
+	}
+	if !read {
+		return true
+	}
+	f, err := sys.OpenInRoot(root, e.Path, unix.O_RDONLY|unix.O_NOFOLLOW)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return false
+	}
+	return [32]byte(h.Sum(nil)) == e.Digest
+}
