@@ -21,7 +21,7 @@ func (a *app) historyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "history [OPTIONS] IMAGE", Short: "Show the history of an image", Args: console.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := console.HostOr(platform)
+			p, err := console.AnyOr(platform)
 			if err != nil {
 				return err
 			}

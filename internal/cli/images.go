@@ -13,6 +13,7 @@ import (
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
 	"dhow/internal/image"
+	"dhow/internal/lifecycle"
 	"dhow/internal/oci"
 	"dhow/internal/sys"
 
@@ -91,8 +92,12 @@ func (a *app) rmiCommand() *cobra.Command {
 				return errdef.New(errdef.ErrUnsupported, "--no-prune: images have no untagged parents")
 			}
 			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
+				users, err := lifecycle.New(e).ImageUsers(cmd.Context())
+				if err != nil {
+					return err
+				}
 				return a.Each(args, func(name string) error {
-					gone, err := e.Images.Remove(cmd.Context(), name, image.RemoveOptions{Force: force})
+					gone, err := e.Images.Remove(cmd.Context(), name, image.RemoveOptions{Force: force, InUse: users})
 					for _, g := range gone {
 						if g.Untagged != "" {
 							fmt.Fprintln(a.Out, "Untagged: "+g.Untagged)
@@ -135,7 +140,7 @@ func (a *app) inspectCommand() *cobra.Command {
 			if kind != "" && kind != "image" {
 				return errdef.New(errdef.ErrUnsupported, "--type %q: only images can be inspected", kind)
 			}
-			p, err := console.HostOr(platform)
+			p, err := console.AnyOr(platform)
 			if err != nil {
 				return err
 			}
@@ -273,7 +278,7 @@ func (a *app) saveCommand() *cobra.Command {
 				return errdef.WithHint(errdef.New(errdef.ErrInvalid, "--format %q is not known", format), "use docker or oci")
 			}
 			var err error
-			if o.Platform, err = console.HostOr(platform); err != nil {
+			if o.Platform, err = console.AnyOr(platform); err != nil {
 				return err
 			}
 			if output == "" && console.Terminal(a.Out) {
@@ -313,7 +318,11 @@ func (a *app) imagePruneCommand() *cobra.Command {
 				return nil
 			}
 			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
-				report, err := e.Images.Prune(cmd.Context(), image.PruneOptions{All: all, Filters: want, Waiting: a.Waiting})
+				users, err := lifecycle.New(e).ImageUsers(cmd.Context())
+				if err != nil {
+					return err
+				}
+				report, err := e.Images.Prune(cmd.Context(), image.PruneOptions{All: all, Filters: want, InUse: users, Waiting: a.Waiting})
 				if err != nil {
 					return err
 				}

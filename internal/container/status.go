@@ -188,6 +188,9 @@ func (r *Record) Inspect(s *State, f InspectFacts) Inspection {
 		NetworkSettings: &container.NetworkSettings{Ports: s.Ports, Networks: r.networks(s)}, ImageManifestDescriptor: f.Manifest,
 		Storage: &storage.Storage{RootFS: &storage.RootFSStorage{Snapshot: &storage.RootFSStorageSnapshot{Name: "overlayfs"}}},
 	}
+	if s.Pid != 0 && s.Status != container.StateRestarting && !r.Host.NetworkMode.IsHost() {
+		in.NetworkSettings.SandboxID, in.NetworkSettings.SandboxKey = r.ID, fmt.Sprintf("/proc/%d/ns/net", s.Pid)
+	}
 	if len(command) > 0 {
 		in.Path, in.Args = command[0], command[1:]
 	}
@@ -206,7 +209,7 @@ func (r *Record) shownConfig(machine string) *container.Config {
 	c := *r.Config
 	switch mode := r.Host.NetworkMode; {
 	case c.Hostname != "" || mode.IsContainer():
-	case mode.IsHost() || r.Host.UTSMode.IsHost():
+	case mode.IsHost():
 		c.Hostname = machine
 	default:
 		c.Hostname = r.ShortID()

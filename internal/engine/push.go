@@ -6,8 +6,10 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/export"
+	"dhow/internal/image"
 	"dhow/internal/oci"
 
+	"github.com/moby/moby/api/types/events"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -59,6 +61,9 @@ func (e *Engine) Push(ctx context.Context, r PushRequest) error {
 		}
 		desc, err := x.PushImages(ctx, ref, images)
 		if err != nil {
+			return err
+		}
+		if err := e.Store.AddEvents(ctx, image.TransferEvent(events.ActionPush, ref)); err != nil {
 			return err
 		}
 		if r.Done != nil {

@@ -13,6 +13,7 @@ import (
 	"dhow/internal/snapshot"
 	"dhow/internal/store"
 
+	"github.com/moby/moby/api/types/events"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -42,7 +43,7 @@ func (im *Images) Create(ctx context.Context, o CreateOptions) (store.Image, err
 		return store.Image{}, fmt.Errorf("create image: %w", err)
 	}
 	for _, name := range o.Names {
-		if err := im.store.PutTag(ctx, name, img.Platform, img.ID); err != nil {
+		if err := im.store.PutTag(ctx, name, img.Platform, img.ID, event(events.ActionTag, img.ID, name.Familiar())); err != nil {
 			return store.Image{}, fmt.Errorf("tag %s: %w", name.Familiar(), err)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"dhow/internal/snapshot"
 	"dhow/internal/store"
 
+	"github.com/moby/moby/api/types/events"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -50,7 +51,11 @@ func (im *Images) ImportTar(ctx context.Context, r io.Reader, o ImportOptions) (
 	if err != nil {
 		return store.Image{}, fmt.Errorf("import: %w", err)
 	}
-	return im.Create(ctx, CreateOptions{Config: raw, Chain: chain, Names: names})
+	img, err := im.Create(ctx, CreateOptions{Config: raw, Chain: chain, Names: names})
+	if err != nil {
+		return img, err
+	}
+	return img, im.store.AddEvents(ctx, event(events.ActionImport, img.ID, ""))
 }
 
 // importConfig is the configuration of an image that comes from a bare tree.

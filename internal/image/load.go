@@ -16,6 +16,7 @@ import (
 	"dhow/internal/registry"
 	"dhow/internal/store"
 
+	"github.com/moby/moby/api/types/events"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -247,7 +248,7 @@ func (l *loader) add(ctx context.Context, img store.Image, parts []part, refs []
 		}
 	}
 	l.out = append(l.out, Loaded{Image: img, Names: refs})
-	return nil
+	return l.im.store.AddEvents(ctx, event(events.ActionLoad, img.ID, ""))
 }
 
 // layout loads by index.json (image-spec v1.1.1, image-layout.md). Names that

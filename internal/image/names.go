@@ -10,6 +10,7 @@ import (
 	"dhow/internal/oci"
 	"dhow/internal/store"
 
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
 	"github.com/opencontainers/go-digest"
 )
@@ -26,7 +27,7 @@ func (im *Images) Tag(ctx context.Context, nameOrID, newName string) error {
 		return err
 	}
 	if ref.Tag == "" || ref.Digest != "" {
-		return im.store.PutTag(ctx, target, img.Platform, img.ID)
+		return im.store.PutTag(ctx, target, img.Platform, img.ID, event(events.ActionTag, img.ID, target.Familiar()))
 	}
 	tags, err := im.store.Tags(ctx)
 	if err != nil {
@@ -36,7 +37,7 @@ func (im *Images) Tag(ctx context.Context, nameOrID, newName string) error {
 		if t.Name != ref.String() {
 			continue
 		}
-		if err := im.store.PutTag(ctx, target, t.Platform, t.ID); err != nil {
+		if err := im.store.PutTag(ctx, target, t.Platform, t.ID, event(events.ActionTag, t.ID, target.Familiar())); err != nil {
 			return err
 		}
 	}
@@ -94,6 +95,7 @@ func (im *Images) removeName(ctx context.Context, ref oci.Ref, o RemoveOptions) 
 		return nil, err
 	}
 	var out []image.DeleteResponse
+	var untag []store.Event // of images that stay
 	for i, id := range ids {
 		n, err := im.namesOf(ctx, id)
 		if err != nil {
@@ -111,16 +113,20 @@ func (im *Images) removeName(ctx context.Context, ref oci.Ref, o RemoveOptions) 
 		if i == 0 {
 			out = append(out, image.DeleteResponse{Untagged: ref.Familiar()})
 		}
-		if last {
-			out = append(out, n.untagged(ref)...)
-			if err := im.store.RemoveImage(ctx, id); err != nil {
-				return out, err
-			}
-			out = append(out, image.DeleteResponse{Deleted: string(id)})
+		if !last {
+			untag = append(untag, event(events.ActionUnTag, id, ref.Familiar()))
+			continue
 		}
+		also := n.untagged(ref)
+		out = append(out, also...)
+		gone := append([]image.DeleteResponse{{Untagged: ref.Familiar()}}, also...)
+		if err := im.store.RemoveImage(ctx, id, removalEvents(id, gone)...); err != nil {
+			return out, err
+		}
+		out = append(out, image.DeleteResponse{Deleted: string(id)})
 	}
 	if ref.Digest == "" {
-		if err := im.store.RemoveTag(ctx, ref, ""); err != nil && !errors.Is(err, errdef.ErrNotFound) {
+		if err := im.store.RemoveTag(ctx, ref, "", untag...); err != nil && !errors.Is(err, errdef.ErrNotFound) {
 			return out, err
 		}
 	}
@@ -200,7 +206,7 @@ func (im *Images) removeID(ctx context.Context, img store.Image, o RemoveOptions
 		}
 	}
 	out = append(out, n.untagged(oci.Ref{})...)
-	if err := im.store.RemoveImage(ctx, img.ID); err != nil {
+	if err := im.store.RemoveImage(ctx, img.ID, removalEvents(img.ID, out)...); err != nil {
 		return nil, err
 	}
 	return append(out, image.DeleteResponse{Deleted: string(img.ID)}), nil

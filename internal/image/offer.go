@@ -12,6 +12,7 @@ import (
 	"dhow/internal/oci"
 	"dhow/internal/store"
 
+	"github.com/moby/moby/api/types/events"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -98,7 +99,7 @@ func (im *Images) Take(ctx context.Context, o Offer) (store.Image, error) {
 	if err := im.keepSources(ctx, o.Sources, parts); err != nil {
 		return store.Image{}, err
 	}
-	return img, im.store.PutTag(ctx, o.Ref, img.Platform, img.ID)
+	return img, im.store.PutTag(ctx, o.Ref, img.Platform, img.ID, event(events.ActionTag, img.ID, o.Ref.Familiar()))
 }
 
 // maxSources is how many repositories are remembered of one blob.

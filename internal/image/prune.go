@@ -53,5 +53,8 @@ func (im *Images) Prune(ctx context.Context, o PruneOptions) (image.PruneReport,
 	}
 	freed, err := im.snaps.Prune(ctx, snapshot.PruneOptions{Waiting: o.Waiting})
 	report.SpaceReclaimed = uint64(max(0, freed.Freed))
-	return report, err
+	if err != nil {
+		return report, err
+	}
+	return report, im.store.AddEvents(ctx, pruneEvent(report.SpaceReclaimed))
 }

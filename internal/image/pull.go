@@ -10,6 +10,7 @@ import (
 	"dhow/internal/snapshot"
 	"dhow/internal/store"
 
+	"github.com/moby/moby/api/types/events"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -78,7 +79,8 @@ func (im *Images) record(ctx context.Context, r *Resolved, chain snapshot.Chain)
 			return store.Image{}, err
 		}
 	}
-	return img, im.store.PutRepoDigest(ctx, store.RepoDigest{Name: r.Ref.Name(), Digest: r.Digest, Platform: img.Platform, ID: img.ID})
+	d := store.RepoDigest{Name: r.Ref.Name(), Digest: r.Digest, Platform: img.Platform, ID: img.ID}
+	return img, im.store.PutRepoDigest(ctx, d, TransferEvent(events.ActionPull, r.Ref))
 }
 
 // put completes the record of an image from its configuration and chain, and

@@ -183,8 +183,11 @@ func (im *Images) named(ctx context.Context, ref oci.Ref, platform oci.Platform)
 		return img, im.unnamed(ref, err)
 	}
 	img, err := im.store.ResolveTag(ctx, ref, key)
-	if key == "" || !errors.Is(err, errdef.ErrNotFound) {
-		return img, im.unnamed(ref, err)
+	if !errors.Is(err, errdef.ErrNotFound) {
+		return img, err
+	}
+	if key == "" {
+		platform = oci.HostPlatform()
 	}
 	// Another variant may serve, which the exact key does not find.
 	tags, err := im.store.Tags(ctx)

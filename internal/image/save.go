@@ -15,6 +15,7 @@ import (
 	"dhow/internal/oci"
 	"dhow/internal/store"
 
+	"github.com/moby/moby/api/types/events"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -70,7 +71,11 @@ func (im *Images) Save(ctx context.Context, w io.Writer, names []string, o SaveO
 	if err := a.write(ctx, images, o.Format); err != nil {
 		return fmt.Errorf("save: %w", err)
 	}
-	return nil
+	var told []store.Event
+	for _, s := range images {
+		told = append(told, event(events.ActionSave, s.img.ID, ""))
+	}
+	return im.store.AddEvents(ctx, told...)
 }
 
 // gather adds what the name means to the images that are saved.

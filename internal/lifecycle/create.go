@@ -47,6 +47,16 @@ func (r *CreateRequest) warn(s string) {
 	}
 }
 
+// warnPlatform tells that an image for another platform is the only one here. It
+// runs where the machine knows how.
+func (r *CreateRequest) warnPlatform(of string) {
+	p, err := oci.ParsePlatform(of)
+	if host := oci.HostPlatform(); r.Platform.OS == "" && err == nil && !oci.PlatformMatches(host, p) {
+		r.warn(fmt.Sprintf("WARNING: The requested image's platform (%s) does not match the detected host platform (%s) and no specific platform was requested",
+			of, oci.FormatPlatform(host)))
+	}
+}
+
 // Create makes a container that does not run yet.
 func (cs *Containers) Create(ctx context.Context, r CreateRequest) (*Container, error) {
 	if err := cs.prepare(ctx, &r, newID(), randomName()); err != nil {
@@ -228,15 +238,18 @@ func (cs *Containers) create(ctx context.Context, r *CreateRequest) (*Container,
 // findImage finds an image, pulling it as the request says.
 func (cs *Containers) findImage(ctx context.Context, name string, r *CreateRequest) (store.Image, error) {
 	p := r.Platform
-	if p.OS == "" {
-		p = oci.HostPlatform()
-	}
 	if r.Pull != "always" || oci.IsID(name) {
 		img, err := cs.engine.Images.Lookup(ctx, name, p)
+		if err == nil {
+			r.warnPlatform(img.Platform)
+		}
 		if err == nil || !errors.Is(err, errdef.ErrNotFound) || r.Pull == "never" {
 			return img, err
 		}
 		r.warn(fmt.Sprintf("Unable to find image '%s' locally", name))
+	}
+	if p.OS == "" {
+		p = oci.HostPlatform()
 	}
 	pulled, err := cs.engine.Images.Pull(ctx, name, image.PullOptions{Platform: p, Progress: r.Progress})
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"dhow/internal/errdef"
 	"dhow/internal/health"
 	"dhow/internal/logs"
+	"dhow/internal/oci"
 	"dhow/internal/store"
 	"dhow/internal/supervise"
 
@@ -40,7 +41,11 @@ func (cs *Containers) Inspect(ctx context.Context, ref string, size bool) (conta
 	}
 	f.Hostname, _ = os.Hostname()
 	if img, err := cs.store.Image(ctx, c.Image.String()); err == nil && img.ManifestDesc != nil {
-		f.Manifest = img.ManifestDesc
+		desc := *img.ManifestDesc
+		if p, err := oci.ParsePlatform(c.Platform); err == nil {
+			desc.Platform = &p
+		}
+		f.Manifest = &desc
 	} else if err != nil && !errors.Is(err, errdef.ErrNotFound) {
 		return container.Inspection{}, err
 	}

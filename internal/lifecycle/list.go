@@ -16,6 +16,7 @@ import (
 	"dhow/internal/oci"
 
 	dockertypes "github.com/moby/moby/api/types/container"
+	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -32,7 +33,7 @@ type ListOptions struct {
 // that is not there.
 func (cs *Containers) Choose(ctx context.Context, o ListOptions) ([]*Container, error) {
 	f, err := container.ParseFilter(o.Filters, func(name string) (container.Ancestor, error) {
-		img, err := cs.engine.Images.Lookup(ctx, name, oci.HostPlatform())
+		img, err := cs.engine.Images.Lookup(ctx, name, oci.Platform{})
 		if err != nil {
 			return container.Ancestor{}, err
 		}
@@ -93,6 +94,28 @@ func (cs *Containers) Summaries(ctx context.Context, o ListOptions) ([]dockertyp
 		out = append(out, sum)
 	}
 	return out, nil
+}
+
+// ImageUsers looks up who needs an image, as it stands now: the name of a
+// container, one that runs before others, and whether it does; "" for none. It is
+// image.RemoveOptions.InUse.
+func (cs *Containers) ImageUsers(ctx context.Context) (func(id digest.Digest) (name string, running bool), error) {
+	list, err := cs.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	users := map[digest.Digest]*Container{}
+	for _, c := range list {
+		if other := users[c.Image]; other == nil || c.State.Running() && !other.State.Running() {
+			users[c.Image] = c
+		}
+	}
+	return func(id digest.Digest) (string, bool) {
+		if c := users[id]; c != nil {
+			return c.Name, c.State.Running()
+		}
+		return "", false
+	}, nil
 }
 
 // imageNames tells what name a container's image is to be shown by: the one that

@@ -166,7 +166,7 @@ func imagesWhere(c *sqlite.Conn, where string, args ...any) ([]Image, error) {
 
 // RemoveImage removes the record, its tags and its repository digests; layers
 // and blobs stay until Prune. ErrNotFound.
-func (s *Store) RemoveImage(ctx context.Context, id digest.Digest) error {
+func (s *Store) RemoveImage(ctx context.Context, id digest.Digest, events ...Event) error {
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
 		if err := execute(c, "DELETE FROM images WHERE id = ?", string(id)); err != nil {
 			return err
@@ -179,7 +179,7 @@ func (s *Store) RemoveImage(ctx context.Context, id digest.Digest) error {
 				return err
 			}
 		}
-		return nil
+		return addEvents(c, events)
 	})
 	if err != nil {
 		return fmt.Errorf("remove image %s: %w", id, err)
@@ -189,12 +189,15 @@ func (s *Store) RemoveImage(ctx context.Context, id digest.Digest) error {
 
 // PutTag gives the image a name, taking it from the one that had it on the same
 // platform. ErrNotFound when there is no such image.
-func (s *Store) PutTag(ctx context.Context, name oci.Ref, platform string, id digest.Digest) error {
+func (s *Store) PutTag(ctx context.Context, name oci.Ref, platform string, id digest.Digest, events ...Event) error {
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
 		err := execute(c, `INSERT OR REPLACE INTO tags (name, platform, image, updated)
 			SELECT ?, ?, id, ? FROM images WHERE id = ?`, name.String(), platform, stamp(time.Now()), string(id))
 		if err == nil && c.Changes() == 0 {
 			err = errdef.New(errdef.ErrNotFound, "image %s is not in the store", id)
+		}
+		if err == nil {
+			err = addEvents(c, events)
 		}
 		return err
 	})
@@ -206,11 +209,14 @@ func (s *Store) PutTag(ctx context.Context, name oci.Ref, platform string, id di
 
 // RemoveTag takes the name away, on all platforms when platform is "".
 // ErrNotFound.
-func (s *Store) RemoveTag(ctx context.Context, name oci.Ref, platform string) error {
+func (s *Store) RemoveTag(ctx context.Context, name oci.Ref, platform string, events ...Event) error {
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
 		err := execute(c, "DELETE FROM tags WHERE name = ?1 AND (?2 = '' OR platform = ?2)", name.String(), platform)
 		if err == nil && c.Changes() == 0 {
 			err = errdef.New(errdef.ErrNotFound, "no such image")
+		}
+		if err == nil {
+			err = addEvents(c, events)
 		}
 		return err
 	})
@@ -286,12 +292,15 @@ func (s *Store) Tags(ctx context.Context) (tags []Tag, err error) {
 
 // PutRepoDigest remembers that the image is known as name@digest on its
 // platform. ErrNotFound when there is no such image.
-func (s *Store) PutRepoDigest(ctx context.Context, d RepoDigest) error {
+func (s *Store) PutRepoDigest(ctx context.Context, d RepoDigest, events ...Event) error {
 	err := s.db.write(ctx, func(c *sqlite.Conn) error {
 		err := execute(c, `INSERT OR REPLACE INTO repo_digests (name, digest, platform, image)
 			SELECT ?, ?, ?, id FROM images WHERE id = ?`, d.Name, string(d.Digest), d.Platform, string(d.ID))
 		if err == nil && c.Changes() == 0 {
 			err = errdef.New(errdef.ErrNotFound, "image %s is not in the store", d.ID)
+		}
+		if err == nil {
+			err = addEvents(c, events)
 		}
 		return err
 	})

@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"dhow/internal/container"
 	"dhow/internal/errdef"
@@ -125,7 +127,7 @@ func (s *supervisor) joinNetwork(ctx context.Context, a connectArgs) error {
 	rec, err := ChangeRecord(ctx, s.store, s.id, func(rec *container.Record) error {
 		SetEndpoint(rec, e.NetworkName, a.Settings)
 		return nil
-	}, networkEvent(e.Network, "connect", s.id))
+	}, s.networkEvent(ctx, e.Network, "connect"))
 	if err != nil {
 		return err
 	}
@@ -151,7 +153,7 @@ func (s *supervisor) leaveNetwork(ctx context.Context, name string) error {
 	rec, err := ChangeRecord(ctx, s.store, s.id, func(rec *container.Record) error {
 		RemoveEndpoint(rec, n.Name)
 		return nil
-	}, networkEvent(n.ID, "disconnect", s.id))
+	}, s.networkEvent(ctx, n.ID, "disconnect"))
 	if err != nil {
 		return err
 	}
@@ -194,8 +196,23 @@ func RemoveEndpoint(rec *container.Record, name string) {
 	}
 }
 
-func networkEvent(id, action, container string) store.Event {
-	return store.Event{Type: "network", Action: action, Actor: id, Attrs: map[string]string{"container": container}}
+// networkEvent tells that the container is connected with a network, or not any
+// more.
+func (s *supervisor) networkEvent(ctx context.Context, id, action string) store.Event {
+	e := store.Event{Type: "network", Action: action, Actor: id, Attrs: map[string]string{"container": s.id}}
+	if n, err := s.nets.Inspect(ctx, id); err == nil { // else it was removed meanwhile
+		e.Attrs["name"], e.Attrs["type"] = n.Name, n.Driver
+	}
+	return e
+}
+
+// networkEvents are those of all networks of a run, in the order of their names.
+func (s *supervisor) networkEvents(ctx context.Context, r *run, action string) []store.Event {
+	var list []store.Event
+	for _, name := range slices.Sorted(maps.Keys(r.networks)) {
+		list = append(list, s.networkEvent(ctx, r.networks[name].NetworkID, action))
+	}
+	return list
 }
 
 func errNoNetworks(rec *container.Record) error {

@@ -104,9 +104,14 @@ func (s *supervisor) startExec(ctx context.Context, o ExecOptions) (*execution, 
 	return x, nil
 }
 
-// tellStart records the event.
+// tellStart records the events.
 func (x *execution) tellStart(ctx context.Context, o ExecOptions) {
-	x.s.event(ctx, "exec_start: "+strings.Join(o.Args, " "), map[string]string{"execID": x.id})
+	command := strings.Join(o.Args, " ")
+	x.s.mu.Lock()
+	created := x.s.newEvent("exec_create: "+command, map[string]string{"execID": x.id})
+	started := x.s.newEvent("exec_start: "+command, map[string]string{"execID": x.id})
+	x.s.mu.Unlock()
+	complain(x.s.store.AddEvents(ctx, created, started))
 }
 
 func (x *execution) connect(o ExecOptions, cfg *sandbox.Config) (theirs []*os.File, err error) {

@@ -100,7 +100,7 @@ func (s *supervisor) begin(ctx context.Context, adopt bool) (*run, error) {
 			Networks: r.networks, Ports: r.ports, Health: r.firstHealth(),
 		}
 		s.run, s.asked.restart = r, false
-	})
+	}, s.networkEvents(ctx, r, "connect")...)
 	s.closeMounts(r)
 	if err != nil {
 		r.kill()
@@ -166,7 +166,7 @@ func (s *supervisor) ended(ctx context.Context, r *run, asked asked, status dock
 		if st.Health != "" {
 			st.Health = dockertypes.Unhealthy // docker's word for what nobody checks any more
 		}
-	})
+	}, s.networkEvents(ctx, r, "disconnect")...)
 	if err != nil {
 		// The disk may be full. The lock tells that nothing runs, in the end.
 		complain(err)
@@ -197,9 +197,9 @@ func (s *supervisor) failed(ctx context.Context, cause error) {
 // notStarted is docker's status for all that fails before the program does.
 const notStarted = 125
 
-// transition changes the state, in the database first, with an event.
-func (s *supervisor) transition(ctx context.Context, action string, attrs map[string]string, f func(*container.State)) error {
-	var event []store.Event
+// transition changes the state, in the database first, with an event, behind
+// those that go with it.
+func (s *supervisor) transition(ctx context.Context, action string, attrs map[string]string, f func(*container.State), event ...store.Event) error {
 	if action != "" {
 		event = append(event, s.newEvent(action, attrs))
 	}

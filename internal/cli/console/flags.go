@@ -84,6 +84,15 @@ func Filters(list []string) (map[string][]string, error) {
 	return m, nil
 }
 
+// AnyOr parses --platform; empty is the zero one, which means the host's, or else
+// the one that is there.
+func AnyOr(platform string) (oci.Platform, error) {
+	if platform == "" {
+		return oci.Platform{}, nil
+	}
+	return oci.ParsePlatform(platform)
+}
+
 // HostOr parses --platform; empty is the host's.
 func HostOr(platform string) (oci.Platform, error) {
 	if platform == "" {

@@ -49,7 +49,7 @@ func (a *app) inspectCommand() *cobra.Command {
 
 // inspectAny prints the first object of each name that one of the kinds has.
 func (a *app) inspectAny(ctx context.Context, args []string, format string, look []string, size bool, platform string) error {
-	p, err := console.HostOr(platform)
+	p, err := console.AnyOr(platform)
 	if err != nil {
 		return err
 	}

@@ -262,11 +262,11 @@ func (a *app) networkRm() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withContainers(cmd.Context(), func(cs *lifecycle.Containers) error {
 				return a.Each(args, func(name string) error {
-					err := ignoreMissing(force, cs.RemoveNetwork(cmd.Context(), name))
+					err := cs.RemoveNetwork(cmd.Context(), name)
 					if err == nil {
 						a.print(name)
 					}
-					return err
+					return ignoreMissing(force, err)
 				})
 			})
 		},

@@ -23,6 +23,7 @@ import (
 
 	"github.com/docker/go-units"
 	api "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/system"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -122,7 +123,11 @@ func (a *app) pruneAll(ctx context.Context, e *engine.Engine, values map[string]
 			return err
 		}
 	}
-	images, err := e.Images.Prune(ctx, image.PruneOptions{All: all, Filters: values, Waiting: a.Waiting})
+	users, err := cs.ImageUsers(ctx)
+	if err != nil {
+		return err
+	}
+	images, err := e.Images.Prune(ctx, image.PruneOptions{All: all, Filters: values, InUse: users, Waiting: a.Waiting})
 	if err != nil {
 		return err
 	}
@@ -183,10 +188,12 @@ func (a *app) info(ctx context.Context, e *engine.Engine) (system.Info, error) {
 	}
 	in := system.Info{
 		ServerVersion: a.Version.Version, Driver: "overlayfs", LoggingDriver: drivers[0].Name, CgroupDriver: "cgroupfs", CgroupVersion: "1",
-		OSType: "linux", Architecture: runtime.GOARCH, NCPU: runtime.NumCPU(), DockerRootDir: e.Store.Root(),
+		OSType: "linux", NCPU: runtime.NumCPU(), DockerRootDir: e.Store.Root(),
 		MemoryLimit: true, SwapLimit: true, PidsLimit: true, CPUCfsQuota: true, CPUCfsPeriod: true, CPUSet: true, CPUShares: true,
 		SystemTime: time.Now().Format(time.RFC3339Nano), SecurityOptions: []string{"name=seccomp,profile=builtin", "name=cgroupns"}, DefaultRuntime: ociruntime.Own,
 	}
+	in.Swarm.LocalNodeState = swarm.LocalNodeStateInactive
+	in.IndexServerAddress = "https://index.docker.io/v1/" // what logins to Docker Hub are kept under
 	if err := findRuntimes(&in); err != nil {
 		return in, err
 	}
@@ -221,7 +228,7 @@ func (a *app) info(ctx context.Context, e *engine.Engine) (system.Info, error) {
 	in.OperatingSystem = osName()
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
-		in.KernelVersion = unix.ByteSliceToString(u.Release[:])
+		in.KernelVersion, in.Architecture = unix.ByteSliceToString(u.Release[:]), unix.ByteSliceToString(u.Machine[:])
 	}
 	var si unix.Sysinfo_t
 	if unix.Sysinfo(&si) == nil {
