@@ -58,7 +58,7 @@ func resolveParent(p string) (string, error) {
 // Pack writes a file or tree as a tar archive in which it goes by name. Paths are
 // those of the calling thread's root, owners as ids calls them unless it is nil.
 func Pack(w io.Writer, source, name string, ids *sys.IDMap) error {
-	p := packer{w: tar.NewWriter(w), ids: ids, links: map[[2]uint64]string{}}
+	p := packer{w: tar.NewWriter(w), ids: ids, top: source, links: map[[2]uint64]string{}}
 	if err := p.add(source, name); err != nil {
 		return err
 	}
@@ -68,6 +68,7 @@ func Pack(w io.Writer, source, name string, ids *sys.IDMap) error {
 type packer struct {
 	w     *tar.Writer
 	ids   *sys.IDMap
+	top   string               // where it begins
 	links map[[2]uint64]string // device and inode → first name
 }
 
@@ -135,7 +136,26 @@ func (p *packer) attributes(h *tar.Header, source string, fi fs.FileInfo) {
 	}
 }
 
+// unreal says whether a directory is the kernel's or, at /dev, made for each run:
+// as part of a tree, as with docker, it has no contents.
+func unreal(dir string) bool {
+	var st unix.Statfs_t
+	if unix.Statfs(dir, &st) != nil {
+		return false
+	}
+	switch st.Type {
+	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC, unix.DEVPTS_SUPER_MAGIC:
+		return true
+	case unix.TMPFS_MAGIC:
+		return dir == "/dev"
+	}
+	return false
+}
+
 func (p *packer) dir(source, name string) error {
+	if source != p.top && unreal(source) {
+		return nil
+	}
 	entries, err := os.ReadDir(source)
 	if err != nil {
 		return err

@@ -190,8 +190,11 @@ func (cs *Containers) CopyFrom(ctx context.Context, ref, p string, w io.Writer) 
 			return err
 		}
 		name := path.Base(path.Clean("/" + p))
-		if strings.HasSuffix(p, "/.") || name == "/" {
+		switch {
+		case strings.HasSuffix(p, "/."):
 			name = "."
+		case name == "/":
+			name = "" // as docker: "/", "/bin/", …
 		}
 		return Pack(w, real, name, pl.ids)
 	})

@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"dhow/internal/sys"
 
 	dockertypes "github.com/moby/moby/api/types/container"
+	"github.com/moby/sys/signal"
 )
 
 // Start starts a container that does not run. The session, whose Started has
@@ -108,12 +110,21 @@ func (cs *Containers) Restart(ctx context.Context, ref string, o supervise.StopO
 }
 
 // Kill sends a signal to the first process; "" is SIGKILL.
-func (cs *Containers) Kill(ctx context.Context, ref, signal string) error {
+func (cs *Containers) Kill(ctx context.Context, ref, name string) error {
+	if name != "" {
+		sig, err := signal.ParseSignal(name)
+		if err == nil && !signal.ValidSignalForPlatform(sig) {
+			err = fmt.Errorf("linux has no signal %d", sig)
+		}
+		if err != nil {
+			return errdef.As(errdef.ErrInvalid, err)
+		}
+	}
 	_, client, err := cs.running(ctx, ref)
 	if err != nil {
 		return err
 	}
-	return client.Signal(ctx, signal)
+	return client.Signal(ctx, name)
 }
 
 // Pause stops all processes of a container where they are.
@@ -211,9 +222,12 @@ const startPoll = 5 * time.Millisecond
 // removeActive has the supervisor remove its container. ErrUnavailable when there
 // is none any more.
 func (cs *Containers) removeActive(ctx context.Context, c *Container, o supervise.RemoveOptions) error {
+	if !o.Force && c.State.Status == dockertypes.StatePaused {
+		return errdef.WithHint(errdef.New(errdef.ErrConflict, "cannot remove container %q: container is paused and must be unpaused first", c.Name), "dhow unpause %s", c.Name)
+	}
 	if !o.Force {
 		return errdef.WithHint(errdef.New(errdef.ErrConflict, "cannot remove container %q: container is %s: stop the container before removing or force remove",
-			"/"+c.Name, c.State.Status), "dhow rm -f %s", c.Name)
+			c.Name, c.State.Status), "dhow rm -f %s", c.Name)
 	}
 	client, err := cs.supervisor(ctx, c)
 	if err == nil {

@@ -113,8 +113,11 @@ func (b *builder) check() error {
 	if s == nil || s.Process == nil || b.cfg.Root == nil && b.cfg.Join == nil {
 		return errdef.New(errdef.ErrInvalid, "start the sandbox: the spec or the root is missing")
 	}
-	if len(s.Process.Args) == 0 || s.Process.Args[0] == "" {
+	if len(s.Process.Args) == 0 {
 		return errdef.New(errdef.ErrInvalid, "start the sandbox: no command specified")
+	}
+	if s.Process.Args[0] == "" {
+		return &StartError{127, errdef.New(errdef.ErrNotFound, `exec "": executable file not found in PATH`)}
 	}
 	if s.Process.Cwd == "" {
 		s.Process.Cwd = "/"

@@ -212,7 +212,7 @@ func stageError(errno syscall.Errno, kind byte, text string) error {
 		return &StartError{125, errdef.As(errdef.ErrUnavailable, err)}
 	case errno == syscall.ENOENT && strings.HasPrefix(text, stage.ApplyProfile):
 		return &StartError{125, errdef.WithHint(errdef.As(errdef.ErrNotFound, err), "no profile of that name is loaded: apparmor_parser -r FILE loads one")}
-	case kind == stage.FailNotFound:
+	case kind == stage.FailNotFound, errno == syscall.ENOENT && strings.HasPrefix(text, stage.EnterCwd):
 		return &StartError{127, errdef.As(errdef.ErrNotFound, err)}
 	case kind == stage.FailNotExec:
 		return &StartError{126, errdef.As(errdef.ErrInvalid, err)}

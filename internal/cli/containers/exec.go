@@ -68,7 +68,7 @@ func (a *app) exec(ctx context.Context, name string, o supervise.ExecOptions, ke
 		for _, w := range s.Warnings {
 			a.warn(w)
 		}
-		return a.serve(&follower{app: a, session: s, stdin: o.Stdin, tty: o.TTY, detachKeys: keys})
+		return a.serve(&follower{app: a, session: s, stdin: o.Stdin, tty: o.TTY, further: true, detachKeys: keys})
 	})
 }
 

@@ -283,7 +283,9 @@ func (a *app) serve(f *follower) error {
 	e, detached, err := f.follow(context.Background())
 	if f.unread.Load() {
 		const brokenPipe = 128 + int(syscall.SIGPIPE) // as a program of the shell's
-		a.warn("nobody reads the output any more; the program goes on, see dhow ps")
+		if !f.further {
+			a.warn("nobody reads the output any more; the program goes on, see dhow ps")
+		}
 		return console.ExitError{Code: brokenPipe}
 	}
 	if err != nil || detached {

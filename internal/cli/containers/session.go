@@ -35,6 +35,7 @@ type follower struct {
 	stdin      bool
 	tty        bool
 	proxy      bool // signals go to the program
+	further    bool // it is not the container's first program
 	detachKeys []byte
 
 	detached chan struct{} // closed when the user lets go, or nobody reads the output

@@ -318,10 +318,15 @@ func prlimit(resource uint64, set, get *syscall.Rlimit) syscall.Errno {
 	return e
 }
 
-// enterCwd goes to the working directory, made if missing, and checks that it
+// EnterCwd is how the text of a failure begins that has to do with the working
+// directory, which follows.
+const EnterCwd = "enter the working directory "
+
+// enterCwd goes to the working directory, made for a container's first process if
+// it is missing, and checks that it
 // is inside the root (CVE-2024-21626).
 func enterCwd(p *Plan) *failure {
-	what := "enter the working directory " + p.Cwd
+	what := EnterCwd + p.Cwd
 	root, e := openat(atFdcwd, "/", oPath|syscall.O_DIRECTORY, 0)
 	if e != 0 {
 		return fail(what, e)
@@ -329,7 +334,7 @@ func enterCwd(p *Plan) *failure {
 	defer syscall.Close(root)
 	t := tree{root}
 	dir, e := t.open(p.Cwd, syscall.O_DIRECTORY, 0)
-	if e == syscall.ENOENT {
+	if e == syscall.ENOENT && !p.Inside {
 		dir, e = t.create(p.Cwd, true)
 	}
 	if e != 0 {
