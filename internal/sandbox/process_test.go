@@ -67,7 +67,7 @@ func TestStartErrors(t *testing.T) {
 		{"/bin", 126, errdef.ErrInvalid, "exec /bin: is a directory"},
 		{"text", 126, errdef.ErrInvalid, "exec /bin/text: neither a program for this machine nor a script with a #! line"},
 		{"noshell", 127, errdef.ErrNotFound, "exec /bin/noshell: the file is there, but the interpreter or loader it names is not"},
-		{"", 125, errdef.ErrInvalid, "start the sandbox: no command specified"},
+		{"", 127, errdef.ErrNotFound, `exec "": executable file not found in PATH`},
 		{"a\x00b", 125, errdef.ErrInvalid, "start the sandbox: \"a\\x00b\" holds a zero byte"},
 	}
 	for _, tt := range tests {
