@@ -95,18 +95,28 @@ type incoming struct {
 	body  []byte    // of one that is expected
 	sum   [32]byte  // when it has come
 
-	fd   int // of its writer alone, as is what follows
+	lane *lane // its way to the disk; nil before its first part
+	fd   int   // of its writer alone, as is what follows
 	hash hash.Hash
 }
 
 // writers write files. Each file has one of them, so that its parts stay in order.
+// They are handed many parts at a time: to wake one costs as much as a small file.
 type writers struct {
 	root  *os.File
 	mask  uint32 // bits of a mode that a new file does not get
-	lanes []chan piece
+	lanes []*lane
+	next  int // the lane of the next file
 	group *errgroup.Group
 	ctx   context.Context
 	spare sync.Pool // of *[]byte
+}
+
+// lane is the way to one writer.
+type lane struct {
+	out   chan []piece
+	held  []piece // not handed over yet
+	bytes int     // of them
 }
 
 // piece is a part of a file, the end of it when it is empty.
@@ -115,21 +125,21 @@ type piece struct {
 	data []byte
 }
 
-// Writers of one transfer, and parts that wait for each. System calls on small
-// files are most of the work.
+// Writers of one transfer, and what is handed to one at a time.
 const (
 	maxWriters = 4
-	maxPieces  = 16
+	maxPieces  = 64
+	maxHeld    = 128 << 10 // bytes
 )
 
 func startWriters(ctx context.Context, giveUp func(), root *os.File) *writers {
 	w := &writers{root: root, mask: sys.Umask()}
 	w.group, w.ctx = errgroup.WithContext(ctx)
 	for range maxWriters {
-		lane := make(chan piece, maxPieces)
-		w.lanes = append(w.lanes, lane)
+		l := &lane{out: make(chan []piece, 2)}
+		w.lanes = append(w.lanes, l)
 		w.group.Go(func() error {
-			err := w.work(lane)
+			err := w.work(l.out)
 			if err != nil {
 				giveUp()
 			}
@@ -149,52 +159,71 @@ func (w *writers) buffer() []byte {
 
 // write takes a part of a file over.
 func (w *writers) write(f *incoming, data []byte) {
-	select {
-	case w.lanes[f.entry%len(w.lanes)] <- piece{f, data}:
-	case <-w.ctx.Done():
+	if f.lane == nil {
+		f.lane = w.lanes[w.next]
+	}
+	l := f.lane
+	l.held, l.bytes = append(l.held, piece{f, data}), l.bytes+len(data)
+	if len(l.held) < maxPieces && l.bytes < maxHeld {
+		return
+	}
+	w.handOver(l)
+	if l == w.lanes[w.next] {
+		w.next = (w.next + 1) % len(w.lanes)
 	}
 }
 
-// wait ends the writers.
+func (w *writers) handOver(l *lane) {
+	select {
+	case l.out <- l.held:
+	case <-w.ctx.Done():
+	}
+	l.held, l.bytes = nil, 0
+}
+
+// wait ends the writers, when they have written all.
 func (w *writers) wait() error {
-	for _, lane := range w.lanes {
-		close(lane)
+	for _, l := range w.lanes {
+		w.handOver(l)
+		close(l.out)
 	}
 	return w.group.Wait()
 }
 
-func (w *writers) work(lane chan piece) error {
+func (w *writers) work(in <-chan []piece) (err error) {
 	open := map[*incoming]bool{}
 	defer func() {
 		for f := range open {
 			unix.Close(f.fd)
 		}
 	}()
-	for p := range lane {
-		f := p.file
-		if !open[f] {
-			fd, err := create(w.root, f.name, f.mode)
+	for list := range in {
+		for _, p := range list {
+			if !open[p.file] {
+				if p.file.fd, err = create(w.root, p.file.name, p.file.mode); err != nil {
+					return err
+				}
+				p.file.hash, open[p.file] = sha256.New(), true
+			}
+			if len(p.data) == 0 {
+				delete(open, p.file) // end closes it
+				err = p.file.end(w.mask)
+			} else if err = writeAll(p.file.fd, p.data); err == nil {
+				p.file.hash.Write(p.data)
+				w.spare.Put(&p.data)
+			}
 			if err != nil {
-				return err
+				return &os.PathError{Op: "write", Path: p.file.name, Err: err}
 			}
-			f.fd, f.hash, open[f] = fd, sha256.New(), true
-		}
-		if len(p.data) > 0 {
-			if err := writeAll(f.fd, p.data); err != nil {
-				return &os.PathError{Op: "write", Path: f.name, Err: err}
-			}
-			f.hash.Write(p.data)
-			w.spare.Put(&p.data)
-			continue
-		}
-		f.hash.Sum(f.sum[:0])
-		f.hash = nil
-		delete(open, f)
-		if err := settle(f.fd, f.mode, w.mask, f.mtime); err != nil {
-			return &os.PathError{Op: "write", Path: f.name, Err: err}
 		}
 	}
 	return nil
+}
+
+func (f *incoming) end(mask uint32) error {
+	f.hash.Sum(f.sum[:0])
+	f.hash = nil
+	return settle(f.fd, f.mode, mask, f.mtime)
 }
 
 // create makes a new file, where there may be an old one.
