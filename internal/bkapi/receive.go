@@ -118,8 +118,8 @@ func receiveTree(ctx context.Context, giveUp func(), s packetStream, q session.D
 	if err != nil {
 		return nil, err
 	}
-	if err := t.finish(); err != nil {
-		return nil, err
+	if t.report != nil {
+		t.report(t.bytes, true)
 	}
 	if err := t.selected(); err != nil {
 		return nil, err
@@ -509,21 +509,14 @@ func (t *transfer) keep() error {
 	})
 }
 
-// finish lets the client go.
-func (t *transfer) finish() error {
-	if t.report != nil {
-		t.report(t.bytes, true)
-	}
-	if err := t.stream.SendMsg(&fstypes.Packet{Type: fstypes.PACKET_FIN}); err != nil {
-		return err
+// letGo ends a transfer that has brought all: the client is told, and listened to
+// until it has ended its side.
+func letGo(s packetStream) {
+	if s.SendMsg(&fstypes.Packet{Type: fstypes.PACKET_FIN}) != nil {
+		return
 	}
 	var raw rawPacket
-	for {
-		if err := t.stream.RecvMsg(&raw); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return err
-		}
+	for s.RecvMsg(&raw) == nil {
 	}
 }
 

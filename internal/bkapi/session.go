@@ -59,7 +59,10 @@ type remote struct {
 	dirs      map[string]session.Dir // guarded by mu; by what was asked for
 	layouts   map[string]string      // guarded by mu; by name and image
 	slots     []*slot                // guarded by mu; held until the build ends
+	ends      []context.CancelFunc   // guarded by mu; of transfers that have brought all
 	temporary []string               // guarded by mu; directories that go with the build
+
+	ending sync.WaitGroup // the same transfers
 }
 
 var _ session.Session = (*remote)(nil)
@@ -160,6 +163,10 @@ func (r *remote) Layout(ctx context.Context, name string, image digest.Digest) (
 func (r *remote) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	for _, end := range r.ends {
+		end()
+	}
+	r.ending.Wait()
 	for _, s := range r.slots {
 		s.release()
 	}

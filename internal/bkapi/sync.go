@@ -121,15 +121,23 @@ func (r *remote) receive(ctx context.Context, c bksession.Caller, q session.DirR
 		return nil, errdef.New(errdef.ErrNotFound, "build context %q: the client lends no directories", q.Name)
 	}
 	ctx, cancel := context.WithCancel(c.Context(ctx))
-	defer cancel()
 	stream, err := filesync.NewFileSyncClient(c.Conn()).DiffCopy(metadata.NewOutgoingContext(ctx, syncOptions(q)), grpc.ForceCodecV2(packetCodec{}))
 	if err != nil {
+		cancel()
 		return nil, err
 	}
 	tree, err := receiveTree(ctx, cancel, stream, q, dir, r.transferring(q))
 	if err == nil {
-		return tree, stream.CloseSend()
+		// The build goes on meanwhile: what the client still has to say is nothing.
+		r.ends = append(r.ends, cancel)
+		r.ending.Go(func() {
+			defer cancel()
+			letGo(stream)
+			_ = stream.CloseSend() // the call has ended
+		})
+		return tree, nil
 	}
+	cancel()
 	// What was received of it is in no known state.
 	if rerr := r.discard(dir); rerr != nil {
 		return nil, fmt.Errorf("%w; remove what was received: %w", err, rerr)

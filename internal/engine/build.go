@@ -145,6 +145,7 @@ type building struct {
 	cacheTo  []*remotecache.Export
 	before   usage
 	started  time.Time
+	result   *frontend.Result // once it is made; nil until then
 }
 
 // Build runs the request. On failure of a step the error is a *StepError.
@@ -345,9 +346,7 @@ func (b *building) run(ctx context.Context) (*BuildResult, error) {
 	if err != nil {
 		return out, err
 	}
-	if b.job.Keep != nil {
-		out.Provenance, out.Multi = b.recordOrigins(ctx, res), res.Multi
-	}
+	b.result = res
 	if out.Exports, err = b.export(ctx, res, chains, attests); err != nil {
 		return out, err
 	}

@@ -22,6 +22,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/moby/buildkit/solver/pb"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -75,38 +76,15 @@ func (b *building) finish(ctx context.Context, res *BuildResult, failure error) 
 			res.Context = &totals
 		}
 	}
-	if before, err := b.lastSteps(ctx); err != nil {
+	// Beside the rest: it takes as long, and somebody waits for the answer.
+	var keepsake errgroup.Group
+	keepsake.Go(func() error { return b.makeKeepsake(res, failure) })
+	rec, err := b.describe(ctx, res, failure, trees, dockerfile)
+	if kerr := keepsake.Wait(); err == nil {
+		err = kerr
+	}
+	if err != nil {
 		return err
-	} else if before != nil {
-		h := &history{steps: before, dockerfile: dockerfile, changes: func(was, is string) []fileChange {
-			return b.treeChanges(ctx, was, is, trees)
-		}}
-		h.explain(steps)
-	}
-	status := statusDone
-	switch {
-	case errors.Is(failure, context.Canceled):
-		status = statusCanceled
-	case failure != nil:
-		status = statusFailed
-	}
-	rec := b.record(status)
-	if err := encodeRecord(&rec, res, b.job.Tags, failure); err != nil {
-		return err
-	}
-	for dgst, t := range trees {
-		if _, ok, err := s.Memo(ctx, memoTree, dgst); err != nil {
-			return err
-		} else if !ok {
-			if err := s.PutMemo(ctx, memoTree, dgst, encodeManifest(manifest(t))); err != nil {
-				return err
-			}
-		}
-	}
-	if b.job.Keep != nil {
-		if err := b.keep(b.job.Keep(res, failure)); err != nil {
-			return err
-		}
 	}
 	if err := s.PutBuild(ctx, rec); err != nil {
 		return err
@@ -117,6 +95,42 @@ func (b *building) finish(ctx context.Context, res *BuildResult, failure error) 
 		}
 	}
 	return b.trim(ctx)
+}
+
+// describe says why each step ran, and makes the record. What trees hold is
+// remembered for the builds to come.
+func (b *building) describe(ctx context.Context, res *BuildResult, failure error, trees map[string]*buildcontext.Tree, dockerfile string) (store.BuildRecord, error) {
+	rec := b.record(statusDone)
+	before, err := b.lastSteps(ctx)
+	if err != nil {
+		return rec, err
+	}
+	if before != nil {
+		h := &history{steps: before, dockerfile: dockerfile, changes: func(was, is string) []fileChange {
+			return b.treeChanges(ctx, was, is, trees)
+		}}
+		h.explain(res.Steps)
+	}
+	switch {
+	case errors.Is(failure, context.Canceled):
+		rec.Status = statusCanceled
+	case failure != nil:
+		rec.Status = statusFailed
+	}
+	if err := encodeRecord(&rec, res, b.job.Tags, failure); err != nil {
+		return rec, err
+	}
+	s := b.engine.Store
+	for dgst, t := range trees {
+		if _, ok, err := s.Memo(ctx, memoTree, dgst); err != nil {
+			return rec, err
+		} else if !ok {
+			if err := s.PutMemo(ctx, memoTree, dgst, encodeManifest(manifest(t))); err != nil {
+				return rec, err
+			}
+		}
+	}
+	return rec, nil
 }
 
 // usedRecords are the cache records that the build took results from; prune

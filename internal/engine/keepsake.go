@@ -31,6 +31,17 @@ const (
 	keepBlobs  = "blobs"
 )
 
+// makeKeepsake makes and writes what the caller keeps of a build that has ended.
+func (b *building) makeKeepsake(res *BuildResult, failure error) error {
+	if b.job.Keep == nil {
+		return nil
+	}
+	if b.result != nil {
+		res.Provenance, res.Multi = b.recordOrigins(b.result), b.result.Multi
+	}
+	return b.keep(b.job.Keep(res, failure))
+}
+
 // keep writes the keepsake of a build that has ended. As with the outputs of
 // steps, nothing is built on it, and a power cut may take the last ones: eight
 // fsyncs were half the time of a build with nothing to do.

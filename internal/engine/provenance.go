@@ -17,7 +17,6 @@ import (
 	"dhow/internal/llb"
 	"dhow/internal/oci"
 	"dhow/internal/provenance"
-	"dhow/internal/snapshot"
 	"dhow/internal/sys"
 
 	"github.com/containerd/platforms"
@@ -97,7 +96,7 @@ func (b *building) attest(ctx context.Context, br *bridge, res *frontend.Result)
 
 // recordOrigins is the provenance of each target for the record of the build. One
 // that cannot be made is left out: nobody asked for it.
-func (b *building) recordOrigins(ctx context.Context, res *frontend.Result) map[string][]byte {
+func (b *building) recordOrigins(res *frontend.Result) map[string][]byte {
 	out := map[string][]byte{}
 	o, err := provenance.ParseOptions(map[string]string{"builder-id": b.job.Attests[attestations.KeyTypeProvenance]["builder-id"]})
 	if err != nil {
@@ -107,12 +106,7 @@ func (b *building) recordOrigins(ctx context.Context, res *frontend.Result) map[
 		if t.Call == nil {
 			continue
 		}
-		a, err := b.originOf(ctx, res, t, o)
-		if err != nil {
-			continue
-		}
-		noLayers := func(context.Context, snapshot.Chain) []ocispecs.Descriptor { return nil }
-		if raw, err := a.Predicate(ctx, noLayers); err == nil {
+		if raw, err := provenance.Predicate(b.capture(res, t), o, b.facts(t)); err == nil {
 			out[t.ID] = raw
 		}
 	}
@@ -121,11 +115,7 @@ func (b *building) recordOrigins(ctx context.Context, res *frontend.Result) map[
 
 // originOf is the provenance of a target.
 func (b *building) originOf(ctx context.Context, res *frontend.Result, t frontend.Target, o provenance.Options) (export.Attestation, error) {
-	c := b.capture(res, t)
-	facts := provenance.Facts{
-		Builder: platforms.Format(platforms.Normalize(oci.HostPlatform())), ID: b.id, Started: b.started, Finished: time.Now(),
-		Custom: b.job.ProvenanceEnv, Definition: t.Def,
-	}
+	c, facts := b.capture(res, t), b.facts(t)
 	// Once now, for what is wrong with it; again when the layers are known.
 	if _, err := provenance.Predicate(c, o, facts); err != nil {
 		return export.Attestation{}, err
@@ -144,6 +134,14 @@ func (b *building) originOf(ctx context.Context, res *frontend.Result, t fronten
 			return provenance.Predicate(c, o, facts)
 		},
 	}, nil
+}
+
+// facts are what is known of a target beside what it was made from.
+func (b *building) facts(t frontend.Target) provenance.Facts {
+	return provenance.Facts{
+		Builder: platforms.Format(platforms.Normalize(oci.HostPlatform())), ID: b.id, Started: b.started, Finished: time.Now(),
+		Custom: b.job.ProvenanceEnv, Definition: t.Def,
+	}
 }
 
 // capture collects what a target was made from.
