@@ -85,6 +85,10 @@ func Main(args []string, version Version) int {
 	collectLate()
 	args = asBuildkitd(os.Args[0], args)
 	a := &app{&console.Console{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Version: version, Opened: lifecycle.ShipBacklog}}
+	args, err := takeGlobals(args, os.Setenv)
+	if err != nil {
+		return a.Report(context.Background(), err)
+	}
 	if usesStore(args) {
 		// An ordinary user becomes root of a user namespace; this returns in the
 		// program that runs inside it.
@@ -132,6 +136,7 @@ func (a *app) command(args []string) *cobra.Command {
 	root.SetOut(a.Out)
 	root.SetErr(a.Err)
 	root.SetFlagErrorFunc(console.FlagError)
+	root.Flags().String("config", "", "Location of docker's config files (default $DOCKER_CONFIG, else ~/.docker)") // takeGlobals has taken it
 	root.PersistentFlags().StringVar(&a.Root, "root", "", "State directory (default $DHOW_ROOT, else /var/lib/dhow or ~/.local/share/dhow)")
 	var showVersion bool
 	root.Flags().BoolVarP(&showVersion, "version", "v", false, "Print version information and quit")

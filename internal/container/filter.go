@@ -158,7 +158,10 @@ func (f *Filter) moment(key string, list []Listing) (time.Time, error) {
 	var t time.Time
 	for _, v := range f.values[key] {
 		name := strings.TrimPrefix(v, "/")
-		i := slices.IndexFunc(list, func(l Listing) bool { return l.Record.Name == name || strings.HasPrefix(l.Record.ID, name) })
+		i := slices.IndexFunc(list, func(l Listing) bool { return l.Record.Name == name })
+		if i < 0 { // a name wins over the beginning of an id
+			i = slices.IndexFunc(list, func(l Listing) bool { return strings.HasPrefix(l.Record.ID, name) })
+		}
 		if name == "" || i < 0 {
 			return t, errdef.New(errdef.ErrNotFound, "filter %s=%s: no such container", key, v)
 		}

@@ -145,7 +145,15 @@ func TestFilter(t *testing.T) {
 			t.Errorf("%s: got %v, want it refused", bad, err)
 		}
 	}
-	f, _ := ParseFilter(map[string][]string{"before": {"missing"}}, ancestor)
+	// A name wins over the beginning of an id.
+	list := listings()
+	list[0].Record.ID = "db" + list[0].Record.ID[2:]
+	f, _ := ParseFilter(map[string][]string{"before": {"db"}}, ancestor)
+	f.All = true
+	if got, err := f.Choose(list); err != nil || len(got) != 2 {
+		t.Errorf("before db: got %d containers and %v, want 2", len(got), err)
+	}
+	f, _ = ParseFilter(map[string][]string{"before": {"missing"}}, ancestor)
 	if _, err := f.Choose(listings()); !errors.Is(err, errdef.ErrNotFound) {
 		t.Errorf("before a missing one: got %v", err)
 	}
