@@ -1,6 +1,7 @@
 package image
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"path"
@@ -34,6 +35,9 @@ func applyChange(cfg *oci.Image, change string) error {
 		return err
 	}
 	for _, node := range parsed.AST.Children {
+		if strings.EqualFold(node.Value, "FROM") { // no command to ParseCommand
+			return errors.New("FROM cannot be used here")
+		}
 		cmd, err := instructions.ParseCommand(node)
 		if err != nil {
 			return err

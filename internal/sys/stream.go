@@ -2,8 +2,10 @@ package sys
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -25,6 +27,10 @@ func WriteAtomic(path string, perm os.FileMode, write func(io.Writer) error) (er
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), ".dhow-")
 	if err != nil {
+		var pe *fs.PathError
+		if errors.As(err, &pe) {
+			pe.Path = path // which people know
+		}
 		return err
 	}
 	defer func() {

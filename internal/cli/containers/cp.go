@@ -105,6 +105,9 @@ func (a *app) copyFrom(ctx context.Context, f *cpFlags, name, source, dest strin
 		if err := archive.CopyTo(content, info, dest); err != nil {
 			return err
 		}
+		if _, err := io.Copy(io.Discard, r); err != nil { // CopyFrom ends behind the archive's end
+			return err
+		}
 		a.copied(f, size.n, dest)
 		return nil
 	})

@@ -46,7 +46,7 @@ func (a *app) systemPrune() *cobra.Command {
 			if volumes && len(values["until"]) > 0 {
 				return errdef.New(errdef.ErrInvalid, `ERROR: The "until" filter is not supported with "--volumes"`)
 			}
-			if !force && !a.Confirm(pruneQuestion(all, volumes, kept)) {
+			if !force && !a.Confirm(pruneQuestion(all, volumes, kept, filter)) {
 				return nil
 			}
 			return a.WithEngine(cmd.Context(), func(e *engine.Engine) error {
@@ -82,7 +82,7 @@ func (a *app) pruneKept(cs *lifecycle.Containers, f lifecycle.PruneFilter) (free
 }
 
 // pruneQuestion says what will go, as docker does.
-func pruneQuestion(all, volumes, kept bool) string {
+func pruneQuestion(all, volumes, kept bool, filters []string) string {
 	list := []string{"all stopped containers", "all networks not used by at least one container"}
 	if volumes {
 		list = append(list, "all anonymous volumes not used by at least one container")
@@ -95,7 +95,11 @@ func pruneQuestion(all, volumes, kept bool) string {
 	} else {
 		list = append(list, "all dangling images", "unused build cache")
 	}
-	return "WARNING! This will remove:\n  - " + strings.Join(list, "\n  - ") + "\n"
+	text := "WARNING! This will remove:\n  - " + strings.Join(list, "\n  - ") + "\n"
+	if len(filters) > 0 {
+		text += "\n  Items to be pruned will be filtered with:\n  - " + strings.Join(slices.Sorted(slices.Values(filters)), "\n  - ") + "\n"
+	}
+	return text
 }
 
 func (a *app) pruneAll(ctx context.Context, e *engine.Engine, values map[string][]string, all, volumes, kept bool) error {
