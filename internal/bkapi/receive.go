@@ -106,8 +106,8 @@ func receiveTree(ctx context.Context, giveUp func(), s packetStream, q session.D
 		giveUp()
 	}
 	t.asker.stop()
-	if werr := t.disk.wait(); werr != nil {
-		err = werr // what came after is its consequence
+	if werr := t.disk.wait(); werr != nil && (err == nil || !errors.Is(werr, context.Canceled)) {
+		err = werr // that the stream ended is its consequence
 	}
 	if err == nil {
 		err = t.keep()
@@ -388,9 +388,13 @@ func (t *transfer) add(st *fstypes.Stat, number uint32, same bool, sum [32]byte)
 		return nil
 	case !same:
 		t.ask(i, nil)
-	case t.resend:
-		e.Digest = sum
+	case t.resend && e.Size <= maxCompared && holds(t.root, e, false):
 		t.ask(i, &sum)
+	case t.resend:
+		if err := t.change(); err != nil {
+			return err
+		}
+		t.ask(i, nil)
 	default:
 		e.Digest = sum
 		if t.new != nil {
@@ -421,12 +425,11 @@ func (t *transfer) note(st *fstypes.Stat) {
 	t.metadata.Write(raw)
 }
 
-// ask asks for a file; known, when not nil, is what it is expected to hold.
+// ask asks for a file; known, when not nil, is what it is expected to hold, as the
+// copy does. Otherwise the copy changes, which has been said.
 func (t *transfer) ask(i int, known *[32]byte) {
-	f := &incoming{entry: i, name: t.entries[i].Path, mode: t.entries[i].Mode & 0o7777, mtime: t.entries[i].MTime, left: t.entries[i].Size}
-	if known != nil && f.left <= maxCompared && holds(t.root, &t.entries[i], false) {
-		f.known = known
-	}
+	e := &t.entries[i]
+	f := &incoming{entry: i, name: e.Path, mode: e.Mode & 0o7777, mtime: e.MTime, left: e.Size, known: known}
 	t.files = append(t.files, f)
 	t.open[t.numbers[i]] = f
 	t.asker.ask(t.numbers[i])
@@ -483,6 +486,12 @@ func (t *transfer) keep() error {
 		e, first := &t.entries[l.entry], &t.entries[l.target]
 		name := e.Path
 		if first.Mode&unix.S_IFMT == unix.S_IFREG {
+			if !t.isOwn(l.target) { // it was not chosen
+				if t.chosen(name) {
+					return errdef.New(errdef.ErrInvalid, "invalid link %s to unknown path: %q", name, first.Path)
+				}
+				continue
+			}
 			if !l.made || replaced[l.target] {
 				if err := t.change(); err != nil {
 					return err

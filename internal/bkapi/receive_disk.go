@@ -109,6 +109,7 @@ type writers struct {
 	next  int // the lane of the next file
 	group *errgroup.Group
 	ctx   context.Context
+	lost  error     // why something was not handed over
 	spare sync.Pool // of *[]byte
 }
 
@@ -174,20 +175,27 @@ func (w *writers) write(f *incoming, data []byte) {
 }
 
 func (w *writers) handOver(l *lane) {
+	if len(l.held) == 0 {
+		return
+	}
 	select {
 	case l.out <- l.held:
 	case <-w.ctx.Done():
+		w.lost = context.Cause(w.ctx)
 	}
 	l.held, l.bytes = nil, 0
 }
 
-// wait ends the writers, when they have written all.
+// wait ends the writers. Without an error they have written all.
 func (w *writers) wait() error {
 	for _, l := range w.lanes {
 		w.handOver(l)
 		close(l.out)
 	}
-	return w.group.Wait()
+	if err := w.group.Wait(); err != nil {
+		return err
+	}
+	return w.lost
 }
 
 func (w *writers) work(in <-chan []piece) (err error) {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"dhow/internal/errdef"
 	bksession "dhow/internal/session"
@@ -229,6 +230,72 @@ func TestCopiedOnce(t *testing.T) {
 	build("two")
 	if got := read(t, first[0]); got != "one" {
 		t.Errorf("the older layer: got %q, want %q", got, "one")
+	}
+}
+
+// TestSentAgain: files that are always sent are taken as they come, whatever their
+// size and time say, also when the copy has lost them.
+func TestSentAgain(t *testing.T) {
+	root, c := serveWith(t, Options{})
+	dir, at := t.TempDir(), time.Unix(1e9, 0)
+	big := strings.Repeat("x", maxCompared)
+	build := func(small, large string) {
+		t.Helper()
+		for name, body := range map[string]string{"small": small, "large": large} {
+			name = filepath.Join(dir, name)
+			must(t, os.WriteFile(name, []byte(body), 0o644), os.Chtimes(name, at, at))
+		}
+		fs, err := fsutil.NewFS(dir)
+		must(t, err)
+		l, out := &lender{fs: fs}, t.TempDir()
+		st := llb.Scratch().File(llb.Copy(llb.Local("src", llb.Differ(llb.DiffNone, true)), "/", "/"))
+		must(t, solveLent(t, c, l, st, client.ExportEntry{Type: client.ExporterLocal, OutputDir: out}))
+		if got := l.asked.Load(); got != 2 {
+			t.Errorf("got %d files asked for, want 2", got)
+		}
+		if got := read(t, filepath.Join(out, "small")); got != small {
+			t.Errorf("small: got %q, want %q", got, small)
+		}
+		if got := read(t, filepath.Join(out, "large")); got != large {
+			t.Errorf("large: got %d bytes, not those of this build", len(got))
+		}
+	}
+	build("one", big+"1")
+	build("one", big+"1")
+	build("two", big+"2")
+	for _, name := range []string{"small", "large"} {
+		copies, err := filepath.Glob(filepath.Join(root, "contexts", "copy-*", "files", name))
+		if err != nil || len(copies) != 1 {
+			t.Fatalf("got the copies %v, %v, want one", copies, err)
+		}
+		must(t, os.Remove(copies[0]))
+		build("six", big+"3")
+	}
+}
+
+// TestUnwritten: a transfer whose end comes before its files are written has failed,
+// though all has been received.
+func TestUnwritten(t *testing.T) {
+	root, err := os.Open(t.TempDir())
+	must(t, err)
+	defer root.Close()
+	for range 20 { // either end of a lane may be ready
+		ctx, cancel := context.WithCancel(t.Context())
+		w := startWriters(ctx, func() {}, root)
+		var files []*incoming
+		for i := range 20 {
+			f := &incoming{name: fmt.Sprint(i), mode: 0o644, mtime: 1}
+			w.write(f, []byte("x"))
+			w.write(f, nil)
+			files = append(files, f)
+		}
+		cancel()
+		err := w.wait()
+		for _, f := range files {
+			if err == nil && f.sum == [32]byte{} {
+				t.Fatal("a file was not written, and nobody says so")
+			}
+		}
 	}
 }
 
