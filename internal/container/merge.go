@@ -30,7 +30,6 @@ func (r *Record) Merge(img *dockerspec.DockerOCIImageConfig) error {
 	if len(c.Shell) == 0 {
 		c.Shell = img.Shell
 	}
-	c.OnBuild = img.OnBuild
 	if err := mergePorts(c, img); err != nil {
 		return err
 	}

@@ -21,15 +21,18 @@ import (
 // configuration, as docker import and docker commit take them. ErrInvalid names
 // the instruction.
 func ApplyChanges(cfg *oci.Image, changes []string) error {
+	cmdSet := false
 	for _, change := range changes {
-		if err := applyChange(cfg, change); err != nil {
+		if err := applyChange(cfg, change, &cmdSet); err != nil {
 			return errdef.New(errdef.ErrInvalid, "change %q: %w", change, err)
 		}
 	}
 	return nil
 }
 
-func applyChange(cfg *oci.Image, change string) error {
+// applyChange runs one change. An ENTRYPOINT takes away the arguments that were
+// meant for another one, unless a CMD was among the changes before.
+func applyChange(cfg *oci.Image, change string, cmdSet *bool) error {
 	parsed, err := parser.Parse(strings.NewReader(change))
 	if err != nil {
 		return err
@@ -47,6 +50,14 @@ func applyChange(cfg *oci.Image, change string) error {
 		}
 		if err := runChange(cfg, cmd); err != nil {
 			return err
+		}
+		switch cmd.(type) {
+		case *instructions.CmdCommand:
+			*cmdSet = true
+		case *instructions.EntrypointCommand:
+			if !*cmdSet {
+				cfg.Config.Cmd = nil
+			}
 		}
 	}
 	return nil

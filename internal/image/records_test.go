@@ -253,6 +253,11 @@ func TestChanges(t *testing.T) {
 	if diff := cmp.Diff(want, cfg.Config); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
 	}
+	// Arguments for another entrypoint go with it.
+	cfg.Config.Cmd = []string{"old"}
+	if err := ApplyChanges(cfg, []string{`ENTRYPOINT ["/new"]`}); err != nil || cfg.Config.Cmd != nil {
+		t.Errorf("a new entrypoint: got command %q and %v, want none", cfg.Config.Cmd, err)
+	}
 	for _, bad := range []string{"RUN x", "FROM y", "COPY a b", "NONSENSE", "EXPOSE x"} {
 		if err := ApplyChanges(&oci.Image{}, []string{bad}); !errors.Is(err, errdef.ErrInvalid) {
 			t.Errorf("%s: got %v, want ErrInvalid", bad, err)
