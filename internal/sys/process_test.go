@@ -4,9 +4,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestParseStat(t *testing.T) {
@@ -88,4 +91,78 @@ func programMaps(t *testing.T) (list []programMap) {
 		}
 	}
 	return list
+}
+
+// A page that is used again comes back without its neighbours.
+func TestForgetProgramMapsSingly(t *testing.T) {
+	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|uffdUserModeOnly, 0, 0)
+	if errno != 0 {
+		t.Skipf("userfaultfd: %v", errno)
+	}
+	unix.Close(int(fd))
+	if err := ForgetProgram(); err != nil {
+		t.Fatal(err)
+	}
+	page, around := int64(os.Getpagesize()), int64(64<<10)
+	for _, m := range programMaps(t) {
+		for at := (m.from + around - 1) / around * around; at+around <= m.to; at += around {
+			if mapped(t, at, around/page) > 0 {
+				continue
+			}
+			if _, err := readMemory(at + around/2); err != nil {
+				t.Fatal(err)
+			}
+			switch got := mapped(t, at, around/page); {
+			case got == int(around/page) && !watchesFiles(t):
+				t.Skip("this kernel does not watch files for writes")
+			case got != 1:
+				t.Errorf("got %d pages mapped after one was read, want 1", got)
+			}
+			return
+		}
+	}
+	t.Fatal("all of the program is mapped")
+}
+
+// watchesFiles says whether the kernel is as young as mapSingly needs it.
+func watchesFiles(t *testing.T) bool {
+	t.Helper()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	return runtime.GOARCH == "amd64" && (major > 6 || major == 6 && minor >= 7)
+}
+
+func readMemory(at int64) (byte, error) {
+	f, err := os.Open("/proc/self/mem")
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	var b [1]byte
+	_, err = f.ReadAt(b[:], at)
+	return b[0], err
+}
+
+// mapped counts those of our pages that are mapped (proc_pid_pagemap(5), bit 63).
+func mapped(t *testing.T, at, pages int64) (count int) {
+	t.Helper()
+	f, err := os.Open("/proc/self/pagemap")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	entries := make([]byte, 8*pages)
+	if _, err := f.ReadAt(entries, at/int64(os.Getpagesize())*8); err != nil {
+		t.Fatal(err)
+	}
+	for i := 7; i < len(entries); i += 8 {
+		count += int(entries[i] >> 7)
+	}
+	return count
 }
