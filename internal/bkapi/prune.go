@@ -10,61 +10,56 @@ import (
 	"dhow/internal/snapshot"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
-	"github.com/moby/buildkit/client"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 // DiskUsage lists what the build cache holds: steps and cache mounts.
 func (s *Server) DiskUsage(ctx context.Context, req *controlapi.DiskUsageRequest) (*controlapi.DiskUsageResponse, error) {
-	if filtered(req.Filter) {
-		return nil, errdef.New(errdef.ErrUnsupported, "filters of the build cache are not supported")
-	}
-	records, err := s.engine.Store.CacheRecords(ctx)
+	list, err := s.engine.Snapshots.Entries(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if list, err = snapshot.Matching(list, req.Filter); err != nil {
 		return nil, err
 	}
 	out := &controlapi.DiskUsageResponse{}
 	oldest := time.Now().Add(-time.Duration(req.AgeLimit))
-	for _, r := range records {
-		if req.AgeLimit > 0 && r.LastUsed.After(oldest) {
-			continue
+	for _, e := range list {
+		if req.AgeLimit <= 0 || !e.LastUsed.After(oldest) {
+			out.Record = append(out.Record, usageRecord(e))
 		}
-		out.Record = append(out.Record, &controlapi.UsageRecord{
-			ID: r.Key, Size: r.Size, Description: r.Name, CreatedAt: timestamppb.New(r.Created), LastUsedAt: timestamppb.New(r.LastUsed), UsageCount: r.Uses,
-			RecordType: string(client.UsageRecordTypeRegular),
-		})
-	}
-	mounts, err := s.engine.Store.CacheMounts(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for _, m := range mounts {
-		out.Record = append(out.Record, &controlapi.UsageRecord{
-			ID: m.ID, Size: m.Size, Mutable: true, Description: "cache mount", CreatedAt: timestamppb.New(m.Created), LastUsedAt: timestamppb.New(m.LastUsed),
-			RecordType: string(client.UsageRecordTypeCacheMount),
-		})
 	}
 	return out, nil
 }
 
+func usageRecord(e snapshot.Entry) *controlapi.UsageRecord {
+	return &controlapi.UsageRecord{
+		ID: e.ID, RecordType: e.Type, Description: e.Description, Size: e.Size, Parents: e.Parents,
+		CreatedAt: timestamppb.New(e.Created), LastUsedAt: timestamppb.New(e.LastUsed), UsageCount: e.Uses,
+		Mutable: e.Mutable, InUse: e.InUse, Shared: e.Shared,
+	}
+}
+
 // Prune removes build cache, once no build runs in any process.
 func (s *Server) Prune(req *controlapi.PruneRequest, stream controlapi.Control_PruneServer) error {
-	switch {
-	case filtered(req.Filter):
-		return errdef.New(errdef.ErrUnsupported, "filters of the build cache are not supported")
-	case req.MaxUsedSpace > 0 || req.MinFreeSpace > 0:
-		return errdef.New(errdef.ErrUnsupported, "limits of the used or free space are not supported")
+	if _, err := snapshot.Matching(nil, req.Filter); err != nil {
+		return err
 	}
-	o := snapshot.PruneOptions{Cache: true, All: req.All, KeepBytes: req.ReservedSpace}
-	if req.KeepDuration > 0 {
-		o.Before = time.Now().Add(-time.Duration(req.KeepDuration))
+	rule := snapshot.Rule{
+		All: req.All, Filters: req.Filter, KeepFor: time.Duration(req.KeepDuration),
+		Reserved: req.ReservedSpace, MaxUsed: req.MaxUsedSpace, MinFree: req.MinFreeSpace,
 	}
-	res, err := s.prune(stream.Context(), o)
+	res, err := s.prune(stream.Context(), snapshot.PruneOptions{Cache: []snapshot.Rule{rule}})
 	if err != nil {
 		return err
 	}
 	for _, r := range res.Removed {
-		if err := stream.Send(&controlapi.UsageRecord{ID: r.ID, Size: r.Size, Description: r.Kind}); err != nil {
+		u := &controlapi.UsageRecord{ID: r.ID, Size: r.Size, Description: r.Kind}
+		if r.Entry.ID != "" {
+			u = usageRecord(r.Entry)
+			u.InUse = false
+		}
+		if err := stream.Send(u); err != nil {
 			return err
 		}
 	}

@@ -66,7 +66,7 @@ func writeForever(ctx context.Context, root string) error {
 				return err
 			}
 			parent = nil
-			if _, err := s.Prune(ctx, PruneOptions{Cache: true, KeepBytes: 1 << 20}); err != nil {
+			if _, err := s.Prune(ctx, PruneOptions{Cache: []Rule{{MaxUsed: 1 << 20}}}); err != nil {
 				return err
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"dhow/internal/store"
@@ -19,18 +20,18 @@ import (
 // goes: layers and blobs of images that were removed, and what killed processes
 // left.
 type PruneOptions struct {
-	// Cache removes build cache: records not used since Before (zero: of any age),
-	// least recently used first, until no more than KeepBytes of layers are left
-	// that only the cache holds (0: all that Before allows). Records that free
-	// nothing, because images have all their layers, stay.
-	Cache     bool
-	Before    time.Time
-	KeepBytes int64
-	// All, with Cache, removes those too, and the cache mounts that Before allows,
-	// and everything that was remembered to save time.
-	All bool
+	// Cache are rules that take from the build cache, one after the other.
+	Cache []Rule
 	// Waiting, when not nil, is called once if other processes must be waited for.
 	Waiting func()
+}
+
+// everything reports whether a rule takes the whole cache. Then what was
+// remembered to save time goes, too.
+func (o PruneOptions) everything() bool {
+	return slices.ContainsFunc(o.Cache, func(r Rule) bool {
+		return r.All && r.KeepFor <= 0 && r.Reserved == 0 && r.MaxUsed == 0 && r.MinFree == 0 && strings.Join(r.Filters, "") == ""
+	})
 }
 
 // What Removed.Kind says.
@@ -47,7 +48,10 @@ const (
 type Removed struct {
 	Kind string
 	ID   string
-	Size int64 // bytes freed by it; 0 for records, whose layers are listed themselves
+	Size int64 // bytes freed by it
+	// Entry is what it was, of KindCache and KindMount. Its layers are not listed
+	// themselves.
+	Entry Entry
 }
 
 // PruneResult is what was freed.
@@ -57,7 +61,7 @@ type PruneResult struct {
 }
 
 func (r *PruneResult) add(kind, id string, size int64) {
-	r.Removed = append(r.Removed, Removed{kind, id, size})
+	r.Removed = append(r.Removed, Removed{Kind: kind, ID: id, Size: size})
 	r.Freed += size
 }
 
@@ -71,15 +75,60 @@ const (
 // any more. It waits until no other process holds a lease; the calling process
 // must have released its own, else ErrConflict. Records go first, in
 // transactions, and files after them: killed at any point, it leaves files
-// without records, which the next Prune removes. The result tells what was
-// removed also when it fails.
+// without records, which the next Prune removes. Others wait only until all is
+// out of sight. The result tells what was removed also when it fails.
 func (s *Snapshots) Prune(ctx context.Context, o PruneOptions) (PruneResult, error) {
+	lock, err := s.store.Exclusive(ctx, o.Waiting)
+	if err != nil {
+		return PruneResult{}, fmt.Errorf("prune: %w", err)
+	}
+	return s.pruneUnder(ctx, o, lock)
+}
+
+// TryPrune is Prune without waiting; false when somebody holds a lease.
+func (s *Snapshots) TryPrune(ctx context.Context, o PruneOptions) (PruneResult, bool, error) {
+	lock, ok, err := s.store.TryExclusive()
+	if err != nil || !ok {
+		return PruneResult{}, false, err
+	}
+	res, err := s.pruneUnder(ctx, o, lock)
+	return res, true, err
+}
+
+func (s *Snapshots) pruneUnder(ctx context.Context, o PruneOptions, lock *sys.Lock) (PruneResult, error) {
 	p := &pruner{s: s, o: o}
-	err := p.run(ctx)
+	err := errors.Join(p.run(ctx), lock.Unlock())
+	for _, dir := range p.trash {
+		err = errors.Join(err, sys.RemoveAll(dir))
+	}
 	if err != nil {
 		err = fmt.Errorf("prune: %w", err)
 	}
 	return p.result, err
+}
+
+// Excess is how many bytes the rules would free now, and how many things they
+// would take. It needs no lease.
+func (s *Snapshots) Excess(ctx context.Context, rules []Rule) (bytes int64, count int, err error) {
+	use, err := s.usage(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	h, err := s.holdings(ctx, use)
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, r := range rules {
+		gone, err := h.choose(r, time.Now())
+		if err != nil {
+			return 0, 0, err
+		}
+		for _, e := range gone {
+			bytes += e.Size
+		}
+		count += len(gone)
+	}
+	return bytes, count, nil
 }
 
 // pruner is one call of Prune.
@@ -87,24 +136,18 @@ type pruner struct {
 	s      *Snapshots
 	o      PruneOptions
 	use    usage
+	told   map[string]bool // layers whose bytes are those of a removed step
+	trash  []string        // directories out of sight
 	result PruneResult
 }
 
-func (p *pruner) run(ctx context.Context) error {
-	lock, err := p.s.store.Exclusive(ctx, p.o.Waiting)
-	if err != nil {
-		return err
-	}
-	defer lock.Unlock()
+func (p *pruner) run(ctx context.Context) (err error) {
 	if p.use, err = p.s.usage(ctx); err != nil {
 		return err
 	}
 	steps := []func(context.Context) error{p.layers, p.orphans, p.blobs, p.leftovers}
-	if p.o.Cache {
+	if len(p.o.Cache) > 0 {
 		steps = append([]func(context.Context) error{p.cache}, steps...)
-		if p.o.All {
-			steps = append(steps, p.mounts)
-		}
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -114,36 +157,48 @@ func (p *pruner) run(ctx context.Context) error {
 	return nil
 }
 
-// cache removes records and counts what they alone held.
+// cache removes what the rules take.
 func (p *pruner) cache(ctx context.Context) error {
-	size, _ := p.use.cacheOnly()
+	h, err := p.s.holdings(ctx, p.use)
+	if err != nil {
+		return err
+	}
 	var keys []string
-	for _, r := range p.use.cache { // least recently used first
-		if !p.o.Before.IsZero() && !r.LastUsed.Before(p.o.Before) {
-			break
+	var gone []Entry
+	p.told = map[string]bool{}
+	for _, r := range p.o.Cache {
+		list, err := h.choose(r, time.Now())
+		if err != nil {
+			return err
 		}
-		if p.o.KeepBytes > 0 && size <= p.o.KeepBytes {
-			break
+		gone = append(gone, list...)
+	}
+	for _, e := range gone {
+		if e.Type == TypeStep {
+			keys = append(keys, e.ID)
 		}
-		frees := false
-		for _, id := range r.Layers() {
-			frees = frees || !p.use.held[id]
+	}
+	if len(keys) > 0 {
+		if err := p.s.store.RemoveCache(ctx, keys...); err != nil {
+			return err
 		}
-		if !frees && !p.o.All {
-			continue
-		}
-		for _, id := range r.Layers() {
-			if p.use.byCache[id]--; p.use.byCache[id] == 0 && !p.use.held[id] {
-				size -= p.use.layers[id].Size
+	}
+	p.use.byCache = h.users
+	for _, e := range gone {
+		kind := KindCache
+		if e.Type == TypeMount {
+			kind = KindMount
+			if err := p.mount(ctx, e.ID); err != nil {
+				return err
 			}
 		}
-		keys = append(keys, r.Key)
-		p.result.add(KindCache, r.Key, 0)
+		for _, id := range e.layers {
+			p.told[id] = true
+		}
+		p.result.Removed = append(p.result.Removed, Removed{Kind: kind, ID: e.ID, Size: e.Size, Entry: e})
+		p.result.Freed += e.Size
 	}
-	if len(keys) == 0 {
-		return nil
-	}
-	return p.s.store.RemoveCache(ctx, keys...)
+	return nil
 }
 
 // layers removes those that neither an image nor the cache nor a root holds.
@@ -161,14 +216,17 @@ func (p *pruner) layers(ctx context.Context) error {
 		if err := p.removeDir(filepath.Join(p.s.store.LayersDir(), id)); err != nil {
 			return err
 		}
-		p.result.add(KindLayer, id, p.use.layers[id].Size)
+		if !p.told[id] {
+			p.result.add(KindLayer, id, p.use.layers[id].Size)
+		}
 		delete(p.use.layers, id)
 	}
 	return nil
 }
 
 // removeDir removes a directory that nothing names any more. It is moved out of
-// sight first, into this process's own, so that no half of it is left there.
+// sight, into this process's own, so that no half of it is left there, and goes
+// when others need not wait any more.
 func (p *pruner) removeDir(path string) error {
 	tmp, err := p.s.store.TempDir("prune")
 	if err != nil {
@@ -178,7 +236,8 @@ func (p *pruner) removeDir(path string) error {
 	if errors.Is(err, os.ErrNotExist) {
 		err = nil
 	}
-	return errors.Join(err, sys.RemoveAll(tmp))
+	p.trash = append(p.trash, tmp)
+	return err
 }
 
 // orphans removes directories that no record names. With everybody else kept
@@ -245,7 +304,7 @@ func (p *pruner) blobs(ctx context.Context) error {
 func (p *pruner) leftovers(ctx context.Context) error {
 	now := time.Now()
 	partials, memos := now.Add(-partialAge), now.Add(-memoAge)
-	if p.o.Cache && p.o.All {
+	if p.o.everything() {
 		partials, memos = now, now
 	}
 	freed, err := p.s.store.RemovePartials(partials)
@@ -261,33 +320,20 @@ func (p *pruner) leftovers(ctx context.Context) error {
 	return errors.Join(p.s.store.RemoveContexts(memos), p.s.store.ForgetForms(ctx), p.s.store.RemoveLocks(), p.s.store.RemoveContainerDirs(ctx))
 }
 
-// mounts removes cache mounts.
-func (p *pruner) mounts(ctx context.Context) error {
-	mounts, err := p.s.store.CacheMounts(ctx)
+// mount removes a cache mount.
+func (p *pruner) mount(ctx context.Context, id string) error {
+	m, err := p.s.store.CacheMount(ctx, id)
 	if err != nil {
 		return err
 	}
-	for _, m := range mounts {
-		if !p.o.Before.IsZero() && !m.LastUsed.Before(p.o.Before) {
-			continue
-		}
-		dir, err := p.s.mountDir(m)
-		if err != nil {
-			return err
-		}
-		size, err := measure(ctx, dir)
-		if err != nil {
-			return err
-		}
-		if err := p.s.store.RemoveCacheMount(ctx, m.ID); err != nil {
-			return err
-		}
-		if err := p.removeDir(dir); err != nil {
-			return err
-		}
-		p.result.add(KindMount, m.ID, size)
+	dir, err := p.s.mountDir(m)
+	if err != nil {
+		return err
 	}
-	return nil
+	if err := p.s.store.RemoveCacheMount(ctx, id); err != nil {
+		return err
+	}
+	return p.removeDir(dir)
 }
 
 // mountDir is a cache mount's directory. The name in the record is a name, not a

@@ -107,7 +107,7 @@ func TestPruneReachability(t *testing.T) {
 	must(t, st.RemoveContainer(t.Context(), "c1"))
 	prune(t, s, st, PruneOptions{})
 	wantLeft(t, st, img, cached, pinned)
-	prune(t, s, st, PruneOptions{Cache: true})
+	prune(t, s, st, PruneOptions{Cache: []Rule{{}}})
 	wantLeft(t, st, img, pinned)
 	must(t, st.RemoveImage(t.Context(), id))
 	prune(t, s, st, PruneOptions{})
@@ -136,29 +136,29 @@ func TestPruneCache(t *testing.T) {
 		return keys
 	}
 	setup()
-	prune(t, s, st, PruneOptions{Cache: true, KeepBytes: 1 << 20})
+	prune(t, s, st, PruneOptions{Cache: []Rule{{MaxUsed: 1 << 20}}})
 	if got := keys(); len(got) != 4 {
 		t.Errorf("below the limit: got %v, want all", got)
 	}
-	prune(t, s, st, PruneOptions{Cache: true, Before: time.Now().Add(-150 * time.Minute)})
+	prune(t, s, st, PruneOptions{Cache: []Rule{{KeepFor: 150 * time.Minute}}})
 	if diff := cmp.Diff([]string{"img", "mid", "young"}, keys()); diff != "" {
 		t.Errorf("by age (-want +got):\n%s", diff)
 	}
 	wantLeft(t, st, mid, young)
 	// The old layer is below mid's, so both records go before the size shrinks enough.
-	prune(t, s, st, PruneOptions{Cache: true, KeepBytes: 1500})
+	prune(t, s, st, PruneOptions{Cache: []Rule{{MaxUsed: 1500}}})
 	if diff := cmp.Diff([]string{"img", "young"}, keys()); diff != "" {
 		t.Errorf("by size (-want +got):\n%s", diff)
 	}
 	wantLeft(t, st, img, young)
-	prune(t, s, st, PruneOptions{Cache: true})
+	prune(t, s, st, PruneOptions{Cache: []Rule{{}}})
 	if diff := cmp.Diff([]string{"img"}, keys()); diff != "" {
 		t.Errorf("all that free something (-want +got):\n%s", diff)
 	}
 	must(t, st.PutMemo(t.Context(), "k", "x", []byte("y")),
 		st.PutCacheMount(t.Context(), store.CacheMount{ID: "m", Dir: "md"}), os.MkdirAll(filepath.Join(st.CacheMountsDir(), "md", "sub"), 0o755))
 	put(t, filepath.Join(st.CacheMountsDir(), "md", "sub", "f"), "12345")
-	r := prune(t, s, st, PruneOptions{Cache: true, All: true})
+	r := prune(t, s, st, PruneOptions{Cache: []Rule{{All: true}}})
 	if got := keys(); len(got) != 0 || r.Freed != 5 {
 		t.Errorf("all: got %v left, %+v", got, r)
 	}

@@ -327,26 +327,35 @@ func (s *Store) Release() error {
 // the lock is released. waiting, when not nil, is called once if it has to
 // wait. The process's own lease must have been released: ErrConflict.
 func (s *Store) Exclusive(ctx context.Context, waiting func()) (*sys.Lock, error) {
+	l, ok, err := s.TryExclusive()
+	if err == nil && !ok {
+		if waiting != nil {
+			waiting()
+		}
+		if l, err = sys.LockFile(ctx, s.gcLockPath(), true); err != nil {
+			err = fmt.Errorf("lock store: %w", diskFull(s.root, err))
+		}
+	}
+	return l, err
+}
+
+// TryExclusive is Exclusive without waiting; false when another process holds a
+// lease.
+func (s *Store) TryExclusive() (*sys.Lock, bool, error) {
 	s.mu.Lock()
 	held := s.lease != nil
 	s.mu.Unlock()
 	if held {
-		return nil, errdef.New(errdef.ErrConflict, "lock store: this process holds a lease on it")
+		return nil, false, errdef.New(errdef.ErrConflict, "lock store: this process holds a lease on it")
 	}
 	if nearlyFull(s.root) {
 		dropReserve(s.root) // removing takes transactions, too
 	}
 	l, ok, err := sys.TryLockFile(s.gcLockPath(), true)
-	if err == nil && !ok {
-		if waiting != nil {
-			waiting()
-		}
-		l, err = sys.LockFile(ctx, s.gcLockPath(), true)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("lock store: %w", diskFull(s.root, err))
+		return nil, false, fmt.Errorf("lock store: %w", diskFull(s.root, err))
 	}
-	return l, nil
+	return l, ok, nil
 }
 
 // FileError gives an error of writing below the root the kind that callers tell

@@ -148,7 +148,11 @@ func (a *app) pruneAll(ctx context.Context, e *engine.Engine, values map[string]
 	}
 	freed += int64(images.SpaceReclaimed)
 	if len(values["label"])+len(values["label!"]) == 0 { // build cache has no labels
-		cache, err := e.Snapshots.Prune(ctx, snapshot.PruneOptions{Cache: true, All: all, Before: f.Before, Waiting: a.Waiting})
+		rule := snapshot.Rule{All: all}
+		if !f.Before.IsZero() {
+			rule.KeepFor = time.Since(f.Before)
+		}
+		cache, err := e.Snapshots.Prune(ctx, snapshot.PruneOptions{Cache: []snapshot.Rule{rule}, Waiting: a.Waiting})
 		if err != nil {
 			return err
 		}
