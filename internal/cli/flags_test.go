@@ -57,6 +57,7 @@ func TestMistakesGetAdvice(t *testing.T) {
 		{"run --wait busybox", []string{"--wait waits for a container in the background", "hint: add --detach"}, 125},
 		{"run -d -a stdout busybox", []string{"cannot specify both --attach and --detach"}, 125},
 		{"run --detach-keys ctrl-? busybox", []string{"--detach-keys"}, 125},
+		{"manifest inspect --insecure x", []string{"dhow has no --insecure: --tls-verify=false"}, 125},
 		{"exec x", []string{"requires at least 2 arguments"}, 1},
 		{"ps --filter name", []string{"bad format of filter"}, 125},
 		{"run --pull sometimes busybox", []string{`--pull "sometimes"`, "hint: use always, missing or never"}, 125},

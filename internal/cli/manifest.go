@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"dhow/internal/cli/console"
+	"dhow/internal/cli/flags"
 	"dhow/internal/engine"
 	"dhow/internal/errdef"
 	"dhow/internal/oci"
@@ -50,6 +51,7 @@ func (a *app) manifestCreate() *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&amend, "amend", "a", false, "Amend an existing manifest list")
 	a.RegistryFlags(cmd)
+	refuseInsecure(cmd)
 	return cmd
 }
 
@@ -106,6 +108,7 @@ func (a *app) manifestInspect() *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "Show the descriptor, and each manifest of a list")
 	a.RegistryFlags(cmd)
+	refuseInsecure(cmd)
 	return cmd
 }
 
@@ -133,6 +136,7 @@ func (a *app) manifestPush() *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&purge, "purge", "p", false, "Remove the local manifest list after it was pushed")
 	a.RegistryFlags(cmd)
+	refuseInsecure(cmd)
 	return cmd
 }
 
@@ -187,4 +191,9 @@ func (a *app) imageCopyCommand() *cobra.Command {
 	cmd.Flags().StringVar(&platform, "platform", "", "Copy only the image for one platform (default all, or the host's where the target takes one)")
 	a.RegistryFlags(cmd)
 	return cmd
+}
+
+// refuseInsecure names what stands in place of docker's --insecure.
+func refuseInsecure(cmd *cobra.Command) {
+	flags.Refuse(cmd.Flags(), map[string]string{"insecure": "--tls-verify=false leaves certificates unchecked, and insecure-registries of daemon.json may be without TLS"})
 }
