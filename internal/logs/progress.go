@@ -245,6 +245,7 @@ func endOf(dir string) (place, error) {
 		return place{}, err
 	}
 	defer sf.close()
+	sf.chunk = shipSize
 	if err := sf.seek(len(sf.idx.blocks)); err != nil {
 		return place{}, err
 	}

@@ -22,7 +22,7 @@ type entry struct {
 
 const (
 	readSize = 256 << 10
-	shipSize = 64 << 10 // the same, for a destination: there may be many
+	shipSize = 64 << 10 // the same, for a destination, of which there may be many, and for what is behind the last block
 	// longestEntry bounds what a reader buffers in search of an entry's end: a line
 	// of the compact format, or all of it escaped.
 	longestEntry = 32 << 20

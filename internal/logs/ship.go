@@ -30,6 +30,9 @@ const (
 	partTimeout = time.Second
 	// Batches that follow each other are remembered as one, up to so many bytes.
 	markBytes = 32 << 10
+	// A destination that failed is tried again with so many records: it may fail for
+	// long, and others with it, each of which would have a whole batch in memory.
+	probeRecords = 16
 )
 
 // shipper delivers a log to one destination. It is a cursor over the store, with
@@ -59,6 +62,7 @@ type shipper struct {
 	arena  []byte      // their lines
 	bite   int         // how many records to send at once; less than all after a Reject
 	marks  []mark      // batches that may not have been read
+	tries  int         // in a row that failed
 
 	mu      sync.Mutex
 	p       progress // guarded by mu
@@ -199,7 +203,6 @@ func (sh *shipper) draining() bool {
 }
 
 func (sh *shipper) run(ctx context.Context) {
-	failures := 0
 	for ctx.Err() == nil {
 		draining := sh.draining() // asked first: what is there then is all
 		err := sh.fill(draining)
@@ -220,17 +223,17 @@ func (sh *shipper) run(ctx context.Context) {
 			err = nil
 		}
 		if err == nil {
-			failures = 0
+			sh.tries = 0
 			continue
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		failures++
-		if sh.d.Tries > 0 && failures > sh.d.Tries {
+		sh.tries++
+		if sh.d.Tries > 0 && sh.tries > sh.d.Tries {
 			err = driver.Refuse(err)
 		}
-		pause := pauseAfter(err, failures, sh.d.Retry, rand.Float64())
+		pause := pauseAfter(err, sh.tries, sh.d.Retry, rand.Float64())
 		sh.failed(err, pause)
 		if pause >= time.Second {
 			sh.release()
@@ -239,7 +242,7 @@ func (sh *shipper) run(ctx context.Context) {
 	}
 }
 
-// idle waits for lines. What a reader buffers is not worth keeping meanwhile.
+// idle waits for lines.
 func (sh *shipper) idle(ctx context.Context) {
 	select {
 	case <-sh.wake:
@@ -319,7 +322,11 @@ func (sh *shipper) release() {
 }
 
 func (sh *shipper) full() bool {
-	return len(sh.batch) >= sh.d.Records || len(sh.arena) >= sh.d.Bytes
+	records := sh.d.Records
+	if sh.tries > 0 {
+		records = min(records, probeRecords)
+	}
+	return len(sh.batch) >= records || len(sh.arena) >= sh.d.Bytes
 }
 
 // fill adds what there is to the batch. With rest, a line that is not complete

@@ -405,3 +405,44 @@ func droppedOnce(t *testing.T, f *fake, d driver.Delivery) {
 		t.Errorf("got %d lines, %+v shipped and %+v dropped, want %d and %+v together", kept, up.Shipped, up.Dropped, len(lines), down.Dropped)
 	}
 }
+
+// sizes is a destination that notes how many records it is sent at once, and fails
+// the first time.
+type sizes struct {
+	mu    sync.Mutex
+	sizes []int // guarded by mu
+}
+
+func (s *sizes) Send(_ context.Context, batch []Record) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sizes = append(s.sizes, len(batch))
+	if len(s.sizes) == 1 {
+		return 0, driver.RetryAfter(errors.New("later"), time.Second)
+	}
+	return len(batch), nil
+}
+
+func (s *sizes) Close() error { return nil }
+
+// A destination that may be down for long does not have a whole batch in memory with
+// each try.
+func TestProbe(t *testing.T) {
+	to := &sizes{}
+	c := testConfig("sizes", nil)
+	c.Now, c.kind = time.Now, func(string) (driver.Kind, error) {
+		return driver.Kind{Open: func(driver.Info, driver.Options) (driver.Sender, error) { return to, nil }}, nil
+	}
+	s, err := Open(t.TempDir(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	writeLines(t, s, numbered(0, 3000))
+	linger(t, s)
+	to.mu.Lock()
+	defer to.mu.Unlock()
+	if want := []int{probeRecords, batchRecords, batchRecords, 1000 - probeRecords}; !slices.Equal(to.sizes[1:], want) {
+		t.Errorf("got batches of %v after the first, want %v", to.sizes[1:], want)
+	}
+}

@@ -171,7 +171,7 @@ func (w *writer) holds(x *index) bool {
 	if n := len(x.blocks); n > 1 {
 		from = x.blocks[n-2].end
 	}
-	r := segmentReader{seg: w.seg, in: io.NewSectionReader(w.f, from, last.end-from), off: from, good: from}
+	r := segmentReader{seg: w.seg, in: io.NewSectionReader(w.f, from, last.end-from), off: from, good: from, chunk: shipSize}
 	var e entry
 	entries := uint32(0)
 	for {
@@ -185,7 +185,7 @@ func (w *writer) holds(x *index) bool {
 // count reads the entries from the offset on into the growing block, and returns
 // the end of the last one that is whole.
 func (w *writer) count(from int64) (int64, error) {
-	r := segmentReader{seg: w.seg, in: io.NewSectionReader(w.f, from, 1<<62), off: from, good: from}
+	r := segmentReader{seg: w.seg, in: io.NewSectionReader(w.f, from, 1<<62), off: from, good: from, chunk: shipSize}
 	if w.raw != nil {
 		r.raw = &rawReader{f: w.raw}
 	}
