@@ -224,7 +224,10 @@ func (c *Container) config(s *step, pc ProcessConfig, env []string, first bool) 
 		c.mu.Lock()
 		cfg.Join = c.first
 		c.mu.Unlock()
-		if cfg.Join == nil {
+		switch {
+		case cfg.Join == nil && c.ctx.Err() != nil: // it was released before either ran
+			return cfg, context.Cause(c.ctx)
+		case cfg.Join == nil:
 			return cfg, errdef.New(errdef.ErrUnavailable, "the first process of the container did not start")
 		}
 	}

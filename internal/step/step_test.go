@@ -450,6 +450,21 @@ func TestStepNetworkFiles(t *testing.T) {
 	}
 }
 
+// A container that is released before its first process ran was cancelled; nothing
+// failed in it.
+func TestReleasedBeforeTheFirst(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	cancel(context.Canceled)
+	c := &Container{ctx: ctx, ready: make(chan struct{})}
+	close(c.ready)
+	s := &step{deps: &Deps{}, op: &pb.ExecOp{}}
+	for range 50 { // whichever is seen first
+		if _, err := c.config(s, ProcessConfig{}, nil, false); !errors.Is(err, context.Canceled) {
+			t.Fatalf("got %v", err)
+		}
+	}
+}
+
 // A dangling link at a mount point, as /etc/resolv.conf often is, is followed,
 // and what was made for it goes away again.
 func TestStepStubs(t *testing.T) {
