@@ -457,7 +457,7 @@ func TestReleasedBeforeTheFirst(t *testing.T) {
 	cancel(context.Canceled)
 	c := &Container{ctx: ctx, ready: make(chan struct{})}
 	close(c.ready)
-	s := &step{deps: &Deps{}, op: &pb.ExecOp{}}
+	s := &step{Op: &Op{deps: &Deps{}, op: &pb.ExecOp{}}}
 	for range 50 { // whichever is seen first
 		if _, err := c.config(s, ProcessConfig{}, nil, false); !errors.Is(err, context.Canceled) {
 			t.Fatalf("got %v", err)
