@@ -32,6 +32,13 @@ func serve(t *testing.T) *client.Client {
 // serveWith starts a server with options, and returns its state directory, too.
 func serveWith(t *testing.T, o Options) (root string, c *client.Client) {
 	t.Helper()
+	root, _, c = server(t, o)
+	return root, c
+}
+
+// server is serveWith that returns the server, too.
+func server(t *testing.T, o Options) (root string, s *Server, c *client.Client) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to mount")
 	}
@@ -41,7 +48,7 @@ func serveWith(t *testing.T, o Options) (root string, c *client.Client) {
 	root = filepath.Join(dir, "root")
 	e, err := engine.Open(t.Context(), engine.Options{Root: root})
 	must(t, err)
-	s, err := New(e, o)
+	s, err = New(e, o)
 	must(t, err)
 	sock := filepath.Join(dir, "s")
 	l, err := net.Listen("unix", sock)
@@ -56,7 +63,7 @@ func serveWith(t *testing.T, o Options) (root string, c *client.Client) {
 		stop()
 		must(t, <-done, e.Close())
 	})
-	return root, c
+	return root, s, c
 }
 
 func must(t *testing.T, errs ...error) {

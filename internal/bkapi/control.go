@@ -31,7 +31,7 @@ func (s *Server) workers() []*apitypes.WorkerRecord {
 		labels[k] = v
 	}
 	return []*apitypes.WorkerRecord{{
-		ID: s.worker, Labels: labels, BuildkitVersion: s.version(), CDIDevices: s.devices(),
+		ID: s.worker, Labels: labels, BuildkitVersion: s.version(), CDIDevices: s.devices(), GCPolicy: s.gcPolicy(),
 		Platforms: pb.PlatformsFromSpec([]ocispecs.Platform{oci.HostPlatform()}),
 	}}
 }

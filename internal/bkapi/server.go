@@ -24,6 +24,7 @@ import (
 	"dhow/internal/errdef"
 	"dhow/internal/frontend"
 	"dhow/internal/registry"
+	"dhow/internal/snapshot"
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -50,6 +51,10 @@ type Options struct {
 	Registry registry.Options
 	// ProvenanceEnv is added to the provenance of what is built.
 	ProvenanceEnv map[string]any
+	// GC are the rules that Collect keeps the build cache within; none, and it
+	// does nothing. CollectFailed, when not nil, is told what went wrong.
+	GC            []snapshot.Rule
+	CollectFailed func(error)
 }
 
 // Server is BuildKit's API on an engine. Safe for concurrent use.
@@ -64,7 +69,11 @@ type Server struct {
 
 	gate sync.RWMutex // held for reading by each build, for writing to prune
 
+	pace  pace
+	ended chan struct{} // has one when a build has ended, and when the server begins
+
 	mu     sync.Mutex
+	turn   chan struct{}     // guarded by mu; while not nil, new builds wait until it is closed
 	active int               // guarded by mu; builds that run
 	builds map[string]*build // guarded by mu; by the client's reference
 	met    chan struct{}     // guarded by mu; closed and renewed when builds grows
@@ -78,10 +87,13 @@ func New(e *engine.Engine, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{
+	s := &Server{
+		pace: usualPace(), ended: make(chan struct{}, 1),
 		engine: e, options: o, sessions: m, worker: "dhow", made: frontend.NewProducers(),
 		builds: map[string]*build{}, met: make(chan struct{}), listeners: map[chan *controlapi.BuildHistoryEvent]bool{},
-	}, nil
+	}
+	s.ended <- struct{}{}
+	return s, nil
 }
 
 // drainTime is how long calls may take to end when the server stops.

@@ -41,8 +41,11 @@ const keepEnded = time.Minute
 func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*controlapi.SolveResponse, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	if err := s.awaitTurn(ctx); err != nil {
+		return nil, err
+	}
 	s.gate.RLock()
-	defer s.gate.RUnlock()
+	defer s.built()
 	b, err := s.enter(req.Ref, cancel)
 	if err != nil {
 		return nil, err
@@ -84,6 +87,15 @@ func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*cont
 		err = sess.exported(ctx, answer)
 	}
 	return &controlapi.SolveResponse{ExporterResponse: answer}, err
+}
+
+// built tells the collector that a build has ended.
+func (s *Server) built() {
+	s.gate.RUnlock()
+	select {
+	case s.ended <- struct{}{}:
+	default: // it has not looked yet
+	}
 }
 
 // enter registers a build under the client's reference.

@@ -42,6 +42,8 @@ type buildkitdFlags struct {
 	noCDI        bool
 	tls          tlsFiles
 	openTCP      bool
+	gc           bool
+	keepStorage  string
 }
 
 // tlsFiles are the PEM files of a server that proves who it is.
@@ -79,8 +81,8 @@ type buildkitdConfig struct {
 	Worker struct {
 		OCI struct {
 			Enabled *bool             `toml:"enabled"`
-			GC      *bool             `toml:"gc"`
 			Labels  map[string]string `toml:"labels"`
+			GCConfig
 		} `toml:"oci"`
 		Containerd struct {
 			Enabled bool `toml:"enabled"`
@@ -92,7 +94,16 @@ func (a *app) buildkitdCommand() *cobra.Command {
 	f := &buildkitdFlags{}
 	cmd := &cobra.Command{
 		Use: "buildkitd [OPTIONS]", Short: "Serve BuildKit's API: buildctl, buildx and other clients build with dhow", Args: console.ExactArgs(0),
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.buildkitd(cmd.Context(), f) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := readBuildkitdConfig(f.config)
+			if err != nil {
+				return err
+			}
+			if cmd.Flags().Changed("oci-worker-gc") {
+				c.Worker.OCI.GC = &f.gc
+			}
+			return a.buildkitd(cmd.Context(), f, c)
+		},
 	}
 	fl := cmd.Flags()
 	fl.StringArrayVar(&f.addrs, "addr", nil, "Listening address (unix://PATH, tcp://HOST:PORT with TLS)")
@@ -107,20 +118,20 @@ func (a *app) buildkitdCommand() *cobra.Command {
 	fl.BoolVar(&f.openTCP, "allow-tcp-without-tls", false, "Serve tcp addresses to anybody who can reach them")
 	fl.StringArrayVar(&f.mirrors, "registry-mirror", nil, "Mirror of a registry (DOMAIN=HOST)")
 	fl.StringSliceVar(&f.labels, "oci-worker-labels", nil, "Labels shown to clients (KEY=VALUE)")
-	// There is one worker, and it never collects garbage on its own accord.
+	fl.BoolVar(&f.gc, "oci-worker-gc", true, "Keep the build cache within bounds")
+	fl.StringVar(&f.keepStorage, "oci-worker-gc-keepstorage", "", "Build cache that is kept: RESERVED[,FREE[,MAXIMUM]], in MB, or with a unit or %")
+	// There is one worker.
 	fl.StringVar(&f.ociWorker, "oci-worker", "auto", "Accepted for buildkitd: true or auto")
 	fl.BoolVar(&f.noise, "debug", false, "Accepted for buildkitd: no more is logged")
-	flags.Refuse(fl, map[string]string{
-		"containerd-worker": "it needs no containerd",
-		"oci-worker-gc":     "garbage is collected by dhow builder prune",
-	})
+	flags.Refuse(fl, map[string]string{"containerd-worker": "it needs no containerd"})
 	return cmd
 }
 
-func (a *app) buildkitd(ctx context.Context, f *buildkitdFlags) error {
-	c, err := readBuildkitdConfig(f.config)
-	if err != nil {
-		return err
+func (a *app) buildkitd(ctx context.Context, f *buildkitdFlags, c *buildkitdConfig) error {
+	if f.keepStorage != "" {
+		if err := c.Worker.OCI.setKeepStorage(f.keepStorage); err != nil {
+			return err
+		}
 	}
 	if on, err := strconv.ParseBool(f.ociWorker); f.ociWorker != "auto" && (err != nil || !on) || c.Worker.OCI.Enabled != nil && !*c.Worker.OCI.Enabled {
 		return errdef.New(errdef.ErrUnsupported, "buildkitd without its worker")
@@ -149,11 +160,20 @@ func (a *app) buildkitd(ctx context.Context, f *buildkitdFlags) error {
 	unused := make([]byte, heapFloor)
 	defer runtime.KeepAlive(unused)
 	return a.WithEngine(ctx, func(e *engine.Engine) error {
+		total, _, err := e.Snapshots.Disk()
+		if err != nil {
+			return err
+		}
+		if o.GC, err = c.Worker.OCI.rules(total); err != nil {
+			return err
+		}
+		o.CollectFailed = func(err error) { fmt.Fprintln(a.Err, "dhow: collect garbage:", err) }
 		s, err := bkapi.New(e, o)
 		if err != nil {
 			return err
 		}
 		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { s.Collect(ctx); return nil })
 		for _, addr := range addrs {
 			l, err := listen(ctx, addr, secure, f.openTCP)
 			if err != nil {

@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -173,11 +174,11 @@ func pruneRule(list []string, now time.Time) (r snapshot.Rule, err error) {
 		case !valued:
 			return r, errdef.New(errdef.ErrInvalid, "--filter %q: bad format of filter (expected name=value)", f)
 		case key != name:
-			all = append(all, key+"="+value)
+			all = append(all, key+"="+quoted(value))
 		case name == "id":
-			all = append(all, "id~="+value)
+			all = append(all, "id~="+quoted(value))
 		default:
-			all = append(all, name+"=="+value)
+			all = append(all, name+"=="+quoted(value))
 		}
 	}
 	if len(all) > 0 {
@@ -185,6 +186,14 @@ func pruneRule(list []string, now time.Time) (r snapshot.Rule, err error) {
 	}
 	_, err = snapshot.Matching(nil, r.Filters)
 	return r, err
+}
+
+// quoted is a value as filters have it, unless it is already.
+func quoted(v string) string {
+	if len(v) > 1 && v[0] == v[len(v)-1] && strings.Contains("\"/|", v[:1]) {
+		return v
+	}
+	return strconv.Quote(v)
 }
 
 // unusedFor reads "24h", or a time as the time since then.

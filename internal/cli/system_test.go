@@ -27,7 +27,7 @@ func TestPruneRule(t *testing.T) {
 		"type":                           "!bad format of filter",
 	} {
 		r, err := pruneRule(strings.Fields(args), now)
-		got := strings.TrimSpace(r.KeepFor.String() + " " + strings.Join(r.Filters, ";"))
+		got := strings.TrimSpace(r.KeepFor.String() + " " + strings.ReplaceAll(strings.Join(r.Filters, ";"), `"`, ""))
 		if fail, ok := strings.CutPrefix(want, "!"); ok {
 			if err == nil || !strings.Contains(err.Error(), fail) {
 				t.Errorf("%s: got %q, %v, want the error %q", args, got, err, fail)

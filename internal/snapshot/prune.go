@@ -22,6 +22,9 @@ import (
 type PruneOptions struct {
 	// Cache are rules that take from the build cache, one after the other.
 	Cache []Rule
+	// Decided, when not nil, is called when others need not be kept out any more,
+	// and only what is out of sight is still to be removed.
+	Decided func()
 	// Waiting, when not nil, is called once if other processes must be waited for.
 	Waiting func()
 }
@@ -98,6 +101,9 @@ func (s *Snapshots) TryPrune(ctx context.Context, o PruneOptions) (PruneResult, 
 func (s *Snapshots) pruneUnder(ctx context.Context, o PruneOptions, lock *sys.Lock) (PruneResult, error) {
 	p := &pruner{s: s, o: o}
 	err := errors.Join(p.run(ctx), lock.Unlock())
+	if o.Decided != nil {
+		o.Decided()
+	}
 	for _, dir := range p.trash {
 		err = errors.Join(err, sys.RemoveAll(dir))
 	}
