@@ -63,6 +63,7 @@ type shipper struct {
 	bite   int         // how many records to send at once; less than all after a Reject
 	marks  []mark      // batches that may not have been read
 	tries  int         // in a row that failed
+	probe  bool        // the last one did, and did not reach the destination
 
 	mu      sync.Mutex
 	p       progress // guarded by mu
@@ -223,13 +224,14 @@ func (sh *shipper) run(ctx context.Context) {
 			err = nil
 		}
 		if err == nil {
-			sh.tries = 0
+			sh.tries, sh.probe = 0, false
 			continue
 		}
 		if ctx.Err() != nil {
 			return
 		}
 		sh.tries++
+		sh.probe = !errors.Is(err, context.DeadlineExceeded) // it may have the batch, and tell of it later
 		if sh.d.Tries > 0 && sh.tries > sh.d.Tries {
 			err = driver.Refuse(err)
 		}
@@ -323,7 +325,7 @@ func (sh *shipper) release() {
 
 func (sh *shipper) full() bool {
 	records := sh.d.Records
-	if sh.tries > 0 {
+	if sh.probe {
 		records = min(records, probeRecords)
 	}
 	return len(sh.batch) >= records || len(sh.arena) >= sh.d.Bytes

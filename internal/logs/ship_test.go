@@ -411,6 +411,7 @@ func droppedOnce(t *testing.T, f *fake, d driver.Delivery) {
 type sizes struct {
 	mu    sync.Mutex
 	sizes []int // guarded by mu
+	first error
 }
 
 func (s *sizes) Send(_ context.Context, batch []Record) (int, error) {
@@ -418,7 +419,7 @@ func (s *sizes) Send(_ context.Context, batch []Record) (int, error) {
 	defer s.mu.Unlock()
 	s.sizes = append(s.sizes, len(batch))
 	if len(s.sizes) == 1 {
-		return 0, driver.RetryAfter(errors.New("later"), time.Second)
+		return 0, driver.RetryAfter(s.first, time.Second)
 	}
 	return len(batch), nil
 }
@@ -426,23 +427,32 @@ func (s *sizes) Send(_ context.Context, batch []Record) (int, error) {
 func (s *sizes) Close() error { return nil }
 
 // A destination that may be down for long does not have a whole batch in memory with
-// each try.
+// each try. One that did not answer in time is sent the same batch again, which it may
+// have by then.
 func TestProbe(t *testing.T) {
-	to := &sizes{}
-	c := testConfig("sizes", nil)
-	c.Now, c.kind = time.Now, func(string) (driver.Kind, error) {
-		return driver.Kind{Open: func(driver.Info, driver.Options) (driver.Sender, error) { return to, nil }}, nil
-	}
-	s, err := Open(t.TempDir(), c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-	writeLines(t, s, numbered(0, 3000))
-	linger(t, s)
-	to.mu.Lock()
-	defer to.mu.Unlock()
-	if want := []int{probeRecords, batchRecords, batchRecords, 1000 - probeRecords}; !slices.Equal(to.sizes[1:], want) {
-		t.Errorf("got batches of %v after the first, want %v", to.sizes[1:], want)
+	for _, test := range []struct {
+		first error
+		want  []int
+	}{
+		{errors.New("later"), []int{probeRecords, batchRecords, batchRecords, 1000 - probeRecords}},
+		{context.DeadlineExceeded, []int{batchRecords, batchRecords, 1000}},
+	} {
+		to := &sizes{first: test.first}
+		c := testConfig("sizes", nil)
+		c.Now, c.kind = time.Now, func(string) (driver.Kind, error) {
+			return driver.Kind{Open: func(driver.Info, driver.Options) (driver.Sender, error) { return to, nil }}, nil
+		}
+		s, err := Open(t.TempDir(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		writeLines(t, s, numbered(0, 3000))
+		linger(t, s)
+		to.mu.Lock()
+		defer to.mu.Unlock()
+		if !slices.Equal(to.sizes[1:], test.want) {
+			t.Errorf("%v: got batches of %v after the first, want %v", test.first, to.sizes[1:], test.want)
+		}
 	}
 }
