@@ -103,6 +103,11 @@ func TestEntries(t *testing.T) {
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(Entry{})); diff != "" {
 		t.Errorf("entries (-want +got):\n%s", diff)
 	}
+	u, err := s.DiskUsage(t.Context())
+	must(t, err)
+	if len(u.Steps) != 3 || u.Steps[1].Size != 10 || u.Steps[2].Size != 100 || u.Cache.Size != 110 {
+		t.Errorf("disk usage: got %+v, want 10 and 100 bytes, 110 in all", u.Steps)
+	}
 	must(t, st.PinLayers(t.Context(), one))
 	list, err = s.Entries(t.Context())
 	must(t, err)

@@ -70,6 +70,9 @@ func (s *Snapshots) diskUsage(ctx context.Context) (u Usage, err error) {
 	u.Shared = use.shared()
 	u.Cache.Size, u.Steps = use.cacheOnly()
 	u.Cache.Count, u.Cache.Reclaimable = len(use.cache), u.Cache.Size
+	for i, e := range use.steps() {
+		u.Steps[i].Size = e.Size // records have none
+	}
 	for _, st := range u.Steps {
 		if st.Shared {
 			u.Cache.Active++
