@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"iter"
 	"time"
+
+	"dhow/internal/sys"
 )
 
 // Merged is a record of one of several logs.
@@ -61,6 +63,13 @@ func (m *merge) run(ctx context.Context, dirs []string, o ReadOptions, yield fun
 		var err error
 		if m.watch, err = watchLogs(dirs...); err != nil {
 			return err
+		}
+		if !o.Until.IsZero() { // the clock may be put there, which a deadline does not see
+			stop, err := sys.At(o.Until, m.watch.wake)
+			if err != nil {
+				return err
+			}
+			defer stop()
 		}
 	}
 	for i, dir := range dirs {

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -517,5 +518,30 @@ func TestLostLinesAreTold(t *testing.T) {
 	}
 	if seen+int(lost) != n || lost == 0 {
 		t.Errorf("saw %d lines and was told of %d lost ones, want %d together", seen, lost, n)
+	}
+}
+
+// Following ends at a time, though the writer goes on.
+func TestFollowUntil(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Open(dir, Config{Drivers: []Driver{{Name: "local"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	write(t, s.Stream(Stdout), "one\n")
+	until := time.Now().Add(100 * time.Millisecond)
+	var got []string
+	for r, err := range Read(t.Context(), dir, ReadOptions{Follow: true, Until: until}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, string(r.Line))
+	}
+	if now := time.Now(); now.Before(until) {
+		t.Errorf("it ended at %v, before %v", now, until)
+	}
+	if want := []string{"one"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -73,12 +73,15 @@ func (w *watcher) add(path string, mask uint32) (int32, error) {
 
 func (w *watcher) close() error { return w.f.Close() }
 
+// wake ends wait.
+func (w *watcher) wake() { w.f.SetReadDeadline(time.Unix(1, 0)) }
+
 // wait returns after something happened, or at the deadline if that is not zero.
 func (w *watcher) wait(ctx context.Context, deadline time.Time) error {
 	if err := w.f.SetReadDeadline(deadline); err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { w.f.SetReadDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, w.wake)
 	defer stop()
 	var events [4096]byte
 	n, err := w.f.Read(events[:])
