@@ -98,8 +98,9 @@ func (s *supervisor) followTo(c *conn, cl *client, r *run, stdin bool) Exit {
 			return Exit{}
 		}
 	}
-	// The record says it before the client hears it.
+	// The record says it before the client hears it, and networks can be removed.
 	_ = s.until(context.Background(), func() bool { return s.run != r })
+	<-r.released
 	if s.record().Host.AutoRemove {
 		_ = s.until(context.Background(), func() bool { return s.removed }) // else the end says why not
 	}

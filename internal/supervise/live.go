@@ -173,6 +173,7 @@ func (s *supervisor) ended(ctx context.Context, r *run, asked asked, status dock
 	}
 	s.disconnect(ctx, r)
 	s.volumeEvents(ctx, volume.Unmounted)
+	close(r.released)
 }
 
 // failed records that a start did not come about.

@@ -41,9 +41,10 @@ type run struct {
 	health   *health.Monitor // guarded by the supervisor's mu; nil without a check
 	timeline *health.Timeline
 
-	exited chan struct{} // closed when status is set
-	status sandbox.Status
-	lost   string // what is not known about the end
+	exited   chan struct{} // closed when status is set
+	released chan struct{} // closed when networks and volumes know that it has ended
+	status   sandbox.Status
+	lost     string // what is not known about the end
 }
 
 // The streams' files in the container's directory.
@@ -55,7 +56,7 @@ const (
 // startRun starts the container's process with all that is around it.
 func (s *supervisor) startRun(ctx context.Context) (*run, error) {
 	rec := s.record()
-	r := &run{exited: make(chan struct{})}
+	r := &run{exited: make(chan struct{}), released: make(chan struct{})}
 	var err error
 	if r.check, err = health.Decide(rec.Config.Healthcheck, rec.Config.Shell, rec.Health); err != nil {
 		return nil, err
@@ -256,7 +257,7 @@ func (s *supervisor) adoptRun(ctx context.Context, st container.State) (*run, er
 	if err != nil {
 		return nil, err
 	}
-	r := &run{proc: proc, started: st.StartedAt, exited: make(chan struct{}), networks: st.Networks, ports: st.Ports}
+	r := &run{proc: proc, started: st.StartedAt, exited: make(chan struct{}), released: make(chan struct{}), networks: st.Networks, ports: st.Ports}
 	if r.foreign, err = s.adoptForeign(rec, proc); err != nil {
 		return nil, err
 	}
@@ -295,7 +296,7 @@ const ExitLost = 255
 
 // lostRun stands for a run that ended unseen.
 func lostRun(st container.State, why string) *run {
-	r := &run{started: st.StartedAt, exited: make(chan struct{}), lost: why, status: sandbox.Status{ExitCode: ExitLost}}
+	r := &run{started: st.StartedAt, exited: make(chan struct{}), released: make(chan struct{}), lost: why, status: sandbox.Status{ExitCode: ExitLost}}
 	close(r.exited)
 	return r
 }
