@@ -12,6 +12,7 @@ package gcplogs
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -180,7 +181,7 @@ func (s *sender) Send(ctx context.Context, batch []driver.Record) (int, error) {
 	}
 	token, err := s.tokens.Token()
 	if err != nil {
-		return 0, err
+		return 0, tokenError(err)
 	}
 	entries := make([]entry, len(batch))
 	part := 0
@@ -208,6 +209,20 @@ func (s *sender) Send(ctx context.Context, batch []driver.Record) (int, error) {
 	header := http.Header{"Content-Type": {"application/json"}, "Authorization": {token.Type() + " " + token.AccessToken}}
 	_, err = s.http.Post(ctx, s.url, header, body)
 	return 0, err
+}
+
+// tokenError tells a key that is not taken (RFC 6749, section 5.2: a status of 400
+// or 401) from an endpoint that is not there, or busy.
+func tokenError(err error) error {
+	var refused *oauth2.RetrieveError
+	if !errors.As(err, &refused) || refused.Response == nil {
+		return err
+	}
+	switch code := refused.Response.StatusCode; {
+	case code == http.StatusRequestTimeout, code == http.StatusTooManyRequests, code < 400, code >= 500:
+		return err
+	}
+	return driver.Refuse(err)
 }
 
 func (s *sender) Close() error { return s.http.Close() }
