@@ -93,6 +93,8 @@ func TestParseTargets(t *testing.T) {
 		":1/a\r\nX: y":                    "!has a space, a control",
 		":1/a#b":                          "!fragment",
 		"a@b:1/":                          `!the host has the character '@'`,
+		"[fe80::1%\n]:1":                  `!the host has the character '\n'`,
+		"[fe80::1%eth0]:1/":               "http://[fe80::1%eth0]:1/ [{200 399}]",
 		":1/" + strings.Repeat("a", 4096): "!too long",
 	} {
 		got, err := ParseHTTP(text)
@@ -139,7 +141,7 @@ func TestParseTargets(t *testing.T) {
 }
 
 func FuzzTargets(f *testing.F) {
-	for _, s := range []string{":8080/healthz=200-399", "https://a:1/?q=2", "[::1]:80", ":1/x=200,301-302"} {
+	for _, s := range []string{":8080/healthz=200-399", "https://a:1/?q=2", "[::1]:80", ":1/x=200,301-302", "[::%\n]:1"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

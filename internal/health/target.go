@@ -180,14 +180,19 @@ func (t *Target) parse(s string) (name string, err error) {
 	}
 	if a, err := netip.ParseAddr(host); err == nil {
 		t.Addr = a
-		return "", nil
+		return "", checkName(a.Zone()) // a zone may be any text
 	}
+	return host, checkName(host)
+}
+
+// checkName refuses what cannot stand in the head of a request.
+func checkName(host string) error {
 	for _, r := range host {
 		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '.' && r != '_' {
-			return "", errdef.New(errdef.ErrInvalid, "the host has the character %q", r)
+			return errdef.New(errdef.ErrInvalid, "the host has the character %q", r)
 		}
 	}
-	return host, nil
+	return nil
 }
 
 // addresses are where to try to connect, in order.
