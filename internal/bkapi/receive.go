@@ -557,31 +557,15 @@ func (t *transfer) selected() error {
 
 // entryOf is what was told of a file in the form of a tree.
 func entryOf(st *fstypes.Stat) buildcontext.Entry {
-	m := os.FileMode(st.Mode)
-	e := buildcontext.Entry{Path: st.Path, Mode: uint32(m.Perm()), Nlink: 1, MTime: st.ModTime}
-	for _, bit := range [...]struct {
-		flag os.FileMode
-		bit  uint32
-	}{{os.ModeSetuid, unix.S_ISUID}, {os.ModeSetgid, unix.S_ISGID}, {os.ModeSticky, unix.S_ISVTX}} {
-		if m&bit.flag != 0 {
-			e.Mode |= bit.bit
-		}
-	}
-	switch {
-	case m.IsDir():
-		e.Mode |= unix.S_IFDIR
-	case m&os.ModeSymlink != 0:
+	e := buildcontext.Entry{Path: st.Path, Mode: sys.UnixMode(os.FileMode(st.Mode)), Nlink: 1, MTime: st.ModTime}
+	switch e.Mode & unix.S_IFMT {
+	case unix.S_IFDIR, unix.S_IFIFO:
+	case unix.S_IFLNK:
 		e.Mode, e.Link = unix.S_IFLNK|0o777, st.Linkname
-	case m&os.ModeNamedPipe != 0:
-		e.Mode |= unix.S_IFIFO
-	case m&os.ModeDevice != 0:
-		e.Mode |= unix.S_IFBLK
-		if m&os.ModeCharDevice != 0 {
-			e.Mode ^= unix.S_IFBLK ^ unix.S_IFCHR
-		}
+	case unix.S_IFBLK, unix.S_IFCHR:
 		e.Rdev = unix.Mkdev(uint32(st.Devmajor), uint32(st.Devminor))
 	default:
-		e.Mode |= unix.S_IFREG
+		e.Mode = e.Mode&0o7777 | unix.S_IFREG
 		e.Size = st.Size
 	}
 	for name, value := range st.Xattrs {

@@ -216,7 +216,7 @@ func (w *writers) work(in <-chan []piece) (err error) {
 			if len(p.data) == 0 {
 				delete(open, p.file) // end closes it
 				err = p.file.end(w.mask)
-			} else if err = writeAll(p.file.fd, p.data); err == nil {
+			} else if err = sys.WriteAll(p.file.fd, p.data); err == nil {
 				p.file.hash.Write(p.data)
 				w.spare.Put(&p.data)
 			}
@@ -246,20 +246,6 @@ func create(root *os.File, name string, mode uint32) (int, error) {
 	return fd, err
 }
 
-func writeAll(fd int, data []byte) error {
-	for len(data) > 0 {
-		n, err := unix.Write(fd, data)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		data = data[n:]
-	}
-	return nil
-}
-
 // settle gives a file that is written its mode and time, and closes it.
 func settle(fd int, mode, mask uint32, mtime int64) (err error) {
 	if mode&(mask|unix.S_ISUID|unix.S_ISGID|unix.S_ISVTX) != 0 {
@@ -281,7 +267,7 @@ func writeFile(root *os.File, e *buildcontext.Entry, data []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := writeAll(fd, data); err != nil {
+	if err := sys.WriteAll(fd, data); err != nil {
 		unix.Close(fd)
 		return err
 	}

@@ -3,10 +3,10 @@ package buildop
 import (
 	"context"
 	"fmt"
-	"os"
 	"path"
 
 	"dhow/internal/errdef"
+	"dhow/internal/sys"
 
 	"github.com/moby/buildkit/solver/pb"
 	mode "github.com/tonistiigi/dchapes-mode"
@@ -65,39 +65,13 @@ func chmodFunc(symbolic string, octal int32) (func(node) uint32, error) {
 		if err != nil {
 			return nil, errdef.New(errdef.ErrInvalid, "mode %q: %w", symbolic, err)
 		}
-		return func(n node) uint32 { return unixPerm(set.Apply(fileMode(n.mode))) }, nil
+		return func(n node) uint32 { return sys.UnixMode(set.Apply(sys.FileMode(n.mode))) & 0o7777 }, nil
 	}
 	if octal == -1 {
 		return nil, nil
 	}
 	return func(node) uint32 { return uint32(octal) & 0o7777 }, nil
 }
-
-// fileMode has the bits of st_mode that symbolic modes look at.
-func fileMode(m uint32) os.FileMode {
-	f := os.FileMode(m & 0o777)
-	for bit, flag := range specialBits {
-		if m&bit != 0 {
-			f |= flag
-		}
-	}
-	if m&unix.S_IFMT == unix.S_IFDIR {
-		f |= os.ModeDir
-	}
-	return f
-}
-
-func unixPerm(f os.FileMode) uint32 {
-	m := uint32(f.Perm())
-	for bit, flag := range specialBits {
-		if f&flag != 0 {
-			m |= bit
-		}
-	}
-	return m
-}
-
-var specialBits = map[uint32]os.FileMode{unix.S_ISUID: os.ModeSetuid, unix.S_ISGID: os.ModeSetgid, unix.S_ISVTX: os.ModeSticky}
 
 // perm is the mode a copy of n gets.
 func (c *copier) perm(n node) uint32 {

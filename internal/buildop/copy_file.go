@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 
 	"dhow/internal/errdef"
+	"dhow/internal/sys"
 
 	"golang.org/x/sys/unix"
 )
@@ -374,24 +375,10 @@ func (d *copyData) readWrite(ctx context.Context, to, from int, off, n int64) er
 		if err != nil || got == 0 {
 			return err
 		}
-		if err := writeAll(to, buf[:got], off); err != nil {
-			return err
-		}
-		off, n = off+int64(got), n-int64(got)
-	}
-	return nil
-}
-
-func writeAll(to int, p []byte, off int64) error {
-	for len(p) > 0 {
-		n, err := unix.Pwrite(to, p, off)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
+		if err := sys.WriteAllAt(to, buf[:got], off); err != nil {
 			return fmt.Errorf("write: %w", err)
 		}
-		p, off = p[n:], off+int64(n)
+		off, n = off+int64(got), n-int64(got)
 	}
 	return nil
 }

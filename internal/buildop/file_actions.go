@@ -1,11 +1,13 @@
 package buildop
 
 import (
+	"fmt"
 	"io/fs"
 	"path"
 	"strings"
 
 	"dhow/internal/errdef"
+	"dhow/internal/sys"
 
 	"github.com/moby/buildkit/solver/pb"
 	"golang.org/x/sys/unix"
@@ -90,8 +92,8 @@ func (t *target) mkfileAction(a *pb.FileActionMkFile, own *owner) error {
 		return pathError("open", a.Path, err)
 	}
 	defer unix.Close(fd)
-	if err := writeAll(fd, a.Data, 0); err != nil {
-		return pathError("write", a.Path, err)
+	if err := sys.WriteAllAt(fd, a.Data, 0); err != nil {
+		return pathError("write", a.Path, fmt.Errorf("write: %w", err))
 	}
 	if err := settle(fd, perm, who.uid, who.gid); err != nil {
 		return pathError("chmod", a.Path, err)

@@ -14,6 +14,7 @@ import (
 
 	"dhow/internal/errdef"
 	"dhow/internal/layer"
+	"dhow/internal/sys"
 
 	"golang.org/x/sys/unix"
 )
@@ -278,8 +279,8 @@ func (u *unpacker) regular(h *tar.Header, r io.Reader, in *targetDir, name strin
 	for off := int64(0); ; {
 		n, err := io.ReadFull(r, buf)
 		if n > 0 && !zero(buf[:n]) {
-			if err := writeAll(fd, buf[:n], off); err != nil {
-				return err
+			if err := sys.WriteAllAt(fd, buf[:n], off); err != nil {
+				return fmt.Errorf("write: %w", err)
 			}
 		}
 		off += int64(n)

@@ -156,7 +156,7 @@ func (b *bridge) StatFile(ctx context.Context, e llb.Edge, name string) (*fstype
 		if !ok {
 			return nil, &fs.PathError{Op: "lstat", Path: name, Err: unix.ENOENT}
 		}
-		return &fstypes.Stat{Path: path.Base(name), Mode: fileMode(entry.Mode), Size: entry.Size, ModTime: entry.MTime, Linkname: entry.Link}, nil
+		return &fstypes.Stat{Path: path.Base(name), Mode: uint32(sys.FileMode(entry.Mode)), Size: entry.Size, ModTime: entry.MTime, Linkname: entry.Link}, nil
 	}
 	root, err := b.root(ctx, res)
 	if err != nil {
@@ -181,7 +181,7 @@ func statOf(f *os.File, name string) (*fstypes.Stat, error) {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return nil, fmt.Errorf("stat %s: %w", name, err)
 	}
-	out := &fstypes.Stat{Path: name, Mode: fileMode(st.Mode), Uid: st.Uid, Gid: st.Gid, Size: st.Size, ModTime: st.Mtim.Nano()}
+	out := &fstypes.Stat{Path: name, Mode: uint32(sys.FileMode(st.Mode)), Uid: st.Uid, Gid: st.Gid, Size: st.Size, ModTime: st.Mtim.Nano()}
 	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
 		buf := make([]byte, unix.PathMax)
 		n, err := unix.Readlinkat(int(f.Fd()), "", buf)
@@ -191,31 +191,6 @@ func statOf(f *os.File, name string) (*fstypes.Stat, error) {
 		out.Linkname = string(buf[:n])
 	}
 	return out, nil
-}
-
-// fileMode is st_mode in the form of io/fs, which fsutil's Stat has.
-func fileMode(m uint32) uint32 {
-	mode := fs.FileMode(m & 0o777)
-	switch m & unix.S_IFMT {
-	case unix.S_IFDIR:
-		mode |= fs.ModeDir
-	case unix.S_IFLNK:
-		mode |= fs.ModeSymlink
-	case unix.S_IFIFO:
-		mode |= fs.ModeNamedPipe
-	case unix.S_IFSOCK:
-		mode |= fs.ModeSocket
-	case unix.S_IFBLK:
-		mode |= fs.ModeDevice
-	case unix.S_IFCHR:
-		mode |= fs.ModeDevice | fs.ModeCharDevice
-	}
-	for bit, flag := range map[uint32]fs.FileMode{unix.S_ISUID: fs.ModeSetuid, unix.S_ISGID: fs.ModeSetgid, unix.S_ISVTX: fs.ModeSticky} {
-		if m&bit != 0 {
-			mode |= flag
-		}
-	}
-	return uint32(mode)
 }
 
 func (b *bridge) ReadDir(ctx context.Context, e llb.Edge, name, pattern string) ([]*fstypes.Stat, error) {
@@ -229,7 +204,7 @@ func (b *bridge) ReadDir(ctx context.Context, e llb.Edge, name, pattern string) 
 			name = ""
 		}
 		for entry := range res.Local.Children(name) {
-			list = append(list, &fstypes.Stat{Path: path.Base(entry.Path), Mode: fileMode(entry.Mode), Size: entry.Size, ModTime: entry.MTime, Linkname: entry.Link})
+			list = append(list, &fstypes.Stat{Path: path.Base(entry.Path), Mode: uint32(sys.FileMode(entry.Mode)), Size: entry.Size, ModTime: entry.MTime, Linkname: entry.Link})
 		}
 	} else if list, err = b.readTree(ctx, res, name); err != nil {
 		return nil, err

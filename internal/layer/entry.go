@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"dhow/internal/errdef"
+	"dhow/internal/sys"
 
 	"golang.org/x/sys/unix"
 )
@@ -142,8 +143,8 @@ func (a *applier) copy(ctx context.Context, fd int, content io.Reader, size int6
 		if err != nil {
 			return fmt.Errorf("read contents: %w", tarError(err))
 		}
-		if err := writeAll(fd, a.buf[:n]); err != nil {
-			return err
+		if err := sys.WriteAll(fd, a.buf[:n]); err != nil {
+			return fmt.Errorf("write: %w", err)
 		}
 		size -= int64(n)
 	}
@@ -180,8 +181,8 @@ func (a *applier) copySparse(ctx context.Context, fd int, content io.Reader, siz
 			for end < n && !allZero(a.buf[end:min(end+block, n)]) {
 				end = min(end+block, n)
 			}
-			if err := pwriteAll(fd, a.buf[start:end], off+int64(start)); err != nil {
-				return err
+			if err := sys.WriteAllAt(fd, a.buf[start:end], off+int64(start)); err != nil {
+				return fmt.Errorf("write: %w", err)
 			}
 			start = end
 		}
@@ -203,34 +204,6 @@ func allZero(b []byte) bool {
 		}
 	}
 	return true
-}
-
-func writeAll(fd int, b []byte) error {
-	for len(b) > 0 {
-		n, err := unix.Write(fd, b)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("write: %w", err)
-		}
-		b = b[n:]
-	}
-	return nil
-}
-
-func pwriteAll(fd int, b []byte, off int64) error {
-	for len(b) > 0 {
-		n, err := unix.Pwrite(fd, b, off)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("write: %w", err)
-		}
-		b, off = b[n:], off+int64(n)
-	}
-	return nil
 }
 
 // dir makes a directory, or gives an existing one the entry's metadata.
