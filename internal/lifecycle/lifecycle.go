@@ -70,8 +70,8 @@ func (cs *Containers) Find(ctx context.Context, ref string) (*Container, error) 
 func (cs *Containers) List(ctx context.Context) ([]*Container, error) { return cs.list(ctx, nil) }
 
 // list returns the containers whose rows have one of the statuses, or all,
-// newest first, without those that are left by mistake, which it removes. Most of the time goes into reading JSON, which begins while
-// further rows are read.
+// newest first, without those that are left by mistake, which it removes. Most of
+// the time goes into reading JSON, which begins while further rows are read.
 func (cs *Containers) list(ctx context.Context, statuses []string) ([]*Container, error) {
 	var mu sync.Mutex
 	var list []*Container // guarded by mu

@@ -41,19 +41,12 @@ func (s *Snapshots) holdings(ctx context.Context, use usage) (h holdings, err er
 	for id, l := range use.layers {
 		h.sizes[id] = l.Size
 	}
-	h.used, _ = use.cacheOnly()
-	mounts, err := s.store.CacheMounts(ctx)
+	h.used = use.cacheOnly()
+	mounts, err := s.measuredMounts(ctx)
 	if err != nil {
 		return h, err
 	}
 	for _, m := range mounts {
-		dir, err := s.mountDir(m)
-		if err != nil {
-			return h, err
-		}
-		if m.Size, err = measure(ctx, dir); err != nil {
-			return h, err
-		}
 		h.used += m.Size
 		h.entries = append(h.entries, Entry{
 			ID: m.ID, Type: TypeMount, Description: cmp.Or(m.Name, "cache mount"), Size: m.Size, Created: m.Created, LastUsed: m.LastUsed, Mutable: true,

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 
 	"dhow/internal/store"
 
@@ -22,14 +21,8 @@ type Usage struct {
 	Blobs       UsageRow // compressed layers and what else came from registries
 
 	Shared map[digest.Digest]int64 // bytes of an image's layers that other images have, too
-	Steps  []StepUsage             // what Cache adds up, least recently used first
+	Steps  []Entry                 // what Cache adds up, least recently used first
 	Mounts []store.CacheMount      // what CacheMounts adds up, measured now
-}
-
-// StepUsage is one step of the build cache.
-type StepUsage struct {
-	store.CacheRecord
-	Shared bool // images or containers hold all its layers: removing it frees nothing
 }
 
 // UsageRow is one line of it.
@@ -68,30 +61,20 @@ func (s *Snapshots) diskUsage(ctx context.Context) (u Usage, err error) {
 		}
 	}
 	u.Shared = use.shared()
-	u.Cache.Size, u.Steps = use.cacheOnly()
-	u.Cache.Count, u.Cache.Reclaimable = len(use.cache), u.Cache.Size
-	for i, e := range use.steps() {
-		u.Steps[i].Size = e.Size // records have none
-	}
-	for _, st := range u.Steps {
-		if st.Shared {
+	u.Cache.Size, u.Steps = use.cacheOnly(), use.steps()
+	u.Cache.Count, u.Cache.Reclaimable = len(u.Steps), u.Cache.Size
+	for _, e := range u.Steps {
+		if e.Shared {
 			u.Cache.Active++
 		}
 	}
 
-	if u.Mounts, err = s.store.CacheMounts(ctx); err != nil {
+	if u.Mounts, err = s.measuredMounts(ctx); err != nil {
 		return u, err
 	}
 	u.CacheMounts.Count = len(u.Mounts)
-	for i, m := range u.Mounts {
-		dir, err := s.mountDir(m)
-		if err != nil {
-			return u, err
-		}
-		if u.Mounts[i].Size, err = measure(ctx, dir); err != nil {
-			return u, err
-		}
-		u.CacheMounts.Size += u.Mounts[i].Size
+	for _, m := range u.Mounts {
+		u.CacheMounts.Size += m.Size
 	}
 	u.CacheMounts.Reclaimable = u.CacheMounts.Size
 
@@ -204,20 +187,32 @@ func (u usage) shared() map[digest.Digest]int64 {
 	return out
 }
 
-// cacheOnly is the size of the layers that only cache records hold, and the
-// records.
-func (u usage) cacheOnly() (size int64, steps []StepUsage) {
+// measuredMounts are the cache mounts with their sizes as they are now.
+func (s *Snapshots) measuredMounts(ctx context.Context) ([]store.CacheMount, error) {
+	mounts, err := s.store.CacheMounts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for i, m := range mounts {
+		dir, err := s.mountDir(m)
+		if err != nil {
+			return nil, err
+		}
+		if mounts[i].Size, err = measure(ctx, dir); err != nil {
+			return nil, err
+		}
+	}
+	return mounts, nil
+}
+
+// cacheOnly is the size of the layers that only cache records hold.
+func (u usage) cacheOnly() (size int64) {
 	for id, n := range u.byCache {
 		if n > 0 && !u.held[id] {
 			size += u.layers[id].Size
 		}
 	}
-	for _, r := range u.cache {
-		layers := r.Layers()
-		free := !slices.ContainsFunc(layers, func(id string) bool { return !u.held[id] })
-		steps = append(steps, StepUsage{CacheRecord: r, Shared: free && len(layers) > 0})
-	}
-	return size, steps
+	return size
 }
 
 // knownBlobs are the digests that images and layers have to do with: manifests

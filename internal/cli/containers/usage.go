@@ -3,6 +3,7 @@ package containers
 import (
 	"context"
 	"fmt"
+	"io"
 	"strconv"
 
 	"dhow/internal/cli/console"
@@ -135,7 +136,7 @@ func (a *app) printUsage(u diskUsage, format string) error {
 		format = formatter.TableFormatKey
 	}
 	ctx := formatter.DiskUsageContext{
-		Context: formatter.Context{Output: a.Out, Format: formatter.NewDiskUsageFormat(format, true)}, Verbose: true,
+		Context: formatter.Context{Format: formatter.NewDiskUsageFormat(format, true)}, Verbose: true,
 	}
 	ctx.ImageDiskUsage.Items, ctx.ContainerDiskUsage.Items, ctx.VolumeDiskUsage.Items = u.images, u.containers, u.volumes
 	for i := range u.images {
@@ -145,15 +146,19 @@ func (a *app) printUsage(u diskUsage, format string) error {
 	ctx.BuildCacheDiskUsage.TotalSize = u.Cache.Size + u.CacheMounts.Size
 	for _, s := range u.Steps {
 		ctx.BuildCacheDiskUsage.Items = append(ctx.BuildCacheDiskUsage.Items, build.CacheRecord{
-			ID: s.Key, Type: "regular", Description: s.Name, Shared: s.Shared, Size: s.Size, CreatedAt: s.Created, LastUsedAt: &s.LastUsed, UsageCount: int(s.Uses),
+			ID: s.ID, Type: s.Type, Description: s.Description, Shared: s.Shared, Size: s.Size, CreatedAt: s.Created, LastUsedAt: &s.LastUsed, UsageCount: int(s.Uses),
 		})
 	}
 	for _, m := range u.Mounts {
 		ctx.BuildCacheDiskUsage.Items = append(ctx.BuildCacheDiskUsage.Items, build.CacheRecord{
-			ID: m.ID, Type: "exec.cachemount", Description: m.Name, Size: m.Size, CreatedAt: m.Created, LastUsedAt: &m.LastUsed,
+			ID: m.ID, Type: snapshot.TypeMount, Description: m.Name, Size: m.Size, CreatedAt: m.Created, LastUsedAt: &m.LastUsed,
 		})
 	}
-	if err := ctx.Write(); err != nil {
+	err := a.Buffered(func(out io.Writer) error {
+		ctx.Output = out
+		return ctx.Write()
+	})
+	if err != nil {
 		return console.InvalidTemplate(format, err)
 	}
 	if format == formatter.TableFormatKey {
